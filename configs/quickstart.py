@@ -1,0 +1,38 @@
+"""The quickstart: a small ViT on generated scenes, what a bare `python launch.py` runs.
+
+    python launch.py
+
+Hardware: two CPU cores, minutes.
+"""
+
+import ml_collections
+
+from ijepa_jax import config as settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run."""
+    config = settings.default()
+    config.model.size = "vit_pico"
+    config.model.patch = 8
+    config.model.dtype = "float32"
+    config.predictor.width = 48
+    config.masks.context_patches = 16
+    config.masks.target_scale = (0.1, 0.2)
+    config.data.name = "scenes"
+    config.data.image_size = (64, 64)
+    config.data.eval_crop = 1.0
+    config.data.mean = (0.5, 0.5, 0.5)
+    config.data.std = (0.25, 0.25, 0.25)
+    config.optim.batch_size = 32
+    config.optim.steps = 3000
+    config.optim.warmup = 300.0
+    config.optim.schedule_scale = 1.0
+    config.optim.final_lr = 1e-5
+    config.optim.momentum = 0.99
+    config.optim.clip = 3.0
+    config.probe.every = 600
+    config.probe.train_images = 10000
+    config.probe.test_images = 2000
+    config.checkpoint.every = 600
+    return config

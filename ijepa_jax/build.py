@@ -1,0 +1,112 @@
+"""From settings to the parts of a run: method, optimiser, data."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ijepa_jax import config as config_lib
+from ijepa_jax.data import pipeline, sources
+from ijepa_jax.masks import MaskSampler
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import Optimizer, make_optimizer
+from ijepa_jax.predictor import Predictor
+from ijepa_jax.vit import SIZES, ViT, patch_grid
+
+
+def method(config: ml_collections.ConfigDict) -> IJepa:
+    """The objective with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
+    if config.method != "ijepa":
+        raise ValueError(f"method {config.method!r} is not known: it must be 'ijepa'")
+    config_lib.check(config)
+    encoder, data = encoder_of(config), config.data
+    size = SIZES[config.model.size]
+    predictor = Predictor(
+        width=config.predictor.width,
+        depth=_or(config.predictor.depth, size.predictor_depth),
+        heads=_or(config.predictor.heads, encoder.heads),
+        dtype=encoder.dtype, attention=encoder.attention, scan=encoder.scan, remat=encoder.remat,
+    )
+    masks = MaskSampler(
+        patch_grid(data.image_size, encoder.patch), batch_size=config.optim.batch_size, seed=config.seed,
+        **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
+    )
+    return IJepa(
+        encoder, predictor, masks, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std), config.model.init
+    )
+
+
+def encoder_of(config: ml_collections.ConfigDict) -> ViT:
+    """The encoder's network."""
+    model = config.model
+    if model.size not in SIZES:
+        raise ValueError(f"model.size {model.size!r} is not known: it must be one of {', '.join(SIZES)}")
+    size = SIZES[model.size]
+    return ViT(
+        patch=model.patch,
+        width=_or(model.width, size.width), depth=_or(model.depth, size.depth), heads=_or(model.heads, size.heads),
+        mlp_ratio=_or(model.mlp_ratio, size.mlp_ratio),
+        dtype=jnp.dtype(model.dtype), attention=model.attention, scan=model.scan, remat=model.remat, drop_path=model.drop_path,
+    )
+
+
+def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
+    """Steps of the run on a data set of so many examples; an epoch is as many full batches as these make."""
+    optim = config.optim
+    if optim.steps is not None:
+        return optim.steps
+    return int(optim.epochs * (examples // optim.batch_size))
+
+
+def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
+    """The optimiser, its schedules stretched over the run on a data set of so many examples."""
+    optim = config.optim
+    unit = 1 if optim.steps is not None else examples // optim.batch_size
+    names = (
+        "start_lr", "peak_lr", "final_lr", "weight_decay", "final_weight_decay", "momentum", "final_momentum", "b1", "b2",
+        "eps", "clip", "moment_dtype",
+    )  # fmt: skip
+    return make_optimizer(
+        total_steps=int(optim.schedule_scale * _or(optim.steps, optim.epochs) * unit),
+        warmup_steps=int(optim.warmup * unit),
+        **{name: optim[name] for name in names},
+    )
+
+
+def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sources.Source:
+    """The images of a split ("train" or "test")."""
+    data = config.data
+    return sources.open_source(
+        data.name, split, size=data.size if split == "train" else data.test_size, seed=0,
+        directory=data.directory or None, image_size=data.image_size[0], progress=progress,
+    )
+
+
+def train_batches(
+    config: ml_collections.ConfigDict, data: sources.Source, sampler, start_step: int, process_index: int, process_count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's stream of training batches from a step on."""
+    settings = config.data
+    return pipeline.train_batches(
+        data, sampler, seed=config.seed, batch_size=config.optim.batch_size, image_size=tuple(settings.image_size),
+        channels=settings.channels, crop_scale=tuple(settings.crop_scale), crop_aspect=tuple(settings.crop_aspect),
+        flip=settings.flip, color_jitter=settings.color_jitter, start_step=start_step, process_index=process_index,
+        process_count=process_count, workers=settings.workers, threads=settings.threads, buffer=settings.buffer,
+    )
+
+
+def eval_batches(
+    config: ml_collections.ConfigDict, data: sources.Source, indices: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
+    """The images at `indices`, centre-cropped, in order."""
+    settings = config.data
+    return pipeline.eval_batches(
+        data, indices=indices, batch_size=config.probe.batch_size, image_size=tuple(settings.image_size),
+        channels=settings.channels, crop_fraction=settings.eval_crop, workers=settings.workers, threads=settings.threads,
+        buffer=settings.buffer,
+    )
+
+
+def _or(value, otherwise):
+    return otherwise if value is None else value

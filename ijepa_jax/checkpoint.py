@@ -1,0 +1,159 @@
+"""Checkpoints of a run, with Orbax: asynchronous, atomic, verified; each holds the state and the settings that made it.
+
+The position in the data needs no file of its own: batch n is a pure function of (settings, n), and n is the state's step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from ijepa_jax.step import State
+
+Log = Callable[[str], None]
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: one line that says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A state read back, and what was noted when it was saved."""
+
+    state: State
+    settings: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: str, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
+        """Keeps the newest `keep` checkpoints, the best by probe score, and every `keep_every`-th step's for good."""
+        self.folder = epath.Path(workdir) / "checkpoints"
+        kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), create=not read_only, read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_names=("state", "notes"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
+        )
+
+    def save(self, state: State, step: int, settings: dict[str, Any], score: float | None = None) -> None:
+        """Saves in the background; `score` is the probe by which the best checkpoint is kept."""
+        notes = {"settings": settings, "fingerprint": fingerprint(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)),
+            metrics=None if score is None else {"score": score},
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by probe score, None without scores."""
+        return self._manager.best_step()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def settings(self, step: int) -> dict[str, Any]:
+        """The settings kept with a checkpoint."""
+        return self._notes(step)["settings"]
+
+    def restore(self, shapes: State, log: Log) -> Restored | None:
+        """The newest checkpoint that can be read, with the shapes and shardings asked for; None where there is none.
+
+        Unfinished and damaged ones are reported. A damaged one is set aside (renamed, not deleted), so that the run can
+        save that step again.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be read. A run never starts from zero over them.
+        """
+        for unfinished in sorted(path.name for path in self.folder.glob(f"*{_UNFINISHED}*")):
+            log(f"checkpoint {unfinished} was never finished: ignored")
+        problems = []
+        for step in reversed(self.steps()):
+            try:
+                return self.restore_step(step, shapes)
+            except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the reader raise
+                problems.append(f"checkpoint {step} in {self.folder} is damaged ({_first_line(error)})")
+                log(f"{problems[-1]}: trying the one before it")
+        if problems:
+            raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
+        return None
+
+    def restore_step(self, step: int, shapes: State) -> Restored:
+        """The checkpoint of one step, verified against the fingerprint taken when it was saved."""
+        notes = self._notes(step)
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
+        if fingerprint(state) != notes["fingerprint"]:
+            raise CheckpointError("its contents are not what was saved")
+        return Restored(state, notes["settings"], step)
+
+    def set_aside(self, after: int) -> None:
+        """Renames damaged checkpoints newer than step `after`, so that their steps can be saved again."""
+        for step in [step for step in self.steps() if step > after]:
+            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        self._manager.reload()
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+
+
+def restore_encoder(path: str) -> tuple[Any, dict[str, Any], int]:
+    """The target encoder's parameters (NumPy) of the best or else newest checkpoint of a workdir, its settings and step."""
+    if not (epath.Path(path) / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'")
+    checkpoints = Checkpoints(path, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError(f"{path} holds no finished checkpoint")
+    step = checkpoints.best_step() or steps[-1]
+    item = epath.Path(path) / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(item).item_metadata.tree["target"]
+        target = {"target": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)}
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        restored = checkpointer.restore(item, ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True))
+    return restored["target"], checkpoints.settings(step), step
+
+
+@jax.jit
+def _leaf_sums(state: State) -> list[jax.Array]:
+    """For each leaf, the sum modulo 2**32 of its bit patterns: the same on any mesh, changed by any flipped bit."""
+    return [
+        jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32).sum(dtype=jnp.uint32)
+        for leaf in jax.tree.leaves(state)
+    ]
+
+
+def fingerprint(state: State) -> list[int]:
+    """Checksums of every leaf of a state, computed where the state lies."""
+    return [int(x) for x in jax.device_get(_leaf_sums(state))]
+
+
+def _score(metrics) -> float:
+    return metrics["score"]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,175 @@
+"""Settings of a run: every key there is, with its default, and the checks that need no data.
+
+A file in configs/ starts from `default()` and changes what is its own; a command line overrides single keys
+(`--config.optim.peak_lr=1e-3`). A key that is not here is refused.
+"""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+# What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
+FIXED_ON_RESUME = (
+    "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
+    "model.dtype", "model.scan", "predictor", "masks", "data.name", "data.size", "data.image_size", "data.channels",
+    "data.mean", "data.std", "optim.batch_size",
+)  # fmt: skip
+
+
+def default() -> ml_collections.ConfigDict:
+    """All settings, at the values of the paper's ViT-B/16 on ImageNet-1K where it has them (METHOD: appendix A)."""
+    return ml_collections.ConfigDict(
+        {
+            "method": "ijepa",
+            "seed": 0,
+            "model": {
+                "size": "vit_base",  # a name of ijepa_jax.vit.SIZES
+                "patch": 16,
+                "width": config_dict.placeholder(int),  # these four override the named size
+                "depth": config_dict.placeholder(int),
+                "heads": config_dict.placeholder(int),
+                "mlp_ratio": config_dict.placeholder(float),
+                "drop_path": 0.0,  # in the context encoder
+                "dtype": "bfloat16",  # of the computation; parameters, optimiser and EMA are float32
+                "attention": "xla",  # or cudnn
+                "scan": False,  # one scanned block instead of unrolled ones: compiles faster
+                "remat": False,  # recompute activations in the backward pass: less memory
+                "init": "normal",  # or depth_scaled
+            },
+            "predictor": {"width": 384, "depth": config_dict.placeholder(int), "heads": config_dict.placeholder(int)},  # None: the named size's
+            "masks": {
+                "strategy": "multiblock",  # multiblock, random, block, rasterized
+                "mode": "subset",  # subset, raster, pad, reference
+                "context_patches": 48,
+                "num_context_blocks": 1,
+                "num_targets": 4,
+                "target_scale": (0.15, 0.2),
+                "target_aspect": (0.75, 1.5),
+                "context_scale": (0.85, 1.0),
+            },
+            "data": {
+                "name": "tfds:imagenet2012",  # scenes, tfds:..., folder:..., arrays:..., idx:...
+                "directory": "",  # where tfds data sets are prepared; empty: ~/tensorflow_datasets
+                "size": 20000,  # how many training scenes to generate
+                "test_size": 4000,  # likewise, held out
+                "image_size": (224, 224),  # height, width
+                "channels": 3,
+                "mean": (0.485, 0.456, 0.406),
+                "std": (0.229, 0.224, 0.225),
+                "crop_scale": (0.3, 1.0),  # random resized crop: share of the area
+                "crop_aspect": (3 / 4, 4 / 3),
+                "flip": False,
+                "color_jitter": 0.0,
+                "eval_crop": 0.875,  # evaluation: centre crop after the short side is resized to image size / this
+                "workers": 0,  # processes that make batches; 0: threads of this one
+                "threads": config_dict.placeholder(int),  # that make batches; None: one for pixels in memory, else one for each core
+                "buffer": 4,  # batches made ahead of time, in each process
+                "max_bad_fraction": 0.01,  # more unreadable images than this stop the run
+            },
+            "optim": {
+                "batch_size": 2048,  # over all devices
+                "accumulation": 1,  # parts that a batch is computed in
+                "epochs": config_dict.placeholder(float),  # give epochs or steps
+                "steps": config_dict.placeholder(int),
+                "warmup": 15.0,  # in the unit chosen: epochs or steps
+                "schedule_scale": 1.25,  # schedules are stretched by this and cut off at the end of the run
+                "start_lr": 1e-4,
+                "peak_lr": 1e-3,
+                "final_lr": 1e-6,
+                "weight_decay": 0.04,
+                "final_weight_decay": 0.4,
+                "momentum": 0.996,  # of the exponential moving average
+                "final_momentum": 1.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip": config_dict.placeholder(float),  # bound on the global gradient norm
+                "moment_dtype": "float32",  # of AdamW's first moment
+            },
+            "warm_start": "",  # a workdir or checkpoint whose target encoder starts this run, with a fresh optimiser
+            "probe": {
+                "every": 0,  # steps between probes during training; 0: at the end only
+                "train_images": 10000,
+                "test_images": 5000,
+                "during_train_images": 2000,  # smaller samples while training goes on
+                "during_test_images": 1000,
+                "batch_size": 250,
+                "knn_k": 20,
+                "knn_temperature": 0.07,
+            },
+            "checkpoint": {
+                "every": 1000,  # steps
+                "keep": 2,  # the newest so many, besides the best by probe
+                "keep_every": 0,  # and every so many steps for good; 0: none
+            },
+            "log": {"every": 1, "line_seconds": 10.0},  # steps between metric lines; seconds between lines of text
+            "profile": {"start": 0, "steps": 0},  # trace these steps into WORKDIR/profile
+            "mesh": {"data": -1, "fsdp": 1},  # device mesh; -1: all that are left
+        }
+    )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
+    optim, data, model = config.optim, config.data, config.model
+    if (optim.epochs is None) == (optim.steps is None):
+        raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
+    if model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype {model.dtype!r} must be 'float32' or 'bfloat16' (float16 would need loss scaling)")
+    if model.attention == "cudnn" and model.dtype != "bfloat16":
+        raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
+    if len(data.image_size) != 2:
+        raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width)")
+    if optim.batch_size % optim.accumulation:
+        raise ValueError(
+            f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"
+        )
+    positive = {"optim.batch_size": optim.batch_size, "checkpoint.every": config.checkpoint.every,
+                "checkpoint.keep": config.checkpoint.keep, "log.every": config.log.every,
+                "optim.epochs": optim.epochs or 1, "optim.steps": optim.steps or 1}  # fmt: skip
+    for key, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"{key} {value} must be positive")
+
+
+def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The settings as nested dicts of JSON types."""
+    return _plain(config.to_dict())
+
+
+def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The inverse of `to_plain`, for the settings kept with a checkpoint; keys that are newer than it take their default."""
+    config = default()
+    config.unlock()
+    for section, value in settings.items():
+        if isinstance(value, dict):
+            config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
+        else:
+            config[section] = value
+    return config.lock()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two plain settings: {key: (old value, new value)}."""
+    old, new = dict(_flat(old)), dict(_flat(new))
+    return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+
+
+def fixed_on_resume(key: str) -> bool:
+    """Whether a dotted key must stay as it was when a run continues."""
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_ON_RESUME)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,193 @@
+"""Single images on the host: decoding, crops, resizing and colour jitter; uint8 in, uint8 out, nothing drawn at random.
+
+What varies from image to image (the crop, the flip, the jitter) is a function of uniform numbers that the caller hands in,
+so that an example is the same whichever worker makes it. Boxes are (top, left, height, width) in pixels, sizes are
+(height, width), and images are uint8 [H, W, C].
+"""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+
+_TRIES = 10  # of a crop inside the image, as in torchvision
+CROP_UNIFORMS = 2 * _TRIES + 2
+JITTER_UNIFORMS = 8
+_EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(ValueError):
+    """The data are no readable image. The message is one line; the caller knows the name and adds it."""
+
+
+def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+    """Turns an encoded image (JPEG, PNG, WebP, whatever Pillow reads) or a pixel array into uint8 [H, W, channels].
+
+    Encoded images come out upright (EXIF orientation), on white where they are transparent, with 16 bits scaled to 8.
+    Grey is repeated to RGB, and RGB becomes grey by ITU-R 601 luma, as `channels` (1 or 3) asks. An array
+    is uint8 [H, W] or [H, W, C]; one that has the right number of channels already, whatever that is, passes through uncopied.
+
+    Raises `BadImage` for undecodable or truncated data, and for channels that cannot be converted.
+    """
+    if isinstance(data, np.ndarray):
+        return _convert_array(data, channels)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _as_array(_flatten(_upright(image), channels))
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError and more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"cannot decode the image ({len(data)} bytes): {reason}") from error
+
+
+def random_resized_crop_box(
+    height: int, width: int, u: Sequence[float], scale: tuple[float, float], aspect: tuple[float, float]
+) -> Box:
+    """The box of torchvision's RandomResizedCrop: area uniform in `scale`, width / height log-uniform in `aspect`.
+
+    `u` holds an even number of uniforms in [0, 1): an (area, aspect) pair for each try, then the vertical and the horizontal
+    position; `CROP_UNIFORMS` of them give torchvision's 10 tries. If no try fits into the image, the answer is the
+    largest central crop whose aspect lies within `aspect`.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for k in range(0, len(u) - 2, 2):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
+        ratio = math.exp(low + (high - low) * u[k + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[-2] * (height - h + 1)), int(u[-1] * (width - w + 1)), h, w
+    return _central_box(height, width, aspect)
+
+
+def crop_resize(image: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """Cuts `box` out of `image` and resizes it to `size`, bilinear with antialiasing: Pillow's and torchvision's pixels.
+
+    The cut comes first: a resize that is given a box reads pixels around it, and differs along the edges.
+    """
+    top, left, height, width = box
+    return resize(image[top : top + height, left : left + width], size)
+
+
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes [H, W, C] to `size`, bilinear with antialiasing; the image itself if it has that size already."""
+    height, width, channels = image.shape
+    if (height, width) == tuple(size):
+        return image
+    if channels not in (1, 3):  # Pillow would take two channels for grey with alpha, and four for RGB with alpha
+        return np.concatenate([resize(image[..., c : c + 1], size) for c in range(channels)], axis=-1)
+    return _as_array(_as_pillow(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def center_crop(image: np.ndarray, size: Size, fraction: float = 1.0) -> np.ndarray:
+    """The evaluation crop: resize so that `size / fraction` is just covered, then cut `size` from the centre.
+
+    With a square size that is torchvision's Resize(size / fraction) and CenterCrop(size), so that 224 at 0.875 resizes the
+    short side to 256. An image of the right aspect at fraction 1 is only resized, and of the right size left alone.
+    """
+    height, width = image.shape[:2]
+    cover_h, cover_w = round(size[0] / fraction), round(size[1] / fraction)
+    if height * cover_w <= width * cover_h:
+        resized = resize(image, (cover_h, int(width * cover_h / height)))
+    else:
+        resized = resize(image, (int(height * cover_w / width), cover_w))
+    top, left = round((resized.shape[0] - size[0]) / 2), round((resized.shape[1] - size[1]) / 2)
+    return resized[top : top + size[0], left : left + size[1]]
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """Mirrors left and right (a view)."""
+    return image[:, ::-1]
+
+
+def color_jitter(
+    image: np.ndarray, u: Sequence[float], brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
+    """torchvision's ColorJitter: four changes in random order, each of a strength given as there.
+
+    Brightness, contrast and saturation are multiplied by a factor in [max(0, 1 - strength), 1 + strength], the hue turns by
+    up to `hue` (at most 0.5) of the circle. `u` holds `JITTER_UNIFORMS` uniforms: four factors, then four that rank the
+    order. Grey images [H, W, 1] have neither saturation nor hue to change. Raises ValueError for other channel counts.
+    """
+    if image.shape[-1] not in (1, 3):
+        raise ValueError(f"colour jitter needs grey or RGB images, got {image.shape[-1]} channels")
+    strengths = (brightness, contrast, saturation, hue)
+    jittered = _as_pillow(image)
+    for k in np.argsort(u[4:8], kind="stable"):
+        if not strengths[k] or (jittered.mode == "L" and k >= 2):
+            continue
+        if k == 3:
+            jittered = _turn_hue(jittered, hue * (2 * u[3] - 1))
+        else:
+            low, high = max(0.0, 1 - strengths[k]), 1 + strengths[k]
+            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k]
+            jittered = enhancer(jittered).enhance(low + (high - low) * u[k])
+    return _as_array(jittered)
+
+
+def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
+    """The largest central box with an aspect (width / height) clamped to the range."""
+    h, w = height, width
+    if width / height < aspect[0]:
+        h = min(height, max(1, round(width / aspect[0])))
+    elif width / height > aspect[1]:
+        w = min(width, max(1, round(height * aspect[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation. A damaged EXIF block is ignored: the pixels are still good."""
+    try:
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:
+        return image
+
+
+def _flatten(image: Image.Image, channels: int) -> Image.Image:
+    """Converts any Pillow mode to L (one channel) or RGB (three)."""
+    if channels not in (1, 3):
+        raise BadImage(f"an encoded image can become 1 or 3 channels, not {channels}")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
+        image = Image.fromarray(((np.asarray(image).clip(0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
+
+
+def _convert_array(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise BadImage(f"an image array must be uint8 [H, W] or [H, W, C], got {pixels.dtype} {list(pixels.shape)}")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[-1] == channels:
+        return pixels
+    if pixels.shape[-1] not in (1, 3, 4) or channels not in (1, 3):
+        raise BadImage(f"an image array of {pixels.shape[-1]} channels cannot become one of {channels}")
+    return _as_array(_flatten(_as_pillow(pixels), channels))
+
+
+def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    # Hue is stored in 256 steps around the circle, so that the sum may wrap.
+    turned = (np.asarray(hue).astype(np.int16) + int(turn * 255)).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+
+
+def _as_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,250 @@
+"""From a source to a stream of batches, through grain: each example a pure function of (seed, epoch, global index).
+
+An element of the grain data set is one local batch, made from its step number alone. Hence the stream does not depend on
+threads, workers or processes, starting at any step costs nothing, and masks are made for a whole batch in one call.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from ijepa_jax import counter
+from ijepa_jax.data import images
+from ijepa_jax.data.sources import ArraySource, DataError, Source
+
+Batch = dict[str, np.ndarray]
+
+_SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE = range(0x1DA7A00, 0x1DA7A05)  # what a random number is for
+_ROUNDS = 8  # of the shuffle; with 6, small data sets show a pattern
+_MAX_BAD = 10  # bad images in a row
+_ENDLESS = 1 << 48  # steps
+
+
+def train_batches(
+    source: Source,
+    sampler: Callable[[np.ndarray], Batch] | None,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: images.Size,
+    channels: int,
+    crop_scale: tuple[float, float] = (0.3, 1.0),
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = False,
+    color_jitter: float = 0.0,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int | None = None,
+    buffer: int = 4,
+) -> Iterator[Batch]:
+    """An endless stream of this process's rows of the global batches from `start_step` on.
+
+    With b = batch_size / process_count rows, a batch holds
+
+    - `image` uint8 [b, h, w, channels]: random resized crops (flipped half the time if `flip`; jittered with strengths
+      0.8, 0.8, 0.8, 0.2 times `color_jitter`), not normalised;
+    - `index` int64 [b]: the global example index, step * batch_size + row;
+    - `source` int64 [b]: the example of the source that is shown; each appears once an epoch, in an order shuffled anew for
+      every epoch, but for the last len(source) % batch_size of that order, which are dropped;
+    - `bad` int64 [b]: -1, or the example that should have been shown, had it been readable;
+    - whatever `sampler` makes of `index` (masks).
+
+    `threads` make batches ahead of time, up to `buffer` of them, or as many as there are threads. By default that is one thread
+    for pixels in memory (small images keep the interpreter's lock, and more threads only fight over it), else one a core,
+    at most 8. With `workers` > 0 that many processes do this, each with threads and buffer of its own; as each gets a
+    copy of the source, threads are the better choice for pixels in memory. A script that uses workers needs the usual
+    `if __name__ == "__main__"`, and should close the iterator at the end, as workers left running complain.
+
+    Raises `DataError` if the source is smaller than a batch, if the batch does not divide among the processes, and, from the
+    stream, if ten images in a row are bad.
+    """
+    if batch_size % process_count:
+        raise DataError(f"a batch of {batch_size} cannot be divided among {process_count} processes")
+    if len(source) < batch_size:
+        raise DataError(f"the data set has {len(source)} images, which is less than one batch of {batch_size}")
+    local = batch_size // process_count
+    make_batch = _TrainBatches(
+        source=source,
+        sampler=sampler,
+        seed=seed,
+        batch_size=batch_size,
+        rows=range(process_index * local, (process_index + 1) * local),
+        image_size=tuple(image_size),
+        channels=channels,
+        crop_scale=crop_scale,
+        crop_aspect=crop_aspect,
+        flip=flip,
+        color_jitter=color_jitter,
+    )
+    return _iterate(make_batch, range(start_step, _ENDLESS), workers=workers, threads=threads, buffer=buffer)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    indices: Sequence[int] | np.ndarray,
+    batch_size: int,
+    image_size: images.Size,
+    channels: int,
+    crop_fraction: float = 1.0,
+    workers: int = 0,
+    threads: int | None = None,
+    buffer: int = 4,
+) -> Iterator[Batch]:
+    """The examples `indices` of the source, in order, each once.
+
+    A batch holds `image` uint8 [batch_size, h, w, channels] (central crops, see `images.center_crop`), `index` int64 (the
+    example of the source), `valid` bool and `bad` int64, [batch_size] each. The last batch is padded with its last
+    example, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows
+    that are not valid out of every sum.
+    """
+    make_batch = _EvalBatches(
+        source=source,
+        indices=np.asarray(indices, np.int64),
+        batch_size=batch_size,
+        image_size=tuple(image_size),
+        channels=channels,
+        crop_fraction=crop_fraction,
+    )
+    steps = range(-(-len(make_batch.indices) // batch_size))
+    return _iterate(make_batch, steps, workers=workers, threads=threads, buffer=buffer)
+
+
+def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Looks up `position` (int64 [n]) in a random permutation of range(count), which is never stored.
+
+    A Feistel network on the smallest near-square grid with `count` cells or more: each round shifts one coordinate by a
+    hash of the other. A position that lands on one of the few cells past `count` is sent through again until it does not.
+    (grain's `index_shuffle` works on 2**16 cells at least, and so takes 0.6 ms for one of 64 images.)
+    """
+    side = math.isqrt(count - 1) + 1
+    sides = (-(-count // side), side)
+    permuted = np.array(position, np.int64)
+    todo = np.arange(len(permuted))
+    while len(todo):
+        coordinates = list(np.divmod(permuted[todo], side))
+        for round_ in range(_ROUNDS):
+            moved, fixed = round_ % 2, 1 - round_ % 2
+            shift = counter.bits(seed, _SHUFFLE, epoch, round_, coordinates[fixed]) % np.uint64(sides[moved])
+            coordinates[moved] = (coordinates[moved] + shift.astype(np.int64)) % sides[moved]
+        permuted[todo] = coordinates[0] * side + coordinates[1]
+        todo = todo[permuted[todo] >= count]
+    return permuted
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+    """Makes the local batch of a step."""
+
+    source: Source
+    sampler: Callable[[np.ndarray], Batch] | None
+    seed: int
+    batch_size: int
+    rows: range
+    image_size: images.Size
+    channels: int
+    crop_scale: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    flip: bool
+    color_jitter: float
+
+    def __call__(self, step: int) -> Batch:
+        index = step * self.batch_size + np.asarray(self.rows, dtype=np.int64)
+        batch = {
+            "image": np.empty((len(index), *self.image_size, self.channels), np.uint8),
+            "index": index,
+            "source": self._shuffled(step),
+            "bad": np.full(len(index), -1, np.int64),
+        }
+        crops = self._uniforms(_CROP, index, images.CROP_UNIFORMS).tolist()
+        flips = counter.uniform(self.seed, _FLIP, index) < 0.5 if self.flip else np.zeros(len(index), bool)
+        for row, crop in enumerate(crops):
+            pixels = self._read(batch, row)
+            box = images.random_resized_crop_box(*pixels.shape[:2], crop, self.crop_scale, self.crop_aspect)
+            pixels = images.crop_resize(pixels, box, self.image_size)
+            batch["image"][row] = images.flip(pixels) if flips[row] else pixels
+        if self.color_jitter:
+            self._jitter(batch)
+        return batch if self.sampler is None else batch | self.sampler(index)
+
+    def _shuffled(self, step: int) -> np.ndarray:
+        """The source's examples for this step's local rows."""
+        epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
+        position = step_of_epoch * self.batch_size + np.asarray(self.rows, dtype=np.int64)
+        return permute(position, len(self.source), self.seed, epoch)
+
+    def _read(self, batch: Batch, row: int) -> np.ndarray:
+        """The row's image; if it is bad, that of another example drawn for it, which is noted in the batch."""
+        first, index = int(batch["source"][row]), batch["index"][row]
+        chosen = first
+        for attempt in range(_MAX_BAD):
+            try:
+                pixels = images.decode(self.source[chosen], self.channels)
+            except (images.BadImage, OSError) as error:
+                problem = f"{self.source.name(chosen)}: {error}"
+                batch["bad"][row] = first
+                chosen = int(counter.bits(self.seed, _REPLACE, index, attempt) % np.uint64(len(self.source)))
+            else:
+                batch["source"][row] = chosen
+                return pixels
+        raise DataError(f"{_MAX_BAD} bad images in a row, the last of them {problem}")
+
+    def _jitter(self, batch: Batch) -> None:
+        strengths = [strength * self.color_jitter for strength in (0.8, 0.8, 0.8, 0.2)]
+        for row, u in enumerate(self._uniforms(_JITTER, batch["index"], images.JITTER_UNIFORMS)):
+            batch["image"][row] = images.color_jitter(batch["image"][row], u, *strengths)
+
+    def _uniforms(self, purpose: int, index: np.ndarray, count: int) -> np.ndarray:
+        return counter.uniform(self.seed, purpose, index[:, None], np.arange(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatches:
+    """Makes one batch of an evaluation."""
+
+    source: Source
+    indices: np.ndarray
+    batch_size: int
+    image_size: images.Size
+    channels: int
+    crop_fraction: float
+
+    def __call__(self, step: int) -> Batch:
+        chosen = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
+        padding = self.batch_size - len(chosen)
+        pixels = np.zeros((self.batch_size, *self.image_size, self.channels), np.uint8)
+        bad = np.full(self.batch_size, -1, np.int64)
+        for row, index in enumerate(chosen):
+            try:
+                image = images.decode(self.source[int(index)], self.channels)
+            except (images.BadImage, OSError):
+                bad[row] = index
+            else:
+                pixels[row] = images.center_crop(image, self.image_size, self.crop_fraction)
+        pixels[len(chosen) :] = pixels[len(chosen) - 1]
+        index = np.pad(chosen, (0, padding), mode="edge")
+        return {"image": pixels, "index": index, "valid": (np.arange(self.batch_size) < len(chosen)) & (bad < 0), "bad": bad}
+
+
+def _iterate(
+    make: _TrainBatches | _EvalBatches, steps: range, *, workers: int, threads: int | None, buffer: int
+) -> Iterator[Batch]:
+    """Maps the steps in order through grain's threads or worker processes."""
+    if threads is None:
+        threads = 1 if isinstance(make.source, ArraySource) else min(8, os.cpu_count() or 1)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make)
+    # grain's own defaults, 16 threads and 500 elements, would hold 500 batches in memory.
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads)))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain reads a flag of its own when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        stream = stream.mp_prefetch(options)
+    return iter(stream)

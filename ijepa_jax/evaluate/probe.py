@@ -1,0 +1,80 @@
+"""The probes of a pretraining run: how good are frozen, pooled features, beside a random encoder's and raw pixels."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.evaluate import knn, linear, rank
+
+Extract = Callable[[np.ndarray], np.ndarray]  # images uint8 [B, H, W, C] -> features [B, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeData:
+    """Labelled images to train probes on, and held-out ones to test them with, of one or several tasks."""
+
+    train: Source
+    test: Source
+    batches: Callable[[Source, np.ndarray], features_lib.Iterator]  # evaluation batches of the examples at some indices
+    train_images: int
+    test_images: int
+    knn_k: int
+    knn_temperature: float
+
+    def tasks(self) -> list[str]:
+        """Tasks with labels in both splits. Raises DataError where the test split has classes that training has not."""
+        tasks = [task for task in self.train.labels if task in self.test.labels]
+        for task in tasks:
+            extra = int(self.test.labels[task].max()) - int(self.train.labels[task].max())
+            if extra > 0:
+                raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
+        return tasks
+
+    def measure(self, extract: Extract) -> dict[str, float]:
+        """Probe results: linear/TASK and knn/TASK in per cent, rankme and feature_std of the test features."""
+        train, train_rows = self._features(self.train, self.train_images, extract)
+        test, test_rows = self._features(self.test, self.test_images, extract)
+        results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
+        basis = linear.prepare(train)
+        for task in self.tasks():
+            labels, truth = self.train.labels[task][train_rows], self.test.labels[task][test_rows]
+            classes = int(self.train.labels[task].max()) + 1
+            results[f"linear/{task}"] = linear.probe(basis, labels, test, truth, classes=classes)
+            results[f"knn/{task}"] = knn.accuracy(
+                train, labels, test, truth, classes=classes, k=self.knn_k, temperature=self.knn_temperature
+            )
+        return results
+
+    def _features(self, source: Source, wanted: int, extract: Extract) -> tuple[np.ndarray, np.ndarray]:
+        rows = features_lib.sample(len(source), wanted)
+        return features_lib.collect(self.batches(source, rows), extract)
+
+
+def score(results: dict[str, float]) -> float:
+    """By what checkpoints are compared: mean accuracy of the linear probes, or RankMe where there are no labels."""
+    accuracies = [value for name, value in results.items() if name.startswith("linear/")]
+    return float(np.mean(accuracies)) if accuracies else results["rankme"]
+
+
+def compare(ijepa: dict[str, float], random_init: dict[str, float], pixels: dict[str, float]) -> dict[str, dict]:
+    """The report's tables: `probes` {name: {ijepa, random_init, pixels}}, `knn` likewise, rankme and feature_std.
+
+    Where there is one task, `probes` holds its two protocols (linear, knn); where there are several, each task's linear
+    probe under the task's name.
+    """
+    columns = {"ijepa": ijepa, "random_init": random_init, "pixels": pixels}
+
+    def table(protocol: str) -> dict[str, dict[str, float]]:
+        tasks = [name.split("/", 1)[1] for name in ijepa if name.startswith(f"{protocol}/")]
+        return {task: {column: r[f"{protocol}/{task}"] for column, r in columns.items()} for task in tasks}
+
+    tables = {protocol: table(protocol) for protocol in ("linear", "knn")}
+    if len(tables["linear"]) == 1:
+        probes = {protocol: next(iter(rows.values())) for protocol, rows in tables.items()}
+    else:
+        probes = tables["linear"]
+    measures = {name: {column: r[name] for column, r in columns.items() if column != "pixels"} for name in ("rankme", "feature_std")}
+    return {"probes": probes, "knn": tables["knn"], **measures}

@@ -1,0 +1,145 @@
+"""The I-JEPA objective (Assran et al., CVPR 2023, section 3): predict masked blocks in representation space."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ijepa_jax.masks import MaskSampler
+from ijepa_jax.predictor import Predictor
+from ijepa_jax.vit import ViT, normalise, patch_grid, take_tokens
+
+Batch = dict[str, jax.Array]
+
+TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output
+
+
+@dataclasses.dataclass(frozen=True)
+class IJepa:
+    """The method: what to learn (`init`), what the EMA follows (`target`), the objective (`loss`), the masks (`prepare`).
+
+    A batch holds `image` [B, H, W, C] (uint8, or float already normalised), `context` int32 [B, C, K], `target` int32
+    [B, M, T], `target_length` int32 [B, M] and, only where contexts are padded, `context_length` int32 [B, C].
+    """
+
+    encoder: ViT
+    predictor: Predictor
+    masks: MaskSampler
+    image_size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    init_scheme: str = "normal"
+
+    def __post_init__(self):
+        if self.init_scheme not in ("normal", "depth_scaled"):
+            raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'depth_scaled'")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each of {self.channels} channels")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return patch_grid(self.image_size, self.encoder.patch)
+
+    def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """The host-side maker of a batch's masks from global example indices; picklable and free of jax."""
+        return self.masks
+
+    def init(self, key: jax.Array) -> dict[str, dict]:
+        """Fresh float32 parameters: {"encoder": tree, "predictor": tree}.
+
+        `normal` is what the released trainer effectively does; `depth_scaled` also divides the weights that write into
+        the residual stream by sqrt(2 * layer), as the paper-era code did before its trainer overwrote them.
+        """
+        encoder_key, predictor_key = jax.random.split(key)
+        images = jnp.zeros((1, *self.image_size, self.channels))
+        index = jnp.zeros((1, 1, 1), jnp.int32)
+        tokens = jnp.zeros((1, 1, 1, self.encoder.width))
+        params = {
+            "encoder": self.encoder.init(encoder_key, images, index[:, 0])["params"],
+            "predictor": self.predictor.init(predictor_key, tokens, index, index, self.grid)["params"],
+        }
+        return {name: _scale_by_depth(tree) for name, tree in params.items()} if self.init_scheme == "depth_scaled" else params
+
+    def target(self, params: dict[str, dict]) -> dict:
+        """The sub-tree that the exponential moving average follows: the context encoder's."""
+        return params["encoder"]
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """How much a part of a batch counts in the whole one's loss: its number of valid target tokens."""
+        return batch["target_length"].sum().astype(jnp.float32)
+
+    def loss(
+        self, params: dict[str, dict], target: dict, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Smooth-L1 loss over all valid target tokens and features of the batch, and metrics that show collapse."""
+        images = normalise(batch["image"], self.mean, self.std)
+        encoded = self.encode_target(target, images)
+        goal_bmtd = self.gather_targets(encoded, batch["target"])
+        context_bckd = self.encode_context(params["encoder"], images, batch, key)
+        prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
+        valid_bmt = jnp.arange(batch["target"].shape[-1]) < batch["target_length"][..., None]
+        error = optax.huber_loss(prediction_bmctd, goal_bmtd[:, :, None], delta=1.0)
+        count = self.weight(batch) * self.encoder.width * context_bckd.shape[1]
+        loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
+        metrics = {
+            "target_std": _feature_std(goal_bmtd, valid_bmt),
+            "target_image_std": encoded.mean(axis=1).std(axis=0).mean(),
+            "prediction_std": _feature_std(jax.lax.stop_gradient(prediction_bmctd[:, :, 0]), valid_bmt),
+        }
+        return loss, metrics
+
+    def encode_target(self, target: dict, images: jax.Array) -> jax.Array:
+        """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient."""
+        encoded = self.encoder.apply({"params": target}, images).astype(jnp.float32)
+        return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
+
+    def gather_targets(self, encoded_bnd: jax.Array, target_bmt: jax.Array) -> jax.Array:
+        """The encoded tokens of each target block: [B, M, T, D]. Masking the output, not the input, is essential (T11)."""
+        b, m, t = target_bmt.shape
+        return take_tokens(encoded_bnd, target_bmt.reshape(b, m * t)).reshape(b, m, t, -1)
+
+    def encode_context(self, encoder: dict, images: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
+        """The context encoder's view of each context block: [B, C, K, D]."""
+        b, c, k = batch["context"].shape
+        images = images if c == 1 else jnp.repeat(images, c, axis=0)
+        lengths = batch["context_length"].reshape(b * c) if "context_length" in batch else None
+        tokens = self.encoder.apply(
+            {"params": encoder}, images, batch["context"].reshape(b * c, k), lengths, train=True, rngs={"drop_path": key}
+        )
+        return tokens.reshape(b, c, k, -1)
+
+    def predict(self, predictor: dict, context_bckd: jax.Array, batch: Batch) -> jax.Array:
+        """The predictor's guess of every target block from every context block: float32 [B, M, C, T, D]."""
+        prediction = self.predictor.apply(
+            {"params": predictor}, context_bckd, batch["context"], batch["target"], self.grid,
+            batch.get("context_length"), batch["target_length"],
+        )
+        return prediction.astype(jnp.float32)
+
+
+def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:
+    """Standard deviation of each feature over all valid tokens, averaged over features: near zero on collapse."""
+    weight = valid_bmt[..., None] / valid_bmt.sum()
+    mean = (tokens_bmtd * weight).sum(axis=(0, 1, 2))
+    variance = (jnp.square(tokens_bmtd - mean) * weight).sum(axis=(0, 1, 2))
+    return jnp.sqrt(variance).mean()
+
+
+def _scale_by_depth(tree: dict) -> dict:
+    """Divides the kernels that write into the residual stream by sqrt(2 * layer), layers counted from 1."""
+
+    def scale(path, leaf):
+        names = [entry.key for entry in path]
+        if names[0] != "blocks" or names[-2] not in ("proj", "fc2") or names[-1] != "kernel":
+            return leaf
+        if names[1] == "scanned":
+            layer = jnp.arange(1, leaf.shape[0] + 1).reshape(-1, 1, 1)
+        else:
+            layer = int(names[1]) + 1
+        return leaf / jnp.sqrt(2.0 * layer)
+
+    return jax.tree_util.tree_map_with_path(scale, tree)

@@ -1,0 +1,71 @@
+"""Optimisation of the paper's appendix A: AdamW with a decay mask, schedules as functions of the step, EMA momentum."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The gradient transformation and the schedules it follows, all functions of the 0-based step."""
+
+    transformation: optax.GradientTransformation
+    learning_rate: Schedule
+    weight_decay: Schedule
+    momentum: Schedule
+
+
+def make_optimizer(
+    *, total_steps: float, warmup_steps: float, start_lr: float, peak_lr: float, final_lr: float,
+    weight_decay: float, final_weight_decay: float, momentum: float, final_momentum: float,
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, clip: float | None = None, moment_dtype: str | None = None,
+) -> Optimizer:
+    """AdamW as published. `total_steps` is the schedule's length, `clip` an optional bound on the global gradient norm."""
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warm-up of {warmup_steps:g} steps must be shorter than the schedule of {total_steps:g} steps")
+    learning_rate = warmup_cosine(start_lr, peak_lr, final_lr, warmup_steps, total_steps)
+    decay = cosine(weight_decay, final_weight_decay, total_steps)
+    adamw = optax.adamw(learning_rate, b1, b2, eps, mu_dtype=moment_dtype, weight_decay=decay, mask=decay_mask)
+    transformation = adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)
+    return Optimizer(transformation, learning_rate, decay, linear(momentum, final_momentum, total_steps))
+
+
+def decay_mask(params) -> dict:
+    """Which leaves weight decay acts on: kernels and the mask token (as the reference), never biases or norms.
+
+    By name and not by rank: parameters stacked by a scan over layers have biases of rank 2.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "mask_token"), params)
+
+
+def warmup_cosine(start: float, peak: float, final: float, warmup: float, total: float) -> Schedule:
+    """Linear warm-up from `start` to `peak`, then a cosine to `final`; the step counts from 1 here, as in the reference."""
+
+    def schedule(step):
+        t = step + 1.0
+        rising = start + t / max(warmup, 1.0) * (peak - start)
+        return jnp.where(t < warmup, rising, _cosine_blend(peak, final, t - warmup, total - warmup))
+
+    return schedule
+
+
+def cosine(start: float, final: float, total: float) -> Schedule:
+    """A cosine from `start` to `final`, counted from 1 and never past `final`: the reference's weight decay."""
+    return lambda step: _cosine_blend(start, final, step + 1.0, total)
+
+
+def linear(start: float, final: float, total: float) -> Schedule:
+    """A line from `start` to `final`, counted from 0 and never past `final`: the reference's EMA momentum."""
+    return lambda step: start + jnp.minimum(step / total, 1.0) * (final - start)
+
+
+def _cosine_blend(start, final, t, total):
+    """final + (start - final) * (1 + cos(pi * t / total)) / 2, in a form in which nothing cancels in float32."""
+    t = jnp.clip(t, 0.0, total)
+    remaining, done = (jnp.square(jnp.sin(0.5 * jnp.pi * part / total)) for part in (total - t, t))
+    return start * remaining + final * done

@@ -1,0 +1,82 @@
+"""The predictor: a narrow ViT that guesses, from context tokens, what the target encoder sees in each target block."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ijepa_jax.vit import Blocks, dense, layer_norm, position_table, take_tokens
+
+
+class Predictor(nn.Module):
+    """Narrow ViT with one learned mask token (paper, section 3 and appendix A). Its heads are the encoder's."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
+    scan: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, context: jax.Array, context_index: jax.Array, target_index: jax.Array, grid: tuple[int, int],
+        context_length: jax.Array | None = None, target_length: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts every target block from every context block, each pair by itself.
+
+        Args:
+            context: [B, C, K, D] context encoder's output.
+            context_index: int [B, C, K] patch indices of the context tokens.
+            target_index: int [B, M, T] patch indices to predict.
+            grid: (rows, columns) of the patch grid that the indices refer to.
+            context_length: int [B, C] valid context tokens, all where None.
+            target_length: int [B, M] valid target tokens, all where None.
+
+        Returns:
+            [B, M, C, T, D] predictions; those past `target_length` mean nothing.
+        """
+        (b, c, k, d), (m, t) = context.shape, target_index.shape[1:]
+        positions = jnp.asarray(position_table(self.width, grid), self.dtype)
+        context = dense(self.width, self.dtype, "embed")(context) + positions[context_index]
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
+        queries = mask_token + positions[target_index]
+        pair = (b, m, c)
+        tokens = jnp.concatenate(
+            [
+                jnp.broadcast_to(context[:, None], (*pair, k, self.width)),
+                jnp.broadcast_to(queries[:, :, None], (*pair, t, self.width)),
+            ],
+            axis=3,
+        ).reshape(b * m * c, k + t, self.width)
+        order, lengths = _padding_last(pair, k, t, context_length, target_length)
+        tokens = tokens if order is None else take_tokens(tokens, order)
+        stack = Blocks(
+            self.depth, self.heads, self.mlp_ratio, self.epsilon, self.dtype, self.attention, self.scan, self.remat,
+            name="blocks",
+        )
+        tokens = stack(tokens, lengths)[-1]
+        tokens = tokens[:, k:] if order is None else take_tokens(tokens, jnp.argsort(order, axis=1)[:, k:])
+        tokens = layer_norm(self.epsilon, self.dtype, "norm")(tokens)
+        return dense(d, self.dtype, "proj")(tokens).reshape(b, m, c, t, d)
+
+
+def _padding_last(pair, k, t, context_length, target_length) -> tuple[jax.Array | None, jax.Array | None]:
+    """The order that moves padding tokens to the tail of each sequence, and the number of valid ones there.
+
+    Context padding lies in the middle of [context, target]; attention knows padding at the tail only. The order is
+    None where no context token is padded: target padding is at the tail already.
+    """
+    b, m, c = pair
+    if target_length is None and context_length is None:
+        return None, None
+    target_length = jnp.full((b, m), t) if target_length is None else target_length
+    targets = jnp.broadcast_to(target_length[:, :, None], pair).reshape(-1)
+    if context_length is None:
+        return None, k + targets
+    contexts = jnp.broadcast_to(context_length[:, None, :], pair).reshape(-1)
+    place = jnp.arange(k + t)
+    padded = jnp.where(place < k, place >= contexts[:, None], place - k >= targets[:, None])
+    return jnp.argsort(padded, axis=1, stable=True), contexts + targets

@@ -1,0 +1,53 @@
+"""Where arrays live: the device mesh, the placement of batches, and the sharding of the training state."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+_SMALL = 2**16  # leaves of fewer scalars are replicated: gathering them costs more than they weigh
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh of all devices: batches are split along both axes, parameters along `fsdp`; -1 takes the devices left."""
+    devices = jax.device_count()
+    shape = [data, fsdp]
+    if -1 in shape:
+        known = max(1, shape[1 - shape.index(-1)])
+        shape[shape.index(-1)] = devices // known
+    if min(shape) < 1 or shape[0] * shape[1] != devices:
+        raise ValueError(f"mesh data={data}, fsdp={fsdp} does not make up the {devices} devices there are")
+    # Auto: the compiler places intermediate values (the default, Explicit axes, is not supported by Linen's layers).
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis of every array of a batch is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's rows of a batch, each row sent only to the device that works on it."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(shapes: Any, mesh: Mesh) -> Any:
+    """A sharding for every leaf of a state (shape structures): large ones split along `fsdp`, small ones replicated."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _leaf_spec(leaf.shape, mesh.shape["fsdp"])), shapes)
+
+
+def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Splits the largest dimension that divides, the last of equals."""
+    divisible = [axis for axis, length in enumerate(shape) if length % parts == 0]
+    if parts == 1 or not divisible or np.prod(shape) < _SMALL:
+        return PartitionSpec()
+    axis = max(divisible, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*(None,) * axis, "fsdp")

@@ -1,0 +1,87 @@
+"""The training step: a pure function of state and batch. It knows no method by name."""
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ijepa_jax.methods import Batch, Method
+from ijepa_jax.optim import Optimizer
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that a run carries from step to step. The seed is configuration; keys are folded from (seed, step)."""
+
+    step: jax.Array  # int32, number of steps done
+    params: Any  # named sub-trees, float32
+    target: Any  # the exponential moving average of `method.target(params)`, float32, or None
+    opt_state: Any
+
+
+Metrics = dict[str, jax.Array]
+
+
+def init(method: Method, optimizer: Optimizer, seed: int) -> State:
+    """A fresh state; the target starts as a copy of what it follows."""
+    params = method.init(jax.random.key(seed))
+    target = jax.tree.map(jnp.copy, method.target(params))
+    return State(jnp.zeros([], jnp.int32), params, target, optimizer.transformation.init(params))
+
+
+def train_step(
+    state: State, batch: Batch, *, method: Method, optimizer: Optimizer, seed: int, accumulation: int = 1
+) -> tuple[State, Metrics]:
+    """One step on a global batch: gradients, AdamW, then the EMA of the *updated* parameters.
+
+    With `accumulation` > 1 the batch is split into that many parts, whose gradients are summed in float32 with the
+    weights that make the sum equal to the whole batch's gradient.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss, metrics, gradients = _gradients(method, state, batch, key, accumulation)
+    updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    momentum = optimizer.momentum(state.step)
+    target = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state.target, method.target(params))
+    metrics = {
+        "loss": loss,
+        **metrics,
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(params),
+        "learning_rate": optimizer.learning_rate(state.step),
+        "weight_decay": optimizer.weight_decay(state.step),
+        "momentum": momentum,
+    }
+    return State(state.step + 1, params, target, opt_state), metrics
+
+
+def _gradients(method: Method, state: State, batch: Batch, key: jax.Array, accumulation: int):
+    """Loss, metrics and gradients of the global batch."""
+    gradient = jax.value_and_grad(method.loss, has_aux=True)
+    if accumulation == 1:
+        (loss, metrics), gradients = gradient(state.params, state.target, batch, key)
+        return loss, metrics, gradients
+    total = method.weight(batch)
+
+    def add_part(carry, part_and_index):
+        part, index = part_and_index
+        (loss, metrics), gradients = gradient(state.params, state.target, part, jax.random.fold_in(key, index))
+        share = method.weight(part) / total
+        return jax.tree.map(lambda total, x: total + share * x, carry, (loss, metrics, gradients)), None
+
+    parts = jax.tree.map(partial(_interleaved_parts, accumulation), batch)
+    part_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
+    (loss, metrics), gradients = jax.eval_shape(gradient, state.params, state.target, part_shapes, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, metrics, gradients))
+    return jax.lax.scan(add_part, zeros, (parts, jnp.arange(accumulation)))[0]
+
+
+def _interleaved_parts(parts: int, x: jax.Array) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]; part i takes every `parts`-th row, so that no row changes its device."""
+    if x.shape[0] % parts:
+        raise ValueError(f"a batch of {x.shape[0]} does not divide into {parts} parts for gradient accumulation")
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

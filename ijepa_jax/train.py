@@ -1,0 +1,401 @@
+"""The pretraining run: data in; metrics, probes and checkpoints out. The step itself is pure and lives in step.py."""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from ijepa_jax import build, checkpoint, config as config_lib, metrics as metrics_lib, sharding
+from ijepa_jax.console import Display
+from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.evaluate import features, probe
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import Optimizer
+from ijepa_jax.step import State, init, train_step
+from ijepa_jax.visualize.report import probe_table
+from ijepa_jax.visualize.run import write_run_report
+from ijepa_jax.vit import parameter_count
+
+
+class Diverged(RuntimeError):
+    """A metric is no longer a finite number."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What stays the same during a run, and its running counts."""
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    display: Display
+    mesh: Mesh
+    method: IJepa
+    optimizer: Optimizer
+    train: Source
+    test: Source
+    total_steps: int
+    checkpoints: checkpoint.Checkpoints
+    pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
+    writer: metrics_lib.MetricsWriter | None = None
+    bad: set[int] = dataclasses.field(default_factory=set)
+    seconds: float = 0.0  # spent in steps after the first
+    steps_timed: int = 0
+    waited: float = 0.0  # for input, of these
+    compilations: int = 0
+
+
+def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "") -> dict[str, Any]:
+    """Pretrains, or continues, the run of a workdir, and returns its report (see DESIGN's workdir contract).
+
+    Raises:
+        ValueError: settings that do not fit each other, or a checkpoint's.
+        DataError: data that are missing or bad.
+        CheckpointError: checkpoints that cannot be read.
+        Diverged: a loss that is not finite; the last good checkpoint is untouched.
+        Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
+    """
+    started = time.monotonic()
+    display = Display(quiet=jax.process_index() > 0, line_seconds=config.log.line_seconds)
+    run = _prepare(config, epath.Path(workdir), display)
+    try:
+        state, start_step = _start(run)
+        with _stop_requests() as requests:
+            state = _train(run, state, start_step, requests)
+        return _finish(run, state, start_step, command, started)
+    finally:
+        display.stop()
+        if run.writer:
+            run.writer.close()
+        run.checkpoints.close()
+
+
+def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display) -> Run:
+    """Opens everything that a run needs; cheap checks come first."""
+    method = build.method(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    if config.optim.batch_size % (mesh.size * config.optim.accumulation):
+        raise ValueError(
+            f"optim.batch_size {config.optim.batch_size} does not divide among {mesh.size} devices times "
+            f"optim.accumulation {config.optim.accumulation}"
+        )
+    train, test = _open_data(config, display)
+    if len(train) < config.optim.batch_size:
+        raise DataError(f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    return Run(
+        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
+        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh),
+    )  # fmt: skip
+
+
+def _open_data(config: ml_collections.ConfigDict, display: Display) -> tuple[Source, Source]:
+    opened = []
+    for split in ("train", "test"):
+        begun = time.monotonic()
+        opened.append(build.source(config, split))
+        display.log(f"{config.data.name} {split}: {len(opened[-1])} images ({time.monotonic() - begun:.1f} s)")
+    return opened[0], opened[1]
+
+
+def _start(run: Run) -> tuple[State, int]:
+    """The state to go on from: the newest readable checkpoint's, else a fresh one, perhaps warm-started."""
+    fresh = jax.jit(partial(init, run.method, run.optimizer, run.config.seed))
+    shapes = jax.eval_shape(fresh)
+    shardings = sharding.state_shardings(shapes, run.mesh)
+    settings = config_lib.to_plain(run.config)
+    _refuse_changes(run, settings)
+    placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+    restored = run.checkpoints.restore(placed, run.display.log)
+    step = restored.step if restored else 0
+    run.checkpoints.set_aside(after=step)
+    if restored:
+        run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
+        state = restored.state
+    else:
+        state = jax.jit(fresh, out_shardings=shardings)()
+        if run.config.warm_start:
+            state = _warm_start(run, state)
+    if jax.process_index() == 0:
+        (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
+        run.writer = metrics_lib.MetricsWriter(run.workdir, step)
+    sizes = {name: parameter_count(tree) for name, tree in state.params.items()}
+    run.display.log(
+        f"parameters: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; {run.mesh.size} "
+        f"{jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}; batch {run.config.optim.batch_size}"
+    )
+    return state, step
+
+
+def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
+    """Compares the settings with those of the newest checkpoint whose settings can be read."""
+    for step in reversed(run.checkpoints.steps()):
+        try:
+            old = run.checkpoints.settings(step)
+        except Exception:  # noqa: BLE001 - damaged: `restore` reports it and takes the one before
+            continue
+        changed = config_lib.differences(old, settings)
+        fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
+        show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
+        if fixed:
+            raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
+        if changed:
+            run.display.log(f"continuing with changed settings: {show}")
+        return
+
+
+def _warm_start(run: Run, state: State) -> State:
+    """Puts given encoder weights into a fresh state: context encoder and target start from them."""
+    weights, _, step = checkpoint.restore_encoder(run.config.warm_start)
+    shape = lambda tree: {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
+    wanted, given = shape(state.target), shape(weights)
+    wrong = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
+    if wrong:
+        show = "; ".join(f"{name}: wanted {wanted.get(name)}, given {given.get(name)}" for name in wrong[:5])
+        raise ValueError(f"warm_start {run.config.warm_start} does not fit the model in {len(wrong)} tensors: {show}")
+    place = lambda like, tree: jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), like, tree)  # noqa: E731
+    run.display.log(f"warm start from {run.config.warm_start}, checkpoint {step}")
+    return state.replace(
+        params={**state.params, "encoder": place(state.params["encoder"], weights)}, target=place(state.target, weights)
+    )
+
+
+def _train(run: Run, state: State, start_step: int, requests: list[int]) -> State:
+    """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
+    step_fn = jax.jit(
+        partial(
+            train_step, method=run.method, optimizer=run.optimizer, seed=run.config.seed,
+            accumulation=run.config.optim.accumulation,
+        ),
+        donate_argnums=0,
+    )  # fmt: skip
+    if start_step == 0 and run.config.probe.every:
+        _probe_baselines(run, state)
+    run.display.start("step", run.total_steps, start_step)
+    with contextlib.closing(_placed_batches(run, start_step)) as stream, jax.transfer_guard("disallow"):
+        late = None
+        clock = time.monotonic()
+        for step in range(start_step + 1, run.total_steps + 1):
+            batch = next(stream)
+            with _trace(run, step):
+                state, metrics = step_fn(state, batch)
+            if late is not None:
+                clock = _record(run, *late, clock)
+            late = step, metrics
+            if not requests and not _due(run, step):
+                continue
+            clock = _record(run, *late, clock)
+            late = None
+            score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
+            run.checkpoints.save(state, step, config_lib.to_plain(run.config), score)
+            clock = time.monotonic()
+            if requests:
+                run.checkpoints.wait()
+                raise Stopped(f"stopped by {signal.Signals(requests[0]).name} at step {step}, saved; the same command continues")
+    run.compilations = step_fn._cache_size()
+    run.display.stop()
+    return state
+
+
+def _due_probe(run: Run, step: int) -> bool:
+    every = run.config.probe.every
+    return bool(every) and step % every == 0 and step < run.total_steps
+
+
+def _due(run: Run, step: int) -> bool:
+    """Whether a checkpoint is due: at its own interval, and with each probe, so that the best can be kept."""
+    return step % run.config.checkpoint.every == 0 and step < run.total_steps or _due_probe(run, step)
+
+
+def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices; keeps account of bad images and of the time waited."""
+    if start_step >= run.total_steps:
+        return
+    batches = build.train_batches(
+        run.config, run.train, run.method.prepare(), start_step, jax.process_index(), jax.process_count()
+    )
+    try:
+        while True:
+            begun = time.monotonic()
+            batch = next(batches)
+            _account_bad(run, batch.pop("bad"))
+            for name in ("index", "source"):
+                del batch[name]
+            placed = sharding.place_batch(batch, run.mesh)
+            run.waited += time.monotonic() - begun
+            yield placed
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def _account_bad(run: Run, bad: np.ndarray) -> None:
+    """Names each unreadable image once, and stops the run when there are too many."""
+    for index in sorted({int(i) for i in bad if i >= 0} - run.bad):
+        run.bad.add(index)
+        run.display.log(f"skipped unreadable image {run.train.name(index)} ({len(run.bad)} so far)")
+    limit = run.config.data.max_bad_fraction
+    if len(run.bad) > limit * len(run.train):
+        raise DataError(
+            f"{len(run.bad)} of {len(run.train)} images are unreadable, more than data.max_bad_fraction {limit:g}: "
+            f"for example {run.train.name(min(run.bad))}"
+        )
+
+
+def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) -> float:
+    """Fetches a step's metrics, checks and writes them; returns the time now."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    now = time.monotonic()
+    if run.compilations == 0:  # the first step of this process compiles: it does not count
+        run.compilations, run.waited = 1, 0.0
+    else:
+        run.seconds, run.steps_timed = run.seconds + now - clock, run.steps_timed + 1
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise Diverged(f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. The last checkpoint is good")
+    rate = run.config.optim.batch_size * run.steps_timed / run.seconds if run.seconds else 0.0
+    if run.writer and step % run.config.log.every == 0:
+        run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad)})
+    run.display.update(step, f"loss {values['loss']:.4f} {rate:.0f} images/s")
+    return now
+
+
+@contextlib.contextmanager
+def _trace(run: Run, step: int):
+    """Records a profile of the steps that settings ask for."""
+    first, count = run.config.profile.start, run.config.profile.steps
+    if count and step == first:
+        jax.profiler.start_trace(str(run.workdir / "profile"))
+    yield
+    if count and step == first + count - 1:
+        jax.profiler.stop_trace()
+        run.display.log(f"profile of steps {first} to {step} in {run.workdir / 'profile'}")
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is not held back."""
+    received: list[int] = []
+
+    def request(number, frame):
+        del frame
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread, a notebook's for instance: nothing to catch there
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _probe_data(run: Run, during: bool) -> probe.ProbeData:
+    settings = run.config.probe
+    return probe.ProbeData(
+        run.train, run.test, partial(build.eval_batches, run.config),
+        train_images=settings.during_train_images if during else settings.train_images,
+        test_images=settings.during_test_images if during else settings.test_images,
+        knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
+    )  # fmt: skip
+
+
+def _probe_baselines(run: Run, state: State) -> None:
+    """Probes the encoder before any training, and raw pixels, on the sample that probes during training use."""
+    data = _probe_data(run, during=True)
+    random_init = data.measure(partial(run.pooled, state.target))
+    pixels = data.measure(features.pixels)
+    if run.writer:
+        lines = {f"baseline/{kind}/{k}": v for kind, r in (("random_init", random_init), ("pixels", pixels)) for k, v in r.items()}
+        run.writer.write(0, {**lines, **{f"probe/{k}": v for k, v in random_init.items()}})
+    run.display.log(f"probes of a random encoder: {_one_line(random_init)}")
+    run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
+
+
+def _probe_during(run: Run, step: int, extract: probe.Extract) -> float:
+    results = _probe_data(run, during=True).measure(extract)
+    if run.writer:
+        run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
+        run.writer.flush()
+    run.display.log(f"step {step} probes: {_one_line(results)}")
+    return probe.score(results)
+
+
+def _one_line(results: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in results.items() if name != "feature_std")
+
+
+def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
+    """Final probes beside their baselines, the last checkpoint, the report."""
+    run.display.log("final probes: trained encoder, random encoder, raw pixels")
+    data = _probe_data(run, during=False)
+    random_encoder = jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))()
+    trained = data.measure(partial(run.pooled, state.target))
+    compared = probe.compare(trained, data.measure(partial(run.pooled, random_encoder)), data.measure(features.pixels))
+    if run.writer:
+        run.writer.write(run.total_steps, {f"probe/{key}": value for key, value in trained.items()})
+        run.writer.flush()
+    if run.total_steps not in run.checkpoints.steps():
+        run.checkpoints.save(state, run.total_steps, config_lib.to_plain(run.config), probe.score(trained))
+    run.checkpoints.wait()
+    report = {
+        "seconds": round(time.monotonic() - started, 1),
+        "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
+        "input_wait_share": round(run.waited / run.seconds, 4) if run.seconds else None,
+        "steps": run.total_steps,
+        "resumed_from": start_step,
+        "compilations": run.compilations,
+        "params_digest": params_digest(state),
+        "best_step": run.checkpoints.best_step(),
+        "bad_images": len(run.bad),
+        **compared,
+        "data": run.config.data.name,
+        "command": command,
+        "environment": environment(),
+        "config": config_lib.to_plain(run.config),
+    }
+    if jax.process_index() == 0:
+        report = write_run_report(run.workdir, run.config, run.method, state.target, run.test, run.pooled, report)
+    run.display.log(probe_table(report))
+    run.display.log(f"{report['seconds']} s in all, {report['images_per_s']} images/s; report in {run.workdir / 'report'}")
+    return report
+
+
+def params_digest(state: State) -> str:
+    """sha256 over the final parameter leaves (trained parameters, then the target's), in the order of their paths."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": state.params, "target": state.target}):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, for the report."""
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(), **versions,
+        "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count(),
+    }

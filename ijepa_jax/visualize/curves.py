@@ -1,0 +1,121 @@
+"""Curves of a run: the loss and the signs of collapse over steps, and probe accuracies beside their baselines."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ijepa_jax.visualize.masks import save
+
+# (title, keys of metrics.jsonl, logarithmic): a panel each, for those that a run has logged
+_PANELS = (
+    ("loss", ("loss",), False),
+    ("feature std", ("target_std", "prediction_std", "probe/feature_std"), False),
+    ("RankMe", ("probe/rankme",), False),
+    ("norms", ("gradient_norm", "update_norm"), True),
+    ("learning rate", ("learning_rate",), False),
+    ("EMA momentum", ("momentum",), False),
+    ("images per second", ("images_per_s",), False),
+)
+_COLOURS = ("#1971c2", "#d9480f", "#2f9e44")
+_BASELINES = {"random_init": ("random init", "#868e96", (0, (4, 2))), "pixels": ("pixels", "#e8a200", (0, (1, 1.2)))}
+_PROTOCOLS = {"linear": "linear probe", "knn": "kNN"}
+
+
+def draw_curves(path, metrics: list[dict]) -> None:
+    """Draws loss, feature spread, norms and schedules over steps.
+
+    Args:
+      path: the PNG file to write.
+      metrics: the lines of metrics.jsonl; each has `step` and some of the keys above. Values that are not finite leave a gap.
+
+    Raises:
+      ValueError: no line has any of these keys.
+    """
+    panels = []
+    for title, keys, logarithmic in _PANELS:
+        lines = {key: series(metrics, key) for key in keys}
+        lines = {key: line for key, line in lines.items() if len(line[0])}
+        if lines:
+            panels.append((title, lines, logarithmic))
+    if not panels:
+        raise ValueError("no metrics to draw: no line has a loss or another known key with a finite value")
+    columns = min(3, len(panels))
+    figure, axes = _figure(math.ceil(len(panels) / columns), columns)
+    for axis, (title, lines, logarithmic) in zip(axes.flat, panels, strict=False):
+        for colour, (key, (steps, values)) in zip(_COLOURS, lines.items(), strict=False):
+            _draw_line(axis, steps, values, colour, key.removeprefix("probe/").replace("_", " "))
+        axis.set_title(title, fontsize=10)
+        if logarithmic and all(np.min(values) > 0 for _, values in lines.values()):
+            axis.set_yscale("log")
+        if len(lines) > 1:
+            axis.legend(fontsize=7, frameon=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    save(figure, path)
+
+
+def draw_probes(path, metrics: list[dict]) -> None:
+    """Draws probe accuracy over steps: a column for each task, a row for each protocol, baselines as horizontal lines.
+
+    Args:
+      path: the PNG file to write.
+      metrics: the lines of metrics.jsonl, with keys `probe/PROTOCOL/TASK` and `baseline/NAME/PROTOCOL/TASK`, in per cent;
+        PROTOCOL is linear or knn, NAME random_init or pixels.
+
+    Raises:
+      ValueError: no line has a probe.
+    """
+    names = dict.fromkeys(key for line in metrics for key in line if key.startswith("probe/") and key.count("/") == 2)
+    protocols = [protocol for protocol in _PROTOCOLS if any(name.split("/")[1] == protocol for name in names)]
+    tasks = list(dict.fromkeys(name.split("/")[2] for name in names if name.split("/")[1] in protocols))
+    if not tasks:
+        raise ValueError("no probes to draw: no line has a key like probe/linear/TASK or probe/knn/TASK")
+    figure, axes = _figure(len(protocols), len(tasks))
+    for protocol, row in zip(protocols, axes, strict=True):
+        for task, axis in zip(tasks, row, strict=True):
+            _draw_task(axis, metrics, f"{protocol}/{task}")
+            axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10)
+        row[0].set_ylabel("accuracy, %", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps (int [n]) and values (float [n]) of the lines that have `key` with a finite value, in order of step."""
+    points = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
+    points = sorted((step, value) for step, value in points if math.isfinite(value))
+    return np.array([step for step, _ in points], int), np.array([value for _, value in points], float)
+
+
+def _figure(rows: int, columns: int):
+    figure = Figure(figsize=(3.3 * columns + 0.2, 2.4 * rows + 0.3), layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.tick_params(labelsize=7)
+        axis.set_xlabel("step", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(nbins=5)
+    return figure, axes
+
+
+def _draw_line(axis, steps, values, colour: str, label: str) -> None:
+    """Draws a series; a long one faintly, with its running mean over it."""
+    window = len(values) // 40
+    if window < 2:
+        axis.plot(steps, values, color=colour, linewidth=1.4, marker="o" if len(values) < 30 else "", markersize=2.5, label=label)
+        return
+    axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+    mean = np.convolve(values, np.full(window, 1 / window), "valid")
+    axis.plot(steps[window // 2 :][: len(mean)], mean, color=colour, linewidth=1.4, label=label)
+
+
+def _draw_task(axis, metrics: list[dict], name: str) -> None:
+    for baseline, (label, colour, dashes) in _BASELINES.items():
+        _, values = series(metrics, f"baseline/{baseline}/{name}")
+        if len(values):
+            axis.axhline(values[-1], color=colour, linestyle=dashes, linewidth=1.4, label=label)
+    steps, values = series(metrics, f"probe/{name}")
+    axis.plot(steps, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3, label="I-JEPA")

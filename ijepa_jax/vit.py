@@ -1,0 +1,227 @@
+"""The Vision Transformer that I-JEPA trains: no class token, fixed 2-D sine-cosine positions, pre-norm blocks.
+
+The same module is the context encoder (given `keep`, it sees only those patches) and the target encoder (it sees all).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from ijepa_jax.attention import attend, matmul_precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Architecture of one named size; `predictor_depth` is the depth of the predictor trained with it."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    predictor_depth: int
+
+
+# METHOD: Zhai et al. 2022 (Scaling Vision Transformers) for giant, Dosovitskiy et al. 2021 for the others; predictor
+# depths from the I-JEPA paper, appendix A. `nano` and `pico` are for CPUs and trials.
+SIZES = {
+    "vit_pico": Size(96, 4, 3, 4.0, 2),
+    "vit_nano": Size(128, 4, 4, 4.0, 2),
+    "vit_tiny": Size(192, 12, 3, 4.0, 6),
+    "vit_small": Size(384, 12, 6, 4.0, 6),
+    "vit_base": Size(768, 12, 12, 4.0, 6),
+    "vit_large": Size(1024, 24, 16, 4.0, 12),
+    "vit_huge": Size(1280, 32, 16, 4.0, 12),
+    "vit_giant": Size(1408, 40, 16, 48 / 11, 16),
+}
+
+
+def position_table(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> np.ndarray:
+    """Fixed 2-D sine-cosine position table: float32 [rows * columns, width].
+
+    The first half of the features encodes the column, the second half the row; each half is [sin(pos * w), cos(pos * w)]
+    with w_i = 10000 ** (-i / (width / 4)). Computed for the grid at hand; with `trained_grid`, the table of that grid is
+    resized by bicubic interpolation instead.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} must be a multiple of 4 for 2-D sine-cosine positions")
+    if trained_grid is not None and tuple(trained_grid) != tuple(grid):
+        table = position_table(width, trained_grid).reshape(*trained_grid, width)
+        return np.asarray(jax.image.resize(table, (*grid, width), "bicubic", antialias=False)).reshape(-1, width)
+    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    angles = [position.reshape(-1, 1) * omega for position in (column, row)]
+    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def patch_grid(image: Sequence[int], patch: int) -> tuple[int, int]:
+    """(rows, columns) of patches of an image (height, width, ...); raises ValueError where they do not divide."""
+    height, width = image[:2]
+    if height < patch or width < patch or height % patch or width % patch:
+        raise ValueError(f"image of {height}x{width} pixels does not divide into patches of {patch}x{patch}")
+    return height // patch, width // patch
+
+
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """[..., H, W, C] images as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
+    if images.dtype != jnp.uint8:
+        return images.astype(jnp.float32)
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def take_tokens(x_bnd: jax.Array, index_bk: jax.Array) -> jax.Array:
+    """Selects tokens: [B, N, D], int [B, K] -> [B, K, D]."""
+    return jnp.take_along_axis(x_bnd, index_bk[..., None], axis=1)
+
+
+def dense(features: int, dtype, name: str) -> nn.Dense:
+    """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases."""
+    init = nn.initializers.normal(0.02)
+    return nn.Dense(features, dtype=dtype, precision=matmul_precision(dtype), kernel_init=init, name=name)
+
+
+def layer_norm(epsilon: float, dtype, name: str) -> nn.LayerNorm:
+    """Layer norm with float32 statistics; the variance is that of centred features, as the reference computes it."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of whole examples, scaling the kept ones."""
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: fused qkv with bias, exact (erf) GELU."""
+
+    heads: int
+    mlp_hidden: int
+    epsilon: float
+    dtype: jnp.dtype
+    attention: str
+    stochastic: bool  # whether drop path acts; it then needs a "drop_path" key
+
+    @nn.compact
+    def __call__(self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        width = x_bsd.shape[-1]
+        y = dense(3 * width, self.dtype, "qkv")(layer_norm(self.epsilon, self.dtype, "norm1")(x_bsd))
+        y = dense(width, self.dtype, "proj")(attend(y, self.heads, lengths, self.attention))
+        x_bsd = x_bsd + self._drop(y, drop_rate)
+        y = dense(self.mlp_hidden, self.dtype, "fc1")(layer_norm(self.epsilon, self.dtype, "norm2")(x_bsd))
+        y = dense(width, self.dtype, "fc2")(jax.nn.gelu(y, approximate=False))
+        return x_bsd + self._drop(y, drop_rate)
+
+    def _drop(self, y: jax.Array, rate: jax.Array) -> jax.Array:
+        return drop_path(y, rate, self.make_rng("drop_path")) if self.stochastic else y
+
+
+class Blocks(nn.Module):
+    """A stack of blocks, unrolled (parameters `0`, `1`, ...) or scanned (one stacked tree, `scanned`)."""
+
+    depth: int
+    heads: int
+    mlp_ratio: float
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
+    scan: bool = False
+    remat: bool = False
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False
+    ) -> list[jax.Array]:
+        """Returns every block's output [B, S, D], first to last."""
+        width = x_bsd.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"width {width} does not divide into {self.heads} heads")
+        # prevent_cse is only needed outside scan, where XLA would otherwise undo the rematerialisation.
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        make = dict(
+            heads=self.heads, mlp_hidden=int(width * self.mlp_ratio), epsilon=self.epsilon, dtype=self.dtype,
+            attention=self.attention, stochastic=train and self.drop_path > 0,
+        )
+        rates = jnp.linspace(0, self.drop_path, self.depth)
+        if self.scan:
+            return self._scanned(block, make, x_bsd, rates, lengths)
+        outputs = []
+        for i in range(self.depth):
+            x_bsd = block(**make, name=str(i))(x_bsd, rates[i], lengths)
+            outputs.append(x_bsd)
+        return outputs
+
+    def _scanned(self, block, make, x_bsd, rates, lengths):
+        def body(module, x, rate):
+            x = module(x, rate, lengths)
+            return x, x
+
+        scan = nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=self.depth
+        )
+        x_bsd, stacked = scan(block(**make, name="scanned"), x_bsd, rates)
+        return [*(stacked[i] for i in range(self.depth - 1)), x_bsd]  # earlier ones, if unused, are never kept
+
+
+class ViT(nn.Module):
+    """Vision Transformer without class token; parameters are float32, compute is in `dtype`.
+
+    Any image size that divides into patches works, square or not: positions are computed for the grid at hand, or, with
+    `trained_grid`, resized from that grid by bicubic interpolation.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
+    scan: bool = False
+    remat: bool = False
+    drop_path: float = 0.0
+    trained_grid: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, keep: jax.Array | None = None, lengths: jax.Array | None = None, *,
+        train: bool = False, layers: bool = False,
+    ) -> jax.Array | list[jax.Array]:
+        """Encodes patches.
+
+        Args:
+            images: [B, H, W, C] float, normalised (see `normalise`).
+            keep: int [B, K] patches to encode, all N in raster order where None. Positions are those of the full grid.
+            lengths: int [B] how many of the K are valid (the rest pads the tail), all where None.
+            train: whether drop path acts (needs the "drop_path" random stream).
+            layers: whether to return every block's output (before the final norm) instead of the normed last one.
+
+        Returns:
+            [B, K or N, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
+        """
+        grid = patch_grid(images.shape[1:], self.patch)
+        patches = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
+        positions = jnp.asarray(position_table(self.width, grid, self.trained_grid), self.dtype)
+        if keep is None:
+            positions = positions[None]
+        else:
+            # Embedding acts on each patch by itself, so selecting first gives the same numbers for less work.
+            patches, positions = take_tokens(patches, keep), positions[keep]
+        x_bnd = dense(self.width, self.dtype, "patch_embed")(patches) + positions
+        stack = Blocks(
+            self.depth, self.heads, self.mlp_ratio, self.epsilon, self.dtype, self.attention, self.scan, self.remat,
+            self.drop_path, name="blocks",
+        )
+        outputs = stack(x_bnd, lengths, train=train)
+        x_bnd = layer_norm(self.epsilon, self.dtype, "norm")(outputs[-1])
+        return [*outputs, x_bnd] if layers else x_bnd
+
+
+def parameter_count(params) -> int:
+    """Number of scalars in a parameter tree (arrays or shape structures)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
