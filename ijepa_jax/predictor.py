@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax.vit import Blocks, dense, layer_norm, position_table, take_tokens
+from ijepa_jax.layers import LayerNorm, dense
+from ijepa_jax.vit import Blocks, position_table, take_tokens
 
 
 class Predictor(nn.Module):
@@ -59,7 +60,7 @@ class Predictor(nn.Module):
         )
         tokens = stack(tokens, lengths)[-1]
         tokens = tokens[:, k:] if order is None else take_tokens(tokens, jnp.argsort(order, axis=1)[:, k:])
-        tokens = layer_norm(self.epsilon, self.dtype, "norm")(tokens)
+        tokens = LayerNorm(self.epsilon, self.dtype, name="norm")(tokens)
         return dense(d, self.dtype, "proj")(tokens).reshape(b, m, c, t, d)
 
 

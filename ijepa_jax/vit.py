@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from ijepa_jax.attention import attend, matmul_precision
+from ijepa_jax.attention import attend
+from ijepa_jax.layers import LayerNorm, dense, gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +79,6 @@ def take_tokens(x_bnd: jax.Array, index_bk: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_bnd, index_bk[..., None], axis=1)
 
 
-def dense(features: int, dtype, name: str) -> nn.Dense:
-    """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases."""
-    init = nn.initializers.normal(0.02)
-    return nn.Dense(features, dtype=dtype, precision=matmul_precision(dtype), kernel_init=init, name=name)
-
-
-def layer_norm(epsilon: float, dtype, name: str) -> nn.LayerNorm:
-    """Layer norm with float32 statistics; the variance is that of centred features, as the reference computes it."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
-
-
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): drops the residual branch of whole examples, scaling the kept ones."""
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -108,11 +98,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None) -> jax.Array:
         width = x_bsd.shape[-1]
-        y = dense(3 * width, self.dtype, "qkv")(layer_norm(self.epsilon, self.dtype, "norm1")(x_bsd))
+        y = dense(3 * width, self.dtype, "qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
         y = dense(width, self.dtype, "proj")(attend(y, self.heads, lengths, self.attention))
         x_bsd = x_bsd + self._drop(y, drop_rate)
-        y = dense(self.mlp_hidden, self.dtype, "fc1")(layer_norm(self.epsilon, self.dtype, "norm2")(x_bsd))
-        y = dense(width, self.dtype, "fc2")(jax.nn.gelu(y, approximate=False))
+        y = dense(self.mlp_hidden, self.dtype, "fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
+        y = dense(width, self.dtype, "fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)
 
     def _drop(self, y: jax.Array, rate: jax.Array) -> jax.Array:
@@ -218,7 +208,7 @@ class ViT(nn.Module):
             self.drop_path, name="blocks",
         )
         outputs = stack(x_bnd, lengths, train=train)
-        x_bnd = layer_norm(self.epsilon, self.dtype, "norm")(outputs[-1])
+        x_bnd = LayerNorm(self.epsilon, self.dtype, name="norm")(outputs[-1])
         return [*outputs, x_bnd] if layers else x_bnd
 
 

@@ -67,7 +67,8 @@ def neighbours(bank, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
         for start in range(0, len(queries), size):
             batch = queries[start : start + size]
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0)))  # one shape, so one compilation
-            found.append([array[: len(batch)] for array in jax.device_get(_nearest(bank_on_device, jax.device_put(padded), k=k))])
+            nearest = jax.device_get(_nearest(bank_on_device, jax.device_put(padded), k=k))
+            found.append([array[: len(batch)] for array in nearest])
     indices, similarities = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return indices, similarities
 
@@ -92,7 +93,7 @@ def checked_labels(labels, count: int, classes: int, name: str) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} labels must be integers, got {labels.dtype}")
     if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"{name} labels run from {labels.min()} to {labels.max()}, outside 0 .. {classes - 1} ({classes} classes)")
+        raise ValueError(f"{name} labels run from {labels.min()} to {labels.max()}, outside 0 .. {classes - 1}")
     return labels.astype(np.int32)
 
 

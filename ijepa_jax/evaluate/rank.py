@@ -9,7 +9,7 @@ def rankme(features, *, eps: float = 1e-7) -> float:
     """RankMe (Garrido et al. 2023, arXiv 2210.02885): the effective rank of a feature matrix, 1 .. min(N, D).
 
     The exponential of the entropy of the singular values s of the features (float [N, D], not centred), taken as
-    probabilities `p = s / sum(s) + eps`. D equally strong directions give D; features all in one direction, or all zero, give 1.
+    probabilities `p = s / sum(s) + eps`. D equally strong directions give D; features all in one direction, or all zero, 1.
 
     Raises:
       ValueError: features that are not two-dimensional, or not finite.

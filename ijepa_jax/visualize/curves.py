@@ -7,15 +7,15 @@ from matplotlib.figure import Figure
 
 from ijepa_jax.visualize.masks import save
 
-# (title, keys of metrics.jsonl, logarithmic): a panel each, for those that a run has logged
+# (title, keys of metrics.jsonl, logarithmic, noisy): a panel each, for those that a run has logged
 _PANELS = (
-    ("loss", ("loss",), False),
-    ("feature std", ("target_std", "prediction_std", "probe/feature_std"), False),
-    ("RankMe", ("probe/rankme",), False),
-    ("norms", ("gradient_norm", "update_norm"), True),
-    ("learning rate", ("learning_rate",), False),
-    ("EMA momentum", ("momentum",), False),
-    ("images per second", ("images_per_s",), False),
+    ("loss", ("loss",), False, True),
+    ("feature std", ("target_std", "prediction_std", "probe/feature_std"), False, True),
+    ("RankMe", ("probe/rankme",), False, False),
+    ("norms", ("gradient_norm", "update_norm"), True, True),
+    ("learning rate", ("learning_rate",), False, False),
+    ("EMA momentum", ("momentum",), False, False),
+    ("images per second", ("images_per_s",), False, True),
 )
 _COLOURS = ("#1971c2", "#d9480f", "#2f9e44")
 _BASELINES = {"random_init": ("random init", "#868e96", (0, (4, 2))), "pixels": ("pixels", "#e8a200", (0, (1, 1.2)))}
@@ -33,18 +33,18 @@ def draw_curves(path, metrics: list[dict]) -> None:
       ValueError: no line has any of these keys.
     """
     panels = []
-    for title, keys, logarithmic in _PANELS:
+    for title, keys, logarithmic, noisy in _PANELS:
         lines = {key: series(metrics, key) for key in keys}
         lines = {key: line for key, line in lines.items() if len(line[0])}
         if lines:
-            panels.append((title, lines, logarithmic))
+            panels.append((title, lines, logarithmic, noisy))
     if not panels:
         raise ValueError("no metrics to draw: no line has a loss or another known key with a finite value")
-    columns = min(3, len(panels))
+    columns = min(3 if len(panels) <= 6 else 4, len(panels))
     figure, axes = _figure(math.ceil(len(panels) / columns), columns)
-    for axis, (title, lines, logarithmic) in zip(axes.flat, panels, strict=False):
+    for axis, (title, lines, logarithmic, noisy) in zip(axes.flat, panels, strict=False):
         for colour, (key, (steps, values)) in zip(_COLOURS, lines.items(), strict=False):
-            _draw_line(axis, steps, values, colour, key.removeprefix("probe/").replace("_", " "))
+            _draw_line(axis, steps, values, colour, key.removeprefix("probe/").replace("_", " "), noisy)
         axis.set_title(title, fontsize=10)
         if logarithmic and all(np.min(values) > 0 for _, values in lines.values()):
             axis.set_yscale("log")
@@ -95,17 +95,18 @@ def _figure(rows: int, columns: int):
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(which="both", labelsize=7)
         axis.set_xlabel("step", fontsize=8)
         axis.xaxis.get_major_locator().set_params(nbins=5)
     return figure, axes
 
 
-def _draw_line(axis, steps, values, colour: str, label: str) -> None:
-    """Draws a series; a long one faintly, with its running mean over it."""
+def _draw_line(axis, steps, values, colour: str, label: str, noisy: bool) -> None:
+    """Draws a series; a long and noisy one faintly, with its running mean over it."""
     window = len(values) // 40
-    if window < 2:
-        axis.plot(steps, values, color=colour, linewidth=1.4, marker="o" if len(values) < 30 else "", markersize=2.5, label=label)
+    if window < 2 or not noisy:
+        marker = "o" if len(values) < 30 else ""
+        axis.plot(steps, values, color=colour, linewidth=1.4, marker=marker, markersize=2.5, label=label)
         return
     axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
     mean = np.convolve(values, np.full(window, 1 / window), "valid")

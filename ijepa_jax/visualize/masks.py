@@ -76,7 +76,8 @@ def save_grid(path, rows, titles, names=None, *, gap_after: int = 0) -> None:
         rows = [[*row[:gap_after], None, *row[gap_after:]] for row in rows]
         titles = [*titles[:gap_after], "", *titles[gap_after:]]
     side = 1.3  # inches
-    figure = Figure(figsize=(side * widths.sum() + 0.3, side * len(rows) * shape[0] / shape[1] + 0.35), layout="compressed", dpi=150)
+    size = side * widths.sum() + 0.3, side * len(rows) * shape[0] / shape[1] + 0.35
+    figure = Figure(figsize=size, layout="compressed", dpi=150)
     axes = figure.subplots(len(rows), columns, squeeze=False, width_ratios=widths)
     for row, (row_axes, pictures) in enumerate(zip(axes, rows, strict=True)):
         for column, (axis, picture) in enumerate(zip(row_axes, pictures, strict=True)):
@@ -94,7 +95,7 @@ def save_grid(path, rows, titles, names=None, *, gap_after: int = 0) -> None:
 def save(figure: Figure, path) -> None:
     """Writes a figure as PNG, to a local path or to cloud storage."""
     with epath.Path(path).open("wb") as file:
-        figure.savefig(file, format="png", facecolor="white")
+        figure.savefig(file, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.06)
 
 
 def _numbered(name: str, count: int) -> list[str]:

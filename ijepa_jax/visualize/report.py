@@ -1,4 +1,4 @@
-"""The report of a run: report.json for programs, report.md for people, and the table of probes that both terminal and page show."""
+"""The report of a run: report.json for programs, report.md for people, and the table of probes for page and terminal."""
 
 import json
 import math
@@ -8,6 +8,13 @@ from rich.table import Table
 
 _COLUMNS = ("ijepa", "random_init", "pixels")
 _HEADINGS = ("I-JEPA", "random init", "pixels")
+_TITLES = {
+    "curves": "Training",
+    "probes": "Probes over steps",
+    "masks": "Images, their contexts and targets",
+    "pca": "Patch features as colours",
+    "neighbours": "Nearest neighbours",
+}
 
 
 def write_report(directory, report: dict) -> None:
@@ -41,7 +48,8 @@ def markdown(report: dict) -> str:
     for key, title in (("config", "Settings"), ("environment", "Environment")):
         if report.get(key):
             rows = [[f"`{name}`", f"`{value}`"] for name, value in _flatten(report[key])]
-            parts.append(f"## {title}\n\n<details><summary>{len(rows)} values</summary>\n\n{_table(['name', 'value'], rows)}\n\n</details>")
+            table = _table(["name", "value"], rows)
+            parts.append(f"## {title}\n\n<details><summary>values: {len(rows)}</summary>\n\n{table}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +75,8 @@ def probe_table(report: dict, key: str = "probes") -> Table:
         table.add_column(heading, justify="right")
     rows = probe_rows(report, key)
     for i, row in enumerate(rows):
-        table.add_row(*row, style="bold" if i and row[0] == "mean" else None, end_section=i == len(rows) - 2 and rows[-1][0] == "mean")
+        is_mean = i > 0 and i == len(rows) - 1  # a single task has no row of means
+        table.add_row(*row, style="bold" if is_mean else None, end_section=i == len(rows) - 2)
     return table
 
 
@@ -89,7 +98,10 @@ def _probe_section(report: dict, key: str) -> str:
 
 def _collapse_table(report: dict) -> str:
     names = {"rankme": "RankMe (effective rank)", "feature_std": "feature std"}
-    rows = [[name, *(_number(report[key].get(column), 3) for column in _COLUMNS[:2])] for key, name in names.items() if report.get(key)]
+    rows = []
+    for key, name in names.items():
+        if report.get(key):
+            rows.append([name, *(_number(report[key].get(column), 3) for column in _COLUMNS[:2])])
     return _table(["", *_HEADINGS[:2]], rows)
 
 
@@ -107,7 +119,8 @@ def _mean(values) -> float | None:
 
 
 def _title(picture: str) -> str:
-    return picture.rsplit("/", 1)[-1].rsplit(".", 1)[0].replace("_", " ").capitalize()
+    name = picture.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def _flatten(tree, prefix: str = ""):

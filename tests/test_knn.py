@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from ijepa_jax.evaluate import knn
+
+
+def clusters(count, classes=5, dims=16, seed=0):
+    centres = np.random.default_rng(0).normal(size=(classes, dims))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    return (centres[labels] + rng.normal(size=(count, dims))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_predictions_are_scikit_learns(k):
+    (bank, labels), (queries, _) = clusters(700, seed=1), clusters(600, seed=2)
+    theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)).fit(bank, labels)
+    ours = knn.predict(bank, labels, queries, classes=5, k=k)
+    assert np.mean(ours == theirs.predict(queries)) > 0.995  # float32 against float64: near ties may fall either way
+
+
+def test_a_bank_in_pieces_gives_the_same_neighbours(monkeypatch):
+    bank, queries = clusters(1000)[0], clusters(70, seed=3)[0]
+    whole = knn.neighbours(bank, queries, 9)
+    monkeypatch.setattr(knn, "_BANK", 128)
+    monkeypatch.setattr(knn, "_QUERIES", 32)
+    knn._nearest.clear_cache()
+    pieces = knn.neighbours(bank, queries, 9)
+    knn._nearest.clear_cache()
+    np.testing.assert_array_equal(whole[0], pieces[0])
+    np.testing.assert_allclose(whole[1], pieces[1], atol=1e-6)
+
+
+def test_ties_go_to_the_first_in_the_bank_and_the_lowest_class():
+    bank = np.array([[1, 0], [0, 1], [2, 0], [0, 3]], np.float32)
+    indices, similarities = knn.neighbours(bank, np.array([[5, 0]], np.float32), 3)
+    np.testing.assert_array_equal(indices, [[0, 2, 1]])
+    np.testing.assert_allclose(similarities, [[1, 1, 0]], atol=1e-6)
+    assert knn.predict(bank, [2, 0, 1, 0], np.array([[5, 0]], np.float32), classes=3, k=2).tolist() == [1]
+
+
+def test_k_may_exceed_the_bank():
+    bank, labels = clusters(6)
+    assert knn.neighbours(bank, bank, 50)[0].shape == (6, 6)
+    assert knn.accuracy(bank, labels, bank, labels, classes=5, k=50) == 100.0
+
+
+def test_zero_features_give_chance_not_nan():
+    labels = np.arange(100) % 4
+    assert knn.accuracy(np.zeros((100, 8)), labels, np.zeros((40, 8)), labels[:40], classes=4) == 25.0
+    assert np.isfinite(knn.neighbours(np.zeros((100, 8)), np.full((1, 8), 1e-30), 3)[1]).all()
+
+
+def test_bad_input_is_named():
+    bank, labels = clusters(20)
+    with pytest.raises(ValueError, match="query features of 1 of 20 images hold NaN"):
+        knn.predict(bank, labels, np.where(np.arange(20)[:, None] == 3, np.nan, bank), classes=5)
+    with pytest.raises(ValueError, match=r"outside 0 \.\. 2"):
+        knn.predict(bank, labels, bank, classes=3)
+    with pytest.raises(ValueError, match="16 dimensions, query features 4"):
+        knn.predict(bank, labels, bank[:, :4], classes=5)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        knn.predict(bank, labels, bank, classes=5, k=0)
+    with pytest.raises(ValueError, match="temperature"):
+        knn.predict(bank, labels, bank, classes=5, temperature=0.0)
+    with pytest.raises(ValueError, match="query labels must have shape"):
+        knn.accuracy(bank, labels, bank, labels[:3], classes=5)
