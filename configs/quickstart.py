@@ -21,18 +21,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.masks.target_scale = (0.1, 0.2)
     config.data.name = "scenes"
     config.data.image_size = (64, 64)
+    config.data.crop_scale = (0.6, 1.0)
     config.data.eval_crop = 1.0
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.optim.batch_size = 32
-    config.optim.steps = 3000
-    config.optim.warmup = 300.0
+    config.optim.steps = 2500
+    config.optim.warmup = 250.0
     config.optim.schedule_scale = 1.0
+    config.optim.peak_lr = 2e-3
     config.optim.final_lr = 1e-5
     config.optim.momentum = 0.99
     config.optim.clip = 3.0
-    config.probe.every = 600
+    config.probe.every = 500
     config.probe.train_images = 10000
     config.probe.test_images = 2000
-    config.checkpoint.every = 600
+    config.checkpoint.every = 500
     return config

@@ -25,7 +25,7 @@ from ijepa_jax.evaluate import features, probe
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import Optimizer
 from ijepa_jax.step import State, init, train_step
-from ijepa_jax.visualize.report import probe_table
+from ijepa_jax.visualize.report import probe_table, read_report
 from ijepa_jax.visualize.run import write_run_report
 from ijepa_jax.vit import parameter_count
 
@@ -76,6 +76,10 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
     run = _prepare(config, epath.Path(workdir), display)
     try:
         state, start_step = _start(run)
+        if start_step == run.total_steps and (finished := read_report(run.workdir)):
+            display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
+            display.log(probe_table(finished))
+            return finished
         with _stop_requests() as requests:
             state = _train(run, state, start_step, requests)
         return _finish(run, state, start_step, command, started)
@@ -130,6 +134,7 @@ def _start(run: Run) -> tuple[State, int]:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state
     else:
+        run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
         state = jax.jit(fresh, out_shardings=shardings)()
         if run.config.warm_start:
             state = _warm_start(run, state)

@@ -8,6 +8,10 @@ from rich.table import Table
 
 _COLUMNS = ("ijepa", "random_init", "pixels")
 _HEADINGS = ("I-JEPA", "random init", "pixels")
+_CAPTION = (
+    "Accuracy on held-out images, per cent, on frozen features: the target encoder's pooled patches, those of an encoder with "
+    "random weights, and raw pixels at 32x32. Linear probes, but for a row named knn."
+)
 _TITLES = {
     "curves": "Training",
     "probes": "Probes over steps",
@@ -33,14 +37,20 @@ def write_report(directory, report: dict) -> None:
     (directory / "report.md").write_text(markdown(report))
 
 
+def read_report(workdir) -> dict | None:
+    """The report of a finished run, None where there is none."""
+    path = epath.Path(workdir) / "report" / "report.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def markdown(report: dict) -> str:
     """The report as a page of Markdown; parts that `report` does not have are left out."""
     parts = ["# I-JEPA pretraining report"]
     if report.get("command"):
         parts.append(f"```\n{report['command']}\n```")
-    parts += [_run_table(report), "## Linear probe", "Accuracy on held-out images, per cent.", _probe_section(report, "probes")]
+    parts += [_run_table(report), "## Probes", _CAPTION, _probe_section(report, "probes")]
     if report.get("knn"):
-        parts += ["## Nearest neighbours", "kNN accuracy on held-out images, per cent.", _probe_section(report, "knn")]
+        parts += ["## Nearest neighbours", "Accuracy of kNN on held-out images, per cent.", _probe_section(report, "knn")]
     if report.get("rankme") or report.get("feature_std"):
         parts += ["## Signs of collapse", _collapse_table(report)]
     for picture in report.get("pictures") or []:
@@ -62,15 +72,15 @@ def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
     """
     probes = report.get(key) or {}
     rows = [[task, *(_number(result.get(column)) for column in _COLUMNS)] for task, result in probes.items()]
-    if len(probes) > 1:
+    if len(probes) > 1 and "knn" not in probes:  # several tasks, not several protocols of one
         rows.append(["mean", *(_number(_mean([result.get(column) for result in probes.values()])) for column in _COLUMNS)])
     return rows
 
 
 def probe_table(report: dict, key: str = "probes") -> Table:
     """The same table for the terminal."""
-    table = Table(title="linear probe, accuracy in %" if key == "probes" else "kNN, accuracy in %")
-    table.add_column("task")
+    table = Table(title="probes of frozen features, accuracy in %" if key == "probes" else "kNN, accuracy in %")
+    table.add_column("probe")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
     rows = probe_rows(report, key)
@@ -93,7 +103,7 @@ def _run_table(report: dict) -> str:
 
 
 def _probe_section(report: dict, key: str) -> str:
-    return _table(["task", *_HEADINGS], probe_rows(report, key))
+    return _table(["probe", *_HEADINGS], probe_rows(report, key))
 
 
 def _collapse_table(report: dict) -> str:

@@ -1,0 +1,32 @@
+"""Shared fixtures."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+# Compiling dominates tests of tiny networks; optimised code is what the tools that tests start as processes run.
+jax.config.update("jax_disable_most_optimizations", True)
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+
+@pytest.fixture(scope="session")
+def recording() -> Path:
+    """A recording of the authors' code, where the checkout has one beside it."""
+    path = ROOT.parent / "shared" / "parity" / "official_small.npz"
+    if not path.exists():
+        pytest.skip("needs ../shared/parity/official_small.npz, which is not part of the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """Fashion-MNIST's idx files, where the checkout has them beside it."""
+    path = ROOT.parent / "shared" / "data" / "fashion-mnist"
+    if not path.exists():
+        pytest.skip("needs ../shared/data/fashion-mnist, which is not part of the project")
+    return path

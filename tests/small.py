@@ -1,0 +1,49 @@
+"""Small methods, batches and settings that several tests train with."""
+
+import ml_collections
+import numpy as np
+
+from configs import tiny
+from ijepa_jax.masks import MaskSampler
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import Optimizer, make_optimizer
+from ijepa_jax.predictor import Predictor
+from ijepa_jax.vit import ViT
+
+
+def method(*, masks: dict | None = None, channels: int = 3, image: tuple[int, int] = (24, 24), **encoder) -> IJepa:
+    """A method on a 6x6 grid, 16 wide and 2 deep."""
+    vit = ViT(patch=4, **{"width": 16, "depth": 2, "heads": 2, **encoder})
+    predictor = Predictor(width=8, depth=1, heads=2, dtype=vit.dtype, scan=vit.scan, remat=vit.remat)
+    sampler = MaskSampler((image[0] // 4, image[1] // 4), **{"context_patches": 9, **(masks or {})})
+    return IJepa(vit, predictor, sampler, image, channels, (0.5,) * channels, (0.25,) * channels)
+
+
+def batch(of: IJepa, size: int = 4, start: int = 0) -> dict[str, np.ndarray]:
+    """Random images with the method's masks."""
+    rng = np.random.default_rng(start)
+    images = rng.integers(0, 256, (size, *of.image_size, of.channels), dtype=np.uint8)
+    return {"image": images, **of.prepare()(np.arange(start, start + size))}
+
+
+def optimizer(**changes) -> Optimizer:
+    """AdamW with schedules over a hundred steps."""
+    settings = dict(
+        total_steps=100, warmup_steps=10, start_lr=1e-4, peak_lr=1e-2, final_lr=1e-5, weight_decay=0.04,
+        final_weight_decay=0.4, momentum=0.9, final_momentum=1.0,
+    )  # fmt: skip
+    return make_optimizer(**{**settings, **changes})
+
+
+def config(**changes) -> ml_collections.ConfigDict:
+    """The settings of configs/tiny.py, made smaller still; `changes` are dotted keys with __ for the dot."""
+    settings = tiny.get_config()
+    settings.data.size, settings.data.test_size = 64, 32
+    settings.optim.steps, settings.optim.warmup = 12, 2.0
+    settings.checkpoint.every, settings.probe.every = 4, 0
+    settings.probe.train_images = settings.probe.test_images = 32
+    settings.probe.during_train_images = settings.probe.during_test_images = 32
+    settings.probe.batch_size = 32
+    with settings.unlocked():
+        settings.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return settings

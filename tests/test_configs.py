@@ -1,0 +1,83 @@
+"""Every configuration: full size by shapes alone, shrunk by one real step, documented."""
+
+import importlib
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+from ijepa_jax import build, config as settings
+from ijepa_jax.step import init, train_step
+from ijepa_jax.vit import parameter_count
+from tests import small
+
+NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
+# METHOD section 3: encoder parameters, batch, epochs, warm-up epochs, start of the learning rate
+PUBLISHED = {
+    "in1k_vitb16": (85_646_592, 600, 15, 1e-4), "in1k_vitl16": (303_098_880, 600, 15, 1e-4),
+    "in1k_vith14": (630_434_560, 300, 40, 2e-4), "in1k_vith16_448": (None, 300, 40, 2e-4),
+    "in22k_vith14": (630_434_560, 66, 3, 2e-4), "in22k_vitg16": (1_011_092_608, 44, 3, 2e-4),
+}  # fmt: skip
+IMAGENET = 1_281_167
+
+
+def load(name: str):
+    module = importlib.import_module(f"configs.{name}")
+    return module, module.get_config()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documented_and_consistent(name):
+    module, config = load(name)
+    assert f"configs/{name}.py" in module.__doc__ or name == "quickstart"
+    for word in ("launch.py", "Hardware"):
+        assert word in module.__doc__
+    settings.check(config)
+    build.method(config)
+    assert settings.differences(settings.to_plain(config), settings.to_plain(settings.from_plain(settings.to_plain(config)))) == {}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs_at_full_size(name):
+    count, epochs, warmup, start_lr = PUBLISHED[name]
+    _, config = load(name)
+    method, optimizer = build.method(config), build.optimizer(config, IMAGENET)
+    state = jax.eval_shape(partial(init, method, optimizer, 0))
+    if count:
+        assert parameter_count(state.params["encoder"]) == count
+    assert state.params["predictor"]["mask_token"].shape == (384,)
+    optim = config.optim
+    assert (optim.batch_size, optim.epochs, optim.warmup, optim.start_lr) == (2048, epochs, warmup, start_lr)
+    assert (optim.peak_lr, optim.final_lr, optim.weight_decay, optim.final_weight_decay) == (1e-3, 1e-6, 0.04, 0.4)
+    assert (optim.momentum, optim.final_momentum, optim.schedule_scale) == (0.996, 1.0, 1.25)
+    assert build.total_steps(config, IMAGENET) == epochs * 625
+    masks = method.prepare()(jax.numpy.arange(4).__array__())
+    batch = {"image": jax.ShapeDtypeStruct((4, *method.image_size, 3), "uint8"), **masks}
+    after, metrics = jax.eval_shape(partial(train_step, method=method, optimizer=optimizer, seed=0), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs_shrunk_train_a_step(name):
+    _, config = load(name)
+    config.model.width, config.model.depth, config.model.heads = 32, 2, 2
+    config.predictor.width, config.predictor.depth = 16, 1
+    method, optimizer = build.method(config), build.optimizer(config, IMAGENET)
+    state = jax.jit(partial(init, method, optimizer, 0))()
+    _, metrics = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0))(state, small.batch(method, size=2))
+    assert 0 < float(metrics["loss"]) < 2
+
+
+def test_unknown_names_are_named():
+    for change, message in (
+        ({"model__size": "vit_medium"}, "model.size 'vit_medium' is not known: it must be one of vit_pico"),
+        ({"method": "mae"}, "method 'mae' is not known"),
+        ({"model__dtype": "float16"}, "model.dtype 'float16' must be"),
+        ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
+        ({"masks__context_patches": 60}, "context_patches"),
+        ({"data__image_size": (30, 32)}, "image of 30x32 pixels does not divide into patches of 4x4"),
+        ({"data__image_size": (8, 8)}, "grid"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build.method(small.config(**change))

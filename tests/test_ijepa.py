@@ -1,0 +1,135 @@
+"""The objective: what it sees, what it ignores, where gradients go."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ijepa_jax.vit import normalise
+from tests import small
+
+
+def setup(**changes):
+    method = small.method(**changes)
+    return method, jax.jit(method.init)(jax.random.key(0)), jax.tree.map(jnp.asarray, small.batch(method))
+
+
+def loss(method, params, batch, target=None):
+    run = jax.jit(method.loss)
+    return run(params, method.target(params) if target is None else target, batch, jax.random.key(1))
+
+
+def test_loss_is_the_mean_over_all_valid_tokens_and_features():
+    method, params, batch = setup(masks={"num_targets": 3, "num_context_blocks": 2})
+
+    @jax.jit
+    def outputs(params, batch):
+        images = normalise(batch["image"], method.mean, method.std)
+        context = method.encode_context(params["encoder"], images, batch, jax.random.key(1))
+        return method.encode_target(params["encoder"], images), method.predict(params["predictor"], context, batch)
+
+    encoded, prediction = jax.device_get(outputs(params, batch))
+    np.testing.assert_allclose(encoded.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(encoded.var(-1), 1, atol=1e-2)
+    total, count = 0.0, 0
+    for b in range(4):
+        for m in range(3):
+            for t in range(int(batch["target_length"][b, m])):
+                for c in range(2):
+                    error = np.abs(prediction[b, m, c, t] - encoded[b, batch["target"][b, m, t]])
+                    total += np.where(error < 1, 0.5 * error**2, error - 0.5).sum()
+                    count += error.size
+    np.testing.assert_allclose(loss(method, params, batch)[0], total / count, rtol=1e-5)
+    assert count == int(method.weight(batch)) * 16 * 2
+
+
+def test_the_target_gets_no_gradient():
+    method, params, batch = setup()
+    gradient = jax.grad(lambda target: loss(method, params, batch, target)[0])(params["encoder"])
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_context_encoder_sees_the_context_only():
+    method, params, batch = setup()
+    images = normalise(batch["image"], method.mean, method.std)
+
+    def predicted(images):
+        context = method.encode_context(params["encoder"], images, batch, jax.random.key(0))
+        return jnp.square(method.predict(params["predictor"], context, batch)).sum()
+
+    gradient = np.abs(jax.grad(predicted)(images)).reshape(4, 6, 4, 6, 4, 3).sum((2, 4, 5)).reshape(4, 36)
+    seen = np.zeros((4, 36), bool)
+    np.put_along_axis(seen, np.asarray(batch["context"])[:, 0], True, 1)
+    assert (gradient[~seen] == 0).all() and (gradient[seen] > 0).all()
+
+
+def test_the_target_encoder_sees_everything():
+    method, params, batch = setup()
+    images = normalise(batch["image"], method.mean, method.std)
+    of_one_token = lambda images: method.encode_target(params["encoder"], images)[:, 0, 0].sum()  # noqa: E731
+    encoded = np.asarray(method.encode_target(params["encoder"], images))
+    changed = np.asarray(method.encode_target(params["encoder"], images.at[:, -4:, -4:].add(1.0)))
+    assert np.abs(changed[:, 0] - encoded[:, 0]).max() > 0  # far from the pixels that changed
+    assert float(of_one_token(images)) == pytest.approx(encoded[:, 0, 0].sum(), abs=1e-4)
+
+
+def test_padded_targets_do_not_count():
+    method, params, batch = setup()
+    longest = batch["target"].shape[-1]
+    padding = jnp.arange(longest) >= batch["target_length"][..., None]
+    assert padding.any()
+    other = {**batch, "target": jnp.where(padding, 0, batch["target"])}
+    np.testing.assert_allclose(loss(method, params, other)[0], loss(method, params, batch)[0], rtol=1e-6)
+
+
+def test_pad_mode_equals_a_full_context_of_the_same_patches():
+    method, params, batch = setup(masks={"mode": "pad"})
+    assert batch["context_length"].shape == (4, 1)
+    batch = {name: x[:2] for name, x in batch.items()}
+    gradient_of = jax.jit(jax.value_and_grad(lambda p, batch: loss(method, p, batch)[0]))
+    value, gradient = gradient_of(params, batch)
+    parts, weights = [], []
+    for b in range(2):
+        one = {name: x[b : b + 1] for name, x in batch.items()}
+        one["context"] = one["context"][:, :, : int(one.pop("context_length")[0, 0])]
+        parts.append(gradient_of(params, one))
+        weights.append(float(method.weight(one) / method.weight(batch)))
+    np.testing.assert_allclose(value, sum(w * v for w, (v, _) in zip(weights, parts, strict=True)), rtol=1e-5)
+    expected = jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *(g for _, g in parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected)
+
+
+def test_metrics_tell_collapse():
+    method, params, batch = setup()
+    _, healthy = loss(method, params, batch)
+    flat = jax.tree.map(jnp.zeros_like, params["encoder"])
+    _, collapsed = loss(method, params, batch, flat)
+    assert collapsed["target_std"] < 1e-3 < 0.1 < healthy["target_std"]
+    assert collapsed["target_image_std"] < 1e-3 < healthy["target_image_std"]
+
+
+@pytest.mark.parametrize("channels, image", [(1, (24, 24)), (5, (16, 32))])
+def test_channels_and_sizes_are_settings(channels, image):
+    method, params, batch = setup(channels=channels, image=image, masks={"context_patches": 6})
+    assert params["encoder"]["patch_embed"]["kernel"].shape == (16 * channels, 16)
+    assert np.isfinite(loss(method, params, batch)[0])
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match="one value for each of 1 channels"):
+        dataclasses.replace(small.method(), channels=1)
+    with pytest.raises(ValueError, match="init_scheme 'xavier'"):
+        dataclasses.replace(small.method(), init_scheme="xavier")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_depth_scaled_initialisation(scan):
+    method = small.method(depth=3, scan=scan)
+    plain = method.init(jax.random.key(0))["encoder"]["blocks"]
+    scaled = dataclasses.replace(method, init_scheme="depth_scaled").init(jax.random.key(0))["encoder"]["blocks"]
+    for layer in range(3):
+        pick = (lambda tree, i=layer: tree["scanned"]["fc2"]["kernel"][i]) if scan else (lambda tree, i=layer: tree[str(i)]["fc2"]["kernel"])
+        np.testing.assert_allclose(pick(scaled), pick(plain) / np.sqrt(2 * (layer + 1)), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, *((tree["scanned"] if scan else tree["0"])["fc1"] for tree in (plain, scaled)))

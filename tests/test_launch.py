@@ -1,0 +1,163 @@
+"""The launcher as its user meets it: commands, exit codes, one clear line for each mistake, resuming after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa_jax import metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--config", str(ROOT / "configs" / "tiny.py"), "--config.probe.every=0", "--config.data.size=64", "--config.data.test_size=32",
+    "--config.probe.train_images=32", "--config.probe.test_images=32", "--config.probe.batch_size=32",
+]  # fmt: skip
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options)
+
+
+def launch(*arguments, **options) -> tuple[int, str, str]:
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def digest(workdir: Path) -> str:
+    return json.loads((workdir / "report" / "report.json").read_text())["params_digest"]
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--config.optim.peek_lr=1"], "error: unknown setting --config.optim.peek_lr: did you mean --config.optim.peak_lr?"),
+        (["--config.zzz=1"], "error: unknown setting --config.zzz: ijepa_jax/config.py lists all there are"),
+        (["--config.optim.peak_lr=high"], "error: flag --config.optim.peak_lr=high: could not convert string to float: 'high"),
+        (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
+        (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
+        (["pretian"], "error: unknown command 'pretian': there is pretrain."),
+        (["pretrain", "extra"], "error: unexpected argument 'extra'."),
+    ],
+    ids=str,
+)
+def test_a_misspelt_command_line_gets_one_clear_line(arguments, line):
+    code, out, err = launch(*arguments)
+    assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith(line)
+
+
+def jpegs(folder: Path, count: int, size: int = 40) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class{i % 2}" / f"{i:04}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (size + i % 7, size + i % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        (["--config.data.name=folder:missing"], "missing"),
+        (["--config.data.name=folder:empty"], "empty"),
+        (["--config.data.name=photos"], "no data named 'photos'"),
+        (["--config.data.name=idx:empty"], "empty"),
+        (["--config.data.name=arrays:missing.npz"], "missing.npz"),
+        (["--config.data.name=tfds:not_prepared"], "not_prepared"),
+        (["--config.data.image_size=(2,2)"], "image of 2x2 pixels does not divide into patches of 4x4"),
+        (["--config.data.image_size=(8,8)"], "grid"),
+        (["--config.masks.context_patches=64"], "context_patches"),
+        (["--workdir=/proc/run"], "/proc/run"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_gets_one_clear_line(tmp_path, changes, line):
+    (tmp_path / "empty").mkdir()
+    changes = [change.replace("folder:empty", f"folder:{tmp_path}/empty").replace("idx:empty", f"idx:{tmp_path}/empty") for change in changes]
+    code, out, err = launch(*SMALL, f"--workdir={tmp_path}/run", *changes)
+    assert code == 1 and err.count("\n") == 1 and err.startswith("error: ") and line in err, err
+    assert "Traceback" not in out
+
+
+def test_a_folder_of_mixed_jpegs_one_of_them_truncated(tmp_path):
+    jpegs(tmp_path / "photos", 300)
+    victim = sorted((tmp_path / "photos").rglob("*.jpg"))[10]
+    victim.write_bytes(victim.read_bytes()[:200])
+    code, out, err = launch(*SMALL, f"--workdir={tmp_path}/run", f"--config.data.name=folder:{tmp_path}/photos", "--config.optim.epochs=2.",
+                            "--config.optim.steps=None", "--config.optim.warmup=1")  # fmt: skip
+    assert code == 0, err
+    assert f"skipped unreadable image {victim}" in out
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert report["bad_images"] == 1 and report["probes"].keys() == {"linear", "knn"}
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path):
+    jpegs(tmp_path / "photos", 60)
+    for victim in sorted((tmp_path / "photos").rglob("*.jpg"))[:20]:
+        victim.write_bytes(victim.read_bytes()[:200])
+    code, _, err = launch(*SMALL, f"--workdir={tmp_path}/run", f"--config.data.name=folder:{tmp_path}/photos")
+    assert code == 1 and err.count("\n") == 1 and "more than data.max_bad_fraction 0.01" in err
+
+
+def test_a_full_disk_stops_with_one_line(tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    code, out, err = launch(*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=12", "--config.checkpoint.every=4",
+                            preexec_fn=limit, env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # fmt: skip
+    assert code == 1 and "Traceback" not in out + err, err
+    assert err.strip().splitlines()[-1].startswith("error: "), err
+
+
+def test_sigterm_exits_cleanly_and_the_same_command_continues(tmp_path):
+    arguments = [*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=2000", "--config.checkpoint.every=5000"]
+    process = start(*arguments)
+    wait_for_step(tmp_path / "run", 20, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "stopped by SIGTERM at step" in out, err
+    process = start(*arguments)
+    begun = wait_for_step(tmp_path / "run", 40, process)
+    process.kill()
+    out, _ = process.communicate(timeout=120)
+    assert "continuing from checkpoint" in out and begun >= 40
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> int:
+    """Waits until a run has logged a step, or has ended; returns the last step logged."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        steps = [line["step"] for line in metrics.read(workdir) if "loss" in line]
+        if process.poll() is not None or steps and steps[-1] >= step:
+            return steps[-1] if steps else 0
+        time.sleep(0.02)
+    raise TimeoutError(f"no step {step} in {workdir}")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    arguments = [*SMALL, "--config.optim.steps=400", "--config.checkpoint.every=10"]
+    assert launch(*arguments, f"--workdir={tmp_path}/whole")[0] == 0
+    rng, kills = random.Random(0), 0
+    while not (tmp_path / "killed" / "report" / "report.json").exists() and kills < 12:
+        process = start(*arguments, f"--workdir={tmp_path}/killed")
+        wait_for_step(tmp_path / "killed", 35 * (kills + 1), process)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.communicate(timeout=120)
+        kills += 1
+    assert kills >= 5
+    code, out, err = launch(*arguments, f"--workdir={tmp_path}/killed")
+    assert code == 0, err
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")

@@ -1,0 +1,80 @@
+"""The probe harness: features counted once, comparisons, baselines; the encoder's features on any batch size."""
+
+import jax
+import numpy as np
+import pytest
+
+from ijepa_jax import build, sharding
+from ijepa_jax.data.sources import DataError
+from ijepa_jax.evaluate import features, probe
+from tests import small
+
+
+class Labelled:
+    """Images whose brightness is their class."""
+
+    def __init__(self, labels):
+        self.labels = {"label": np.asarray(labels)}
+
+    def __len__(self):
+        return len(self.labels["label"])
+
+    def __getitem__(self, index):
+        noise = np.random.default_rng(index).integers(0, 20, (24, 24, 3), dtype=np.uint8)
+        return noise + np.uint8(60 * self.labels["label"][index])
+
+    def name(self, index):
+        return str(index)
+
+
+def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
+    config = small.config(data__image_size=(24, 24), probe__batch_size=32)
+    sources = [Labelled(np.asarray(split) % classes) for split in (train, test)]
+    return probe.ProbeData(*sources, lambda s, rows: build.eval_batches(config, s, rows), 1000, 1000, 20, 0.07)
+
+
+def test_probes_measure_what_features_hold():
+    brightness = lambda images: images.reshape(len(images), -1)[:, ::100].astype(np.float32)  # noqa: E731
+    results = data().measure(brightness)
+    assert results["linear/label"] == 100 and results["rankme"] > 1
+    nothing = data().measure(lambda images: np.zeros((len(images), 4), np.float32))
+    assert nothing["linear/label"] == pytest.approx(100 / 3, abs=1) and np.isfinite(list(nothing.values())).all()
+
+
+def test_every_image_is_counted_once():
+    config = small.config(probe__batch_size=32)
+    source = Labelled(np.arange(70))
+    found, rows = features.collect(build.eval_batches(config, source, np.arange(70)), lambda images: images[:, 0, 0])
+    assert len(found) == 70 and rows.tolist() == list(range(70))
+
+
+def test_classes_only_in_the_test_split_are_refused():
+    with pytest.raises(DataError, match="task 'label' has 1 more classes in the test split"):
+        probe.ProbeData(Labelled([0, 1]), Labelled([0, 1, 2]), None, 1, 1, 20, 0.07).tasks()
+
+
+def test_pooled_features_are_the_mean_patch_of_any_batch():
+    method = small.method()
+    params = method.init(jax.random.key(0))["encoder"]
+    pooled = features.pooled_extractor(method, sharding.make_mesh())
+    images = small.batch(method, size=7)["image"]
+    whole = pooled(params, images)
+    encoded = method.encoder.apply({"params": params}, (images.astype(np.float32) / 255 - 0.5) / 0.25)
+    np.testing.assert_allclose(whole, encoded.mean(1), atol=1e-5)
+    np.testing.assert_allclose(pooled(params, images[:3]), whole[:3], atol=1e-6)
+
+
+def test_pixels_are_small_and_scaled():
+    images = np.full((2, 64, 48, 3), 255, np.uint8)
+    found = features.pixels(images)
+    assert found.shape == (2, 32 * 32 * 3) and (found == 1).all()
+
+
+def test_comparison_names_protocols_or_tasks():
+    one = {"linear/label": 70.0, "knn/label": 60.0, "rankme": 9.0, "feature_std": 0.1}
+    table = probe.compare(one, one, one)
+    assert table["probes"]["knn"] == {"ijepa": 60.0, "random_init": 60.0, "pixels": 60.0} and "pixels" not in table["rankme"]
+    two = {"linear/count": 30.0, "knn/count": 20.0, "linear/shape": 40.0, "knn/shape": 10.0, "rankme": 3.0, "feature_std": 0.1}
+    table = probe.compare(two, two, two)
+    assert table["probes"].keys() == table["knn"].keys() == {"count", "shape"}
+    assert probe.score(two) == 35.0 and probe.score({"rankme": 3.0}) == 3.0

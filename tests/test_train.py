@@ -1,0 +1,220 @@
+"""Runs: what a workdir holds, resuming to the same bits, stopping, refusing, faults."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ijepa_jax import build, checkpoint, metrics, train
+from ijepa_jax.data.sources import DataError
+from tests import small
+
+TABLE_COLUMNS = {"ijepa", "random_init", "pixels"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped: (workdir, report)."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train.pretrain(small.config(probe__every=4), workdir)
+
+
+def test_workdir_holds_what_it_should(whole):
+    workdir, report = whole
+    lines = metrics.read(workdir)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert all(np.isfinite(line[key]) for line in steps for key in ("loss", "target_std", "prediction_std", "gradient_norm"))
+    assert steps[3]["learning_rate"] == pytest.approx(float(build.optimizer(small.config(), 64).learning_rate(3)))
+    assert {line["step"] for line in lines if "probe/linear/count" in line} == {0, 4, 8, 12}
+    assert {"baseline/random_init/knn/shape", "baseline/pixels/linear/colour"} <= lines[0].keys()
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert json.loads((workdir / "config.json").read_text())["optim"]["steps"] == 12
+    saved = json.loads((workdir / "report" / "report.json").read_text())
+    assert saved["params_digest"] == report["params_digest"] and saved["steps"] == 12 and saved["compilations"] == 1
+    assert saved["probes"].keys() == {"count", "distance", "shape", "colour"}
+    assert all(result.keys() == TABLE_COLUMNS for result in saved["probes"].values())
+    assert {"report.md", *saved["pictures"]} <= {path.name for path in (workdir / "report").iterdir()}
+    assert saved["seconds"] > 0 and saved["images_per_s"] > 0
+
+
+def test_a_finished_run_is_left_alone(whole, capsys):
+    workdir, report = whole
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = train.pretrain(small.config(probe__every=4), workdir)
+    assert again["params_digest"] == report["params_digest"] and (workdir / "metrics.jsonl").read_bytes() == before
+    assert "finished" in capsys.readouterr().out
+
+
+def test_probes_never_disturb_training(whole, tmp_path):
+    report = train.pretrain(small.config(probe__every=0), tmp_path)
+    assert report["params_digest"] == whole[1]["params_digest"]
+
+
+def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal while the step is at work."""
+    plain = train._record
+
+    def record(run, at, *arguments):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return plain(run, at, *arguments)
+
+    monkeypatch.setattr(train, "_record", record)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_ends_with_the_same_bits(whole, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6, number)
+        with pytest.raises(train.Stopped, match=rf"stopped by {number.name} at step [67], saved"):
+            train.pretrain(small.config(), tmp_path)
+    report = train.pretrain(small.config(), tmp_path)
+    assert report["resumed_from"] in (6, 7) and report["params_digest"] == whole[1]["params_digest"]
+    assert [line["step"] for line in metrics.read(tmp_path) if "loss" in line] == list(range(1, 13))
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    plain = train._record
+
+    def record(run, at, *arguments):
+        if at == step:
+            run.checkpoints.wait()
+            raise Killed
+        return plain(run, at, *arguments)
+
+    monkeypatch.setattr(train, "_record", record)
+
+
+def stopped_run(tmp_path, monkeypatch, step: int = 11, **changes) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            train.pretrain(small.config(**changes), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "notes"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(whole, tmp_path, monkeypatch, capsys, damage):
+    stopped_run(tmp_path, monkeypatch)
+    newest = tmp_path / "checkpoints" / "8"
+    files = sorted((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    biggest = files[-1].read_bytes()
+    if damage == "truncate":
+        files[-1].write_bytes(biggest[: len(biggest) // 2])
+    elif damage == "flip":
+        files[-1].write_bytes(biggest[:5000] + bytes([biggest[5000] ^ 1]) + biggest[5001:])
+    else:
+        for path in files:
+            if damage == "empty" or "notes" in str(path):
+                path.write_text("")
+    report = train.pretrain(small.config(), tmp_path)
+    out = capsys.readouterr().out
+    assert "checkpoint 8" in out and "is damaged" in out and "continuing from checkpoint 4" in out
+    assert report["resumed_from"] == 4 and report["params_digest"] == whole[1]["params_digest"]
+    assert (tmp_path / "checkpoints" / "damaged-8").exists()
+
+
+def test_an_unfinished_checkpoint_is_reported(tmp_path, monkeypatch, capsys):
+    stopped_run(tmp_path, monkeypatch, step=6)
+    (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
+    train.pretrain(small.config(), tmp_path)
+    out = capsys.readouterr().out
+    assert "8.orbax-checkpoint-tmp was never finished: ignored" in out and "continuing from checkpoint 4" in out
+
+
+def test_never_from_zero_over_damaged_checkpoints(tmp_path, monkeypatch):
+    stopped_run(tmp_path, monkeypatch, step=6)
+    for path in (tmp_path / "checkpoints" / "4").rglob("*"):
+        if path.is_file():
+            path.write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match="no readable checkpoint: checkpoint 4 in .* is damaged"):
+        train.pretrain(small.config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model__depth": 1}, "model.depth was 2, now 1"),
+        ({"masks__context_patches": 12}, "masks.context_patches was 16, now 12"),
+        ({"seed": 1, "data__size": 65}, "data.size was 64, now 65; seed was 0, now 1"),
+    ],
+    ids=str,
+)
+def test_other_settings_than_the_checkpoints_are_refused(whole, change, message):
+    with pytest.raises(ValueError, match=f"holds checkpoints of other settings: {message}"):
+        train.pretrain(small.config(probe__every=4, **change), whole[0])
+
+
+def test_other_schedules_are_allowed_and_named(tmp_path, monkeypatch, capsys):
+    stopped_run(tmp_path, monkeypatch)
+    train.pretrain(small.config(optim__peak_lr=5e-4), tmp_path)
+    assert "continuing with changed settings: optim.peak_lr was 0.002, now 0.0005" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    plain = build.train_batches
+
+    def poisoned(*arguments):
+        for step, batch in enumerate(plain(*arguments), arguments[3] + 1):
+            image = batch["image"].astype(np.float32) / 128 - 1
+            yield {**batch, "image": np.where(step == 6, np.nan, image).astype(np.float32)}
+
+    monkeypatch.setattr(build, "train_batches", poisoned)
+    with pytest.raises(train.Diverged, match=r"loss.* not finite at step 6"):
+        train.pretrain(small.config(), tmp_path)
+    assert checkpoint.Checkpoints(tmp_path, read_only=True).steps() == [4]
+
+
+def test_best_and_newest_checkpoints_are_kept(tmp_path, monkeypatch):
+    scores = iter([50.0, 40.0, 30.0, 20.0, 10.0])
+    monkeypatch.setattr(train.probe, "score", lambda results: next(scores))
+    changes = dict(checkpoint__keep=1, checkpoint__keep_every=6, probe__every=2, checkpoint__every=2)
+    stopped_run(tmp_path, monkeypatch, step=11, **changes)
+    checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.steps() == [2, 6, 10] and checkpoints.best_step() == 2
+
+
+def test_warm_start_takes_the_weights_and_a_fresh_optimiser(whole, tmp_path):
+    config = small.config(warm_start=str(whole[0]), optim__steps=1, optim__warmup=0.0, optim__start_lr=0.0,
+                          optim__peak_lr=0.0, optim__final_lr=0.0)  # fmt: skip
+    train.pretrain(config, tmp_path)
+    given, _, _ = checkpoint.restore_encoder(whole[0])
+    warm, _, _ = checkpoint.restore_encoder(tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), warm, given)
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(whole, tmp_path):
+    with pytest.raises(ValueError, match=r"does not fit the model in \d+ tensors: blocks/0/fc1/bias: wanted \(192,\), given \(128,\)"):
+        train.pretrain(small.config(warm_start=str(whole[0]), model__width=48), tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="is not a workdir"):
+        train.pretrain(small.config(warm_start=str(tmp_path / "nowhere")), tmp_path / "new")
+
+
+def test_profile_of_chosen_steps(tmp_path):
+    train.pretrain(small.config(profile__start=3, profile__steps=2, optim__steps=6), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_devices_share_a_batch_evenly(tmp_path):
+    with pytest.raises(ValueError, match=r"optim.batch_size 16 does not divide into optim.accumulation 3"):
+        train.pretrain(small.config(optim__accumulation=3), tmp_path)
+    with pytest.raises(ValueError, match="mesh data=7, fsdp=3 does not make up the"):
+        train.pretrain(small.config(mesh__data=7, mesh__fsdp=3), tmp_path)
+    with pytest.raises(DataError, match="scenes has 8 training images, fewer than optim.batch_size 16"):
+        train.pretrain(small.config(data__size=8), tmp_path)
+
+
+def test_accumulation_in_a_run(tmp_path):
+    one = train.pretrain(small.config(optim__steps=3), tmp_path / "one")
+    two = train.pretrain(small.config(optim__steps=3, optim__accumulation=2), tmp_path / "two")
+    losses = [[line["loss"] for line in metrics.read(tmp_path / name) if "loss" in line] for name in ("one", "two")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert one["steps"] == two["steps"] == 3

@@ -1,0 +1,208 @@
+"""The encoder: sizes, positions, selection of patches, layers, scan, remat, dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ijepa_jax import layers
+from ijepa_jax.attention import attend
+from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid, position_table
+
+# METHOD: published parameter counts of the encoders, positions not counted
+COUNTS = {
+    ("vit_tiny", 16): 5_486_400, ("vit_small", 16): 21_589_632, ("vit_base", 16): 85_646_592,
+    ("vit_large", 16): 303_098_880, ("vit_huge", 14): 630_434_560, ("vit_giant", 16): 1_011_092_608,
+}  # fmt: skip
+
+
+def small(**changes) -> ViT:
+    return ViT(**{"patch": 4, "width": 16, "depth": 3, "heads": 2, **changes})
+
+
+def images(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), shape)
+
+
+def apply(vit: ViT, x: jax.Array, *arguments, seed: int = 0, **keywords):
+    params = vit.init(jax.random.key(seed), x)["params"]
+    return vit.apply({"params": params}, x, *arguments, **keywords)
+
+
+@pytest.mark.parametrize("name, patch", COUNTS)
+@pytest.mark.parametrize("scan", [False, True])
+def test_every_published_size_has_its_parameter_count(name, patch, scan):
+    size = SIZES[name]
+    vit = ViT(patch, size.width, size.depth, size.heads, size.mlp_ratio, scan=scan)
+    shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert parameter_count(shapes["params"]) == COUNTS[name, patch]
+
+
+def test_positions_encode_the_column_first_then_the_row():
+    table = position_table(16, (3, 5)).reshape(3, 5, 16)
+    omega = 10000.0 ** (-np.arange(4) / 4)
+    for row in range(3):
+        for column in range(5):
+            halves = [np.concatenate([np.sin(at * omega), np.cos(at * omega)]) for at in (column, row)]
+            np.testing.assert_allclose(table[row, column], np.concatenate(halves), atol=1e-7)
+
+
+def test_positions_of_a_trained_grid_are_resized_on_request():
+    assert position_table(16, (6, 6), trained_grid=(6, 6)).tolist() == position_table(16, (6, 6)).tolist()
+    resized = position_table(16, (6, 4), trained_grid=(3, 4)).reshape(6, 4, 16)
+    assert resized.shape == (6, 4, 16) and np.isfinite(resized).all()
+    # the column code does not depend on the row, and interpolation along rows must keep that
+    np.testing.assert_allclose(resized[1:, :, :8], np.broadcast_to(resized[:1, :, :8], (5, 4, 8)), atol=1e-5)
+    assert np.abs(resized - position_table(16, (6, 4)).reshape(6, 4, 16)).max() > 0.1
+
+
+@pytest.mark.parametrize("height, width", [(16, 16), (8, 24), (20, 12)])
+def test_any_size_that_divides_works(height, width):
+    vit = small()
+    params = vit.init(jax.random.key(0), images(1, 16, 16, 3))["params"]
+    assert vit.apply({"params": params}, images(2, height, width, 3)).shape == (2, height * width // 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(30, 32), (32, 3), (2, 2)])
+def test_sizes_that_do_not_divide_are_named(shape):
+    with pytest.raises(ValueError, match=f"image of {shape[0]}x{shape[1]} pixels does not divide into patches of 4x4"):
+        patch_grid(shape, 4)
+
+
+def test_wrong_widths_are_named():
+    with pytest.raises(ValueError, match="width 18 must be a multiple of 4"):
+        apply(small(width=18), images(1, 8, 8, 3))
+    with pytest.raises(ValueError, match="width 16 does not divide into 3 heads"):
+        apply(small(heads=3), images(1, 8, 8, 3))
+
+
+def test_selected_patches_see_only_each_other():
+    vit, x = small(), images(2, 16, 16, 3)
+    keep = jnp.array([[0, 3, 10], [2, 5, 15]])
+    chosen = apply(vit, x, keep)
+    assert chosen.shape == (2, 3, 16)
+    outside = np.ones((2, 16), bool)
+    np.put_along_axis(outside, np.asarray(keep), False, 1)
+    pixels = np.repeat(np.repeat(outside.reshape(2, 4, 4), 4, 1), 4, 2)[..., None]
+    np.testing.assert_array_equal(apply(vit, jnp.where(pixels, 7.0, x), keep), chosen)
+
+
+def test_keeping_all_patches_changes_nothing():
+    vit, x = small(), images(2, 16, 16, 3)
+    every = jnp.broadcast_to(jnp.arange(16), (2, 16))
+    np.testing.assert_allclose(apply(vit, x, every), apply(vit, x), atol=1e-6)
+
+
+def test_padding_changes_nothing():
+    vit, x = small(), images(2, 16, 16, 3)
+    keep = jnp.array([[0, 3, 10, 12, 12], [2, 5, 15, 15, 15]])
+    padded = apply(vit, x, keep, jnp.array([4, 3]))
+    np.testing.assert_allclose(padded[0, :4], apply(vit, x, keep[:, :4])[0], atol=2e-6)
+    np.testing.assert_allclose(padded[1, :3], apply(vit, x, keep[:, :3])[1], atol=2e-6)
+
+
+def test_layers_are_every_blocks_output_then_the_normed_one():
+    vit, x = small(), images(2, 16, 16, 3)
+    outputs = apply(vit, x, layers=True)
+    assert len(outputs) == 4
+    np.testing.assert_array_equal(outputs[-1], apply(vit, x))
+    scale = jax.nn.standardize(outputs[2], epsilon=1e-6, algorithm="stable")
+    np.testing.assert_allclose(outputs[3], scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str)
+def test_scan_and_remat_change_no_number(changes):
+    plain, other, x = small(), small(**changes), images(2, 16, 16, 3)
+    params = plain.init(jax.random.key(0), x)["params"]
+    if other.scan:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params["blocks"][str(i)] for i in range(3)))
+        assert jax.tree.structure(stacked) == jax.tree.structure(other.init(jax.random.key(0), x)["params"]["blocks"]["scanned"])
+        converted = {**params, "blocks": {"scanned": stacked}}
+    else:
+        converted = params
+
+    def loss(vit, params):
+        return jnp.square(vit.apply({"params": params}, x) - 1).mean()
+
+    expected, gradient = jax.value_and_grad(lambda p: loss(plain, p))(params)
+    value, other_gradient = jax.value_and_grad(lambda p: loss(other, p))(converted)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(other_gradient["patch_embed"]["kernel"], gradient["patch_embed"]["kernel"], atol=1e-6)
+    np.testing.assert_allclose(
+        apply(plain, x, layers=True)[1], plain.apply({"params": params}, x, layers=True)[1], atol=1e-6
+    )
+    for ours, theirs in zip(other.apply({"params": converted}, x, layers=True), plain.apply({"params": params}, x, layers=True), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_bfloat16_computes_with_float32_parameters():
+    vit, x = small(dtype=jnp.bfloat16), images(2, 16, 16, 3)
+    params = vit.init(jax.random.key(0), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = vit.apply({"params": params}, x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype("float32"), small().apply({"params": params}, x), atol=0.1)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    dropped = drop_path(jnp.ones((4000, 2, 3)), jnp.float32(0.25), jax.random.key(0))
+    per_example = np.asarray(dropped).reshape(4000, -1)
+    assert (per_example == per_example[:, :1]).all()
+    np.testing.assert_allclose(np.unique(per_example), [0, 4 / 3], rtol=1e-6)
+    assert abs(per_example.mean() - 1) < 0.04
+    vit, x = small(drop_path=0.9), images(2, 16, 16, 3)
+    train = apply(vit, x, train=True, rngs={"drop_path": jax.random.key(3)})
+    assert np.abs(train - apply(vit, x)).max() > 1e-3
+    np.testing.assert_array_equal(apply(vit, x), apply(small(), x))
+
+
+def test_uint8_is_normalised_and_float_taken_as_it_is():
+    pixels = np.array([[[[0, 128, 255]]]], np.uint8)
+    normed = normalise(pixels, (0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
+    np.testing.assert_allclose(normed, [[[[-1.0, (128 / 255 - 0.5) / 0.25, 1.5]]]], atol=1e-6)
+    np.testing.assert_array_equal(normalise(normed, (9,) * 3, (9,) * 3), normed)
+
+
+def test_initialisation_is_normal_with_deviation_002_uncut():
+    params = ViT(8, 256, 1, 4).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    kernel = np.asarray(params["blocks"]["0"]["fc1"]["kernel"])
+    assert abs(kernel.std() - 0.02) < 2e-4 and np.abs(kernel).max() > 0.07  # a cut at two deviations ends at 0.04
+    assert not np.asarray(params["blocks"]["0"]["fc1"]["bias"]).any()
+    assert (np.asarray(params["norm"]["scale"]) == 1).all()
+
+
+class TestWrittenOutGradients:
+    """Against JAX's own differentiation of the plain formula."""
+
+    def test_gelu(self):
+        x = jnp.linspace(-6, 6, 1001)
+        plain = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+        np.testing.assert_allclose(layers.gelu(x), plain(x), atol=1e-6)  # 1 + erf cancels far on the left, as in the reference
+        np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), jax.vmap(jax.grad(plain))(x), atol=2e-6)
+
+    def test_layer_norm(self):
+        x, scale, bias, weight = (jax.random.normal(key, shape) for key, shape in zip(
+            jax.random.split(jax.random.key(0), 4), [(5, 7, 12), (12,), (12,), (5, 7, 12)], strict=True))
+
+        def plain(x, scale, bias):
+            return jax.nn.standardize(x, epsilon=1e-6, algorithm="stable") * scale + bias
+
+        layer = layers.LayerNorm(1e-6, jnp.float32)
+        ours = lambda x, scale, bias: layer.apply({"params": {"scale": scale, "bias": bias}}, x)  # noqa: E731
+        np.testing.assert_allclose(ours(x, scale, bias), plain(x, scale, bias), atol=2e-6)
+        both = [jax.grad(lambda *a, f=f: (f(*a) * weight).sum(), argnums=(0, 1, 2))(x, scale, bias) for f in (ours, plain)]
+        for mine, expected in zip(*both, strict=True):
+            np.testing.assert_allclose(mine, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("lengths", [None, [9, 4, 1]])
+    def test_attention(self, lengths):
+        qkv, weight = (jax.random.normal(jax.random.key(i), (3, 9, width)) for i, width in ((0, 48), (1, 16)))
+        lengths = None if lengths is None else jnp.array(lengths)
+
+        def plain(qkv):
+            q, k, v = jnp.moveaxis(qkv.reshape(3, 9, 3, 2, 8), 2, 0)
+            return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths).reshape(3, 9, 16)
+
+        np.testing.assert_allclose(attend(qkv, 2, lengths), plain(qkv), atol=2e-6)
+        ours, expected = (jax.grad(lambda x, f=f: (f(x) * weight).sum())(qkv) for f in (lambda x: attend(x, 2, lengths), plain))
+        np.testing.assert_allclose(ours, expected, atol=5e-6)
