@@ -7,9 +7,11 @@
 Nothing in ijepa_jax/ reads flags or the environment; this file does.
 """
 
+import logging
 import os
 import shlex
 import sys
+from pathlib import Path
 
 USAGE = "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--config.KEY=VALUE ...]"
 
@@ -43,6 +45,7 @@ def pretrain(arguments: list[str]) -> int:
     except UsageError as error:
         return fail(str(error))
     set_up_jax()
+    quieten_background()
     from ijepa_jax import train
     from ijepa_jax.checkpoint import CheckpointError
 
@@ -77,7 +80,7 @@ def read_flags(arguments: list[str]):
         raise UsageError(explain(error, arguments)) from error
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {USAGE}")
-    return settings, values.workdir or os.path.join("runs", os.path.splitext(os.path.basename(file))[0])
+    return settings, values.workdir or str(Path("runs", Path(file).stem))
 
 
 def config_file(arguments: list[str]) -> str:
@@ -86,10 +89,10 @@ def config_file(arguments: list[str]) -> str:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
             file = value if equals else next(iter(arguments[i + 1 :]), "")
-            if not os.path.isfile(file):
+            if not Path(file).is_file():
                 raise UsageError(f"no configuration file {file!r}: see configs/")
             return file
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "quickstart.py")
+    return str(Path(__file__).resolve().parent / "configs" / "quickstart.py")
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -99,7 +102,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
         unknown = text.split("'")[0]
         given = next((argument.split("=")[0] for argument in arguments if unknown in argument), unknown)
         _, _, nearest = text.partition("Did you mean ")
-        hint = f"did you mean {given.replace(unknown, nearest.split()[0])}?" if nearest else "ijepa_jax/config.py lists all there are"
+        hint = (
+            f"did you mean {given.replace(unknown, nearest.split()[0])}?"
+            if nearest
+            else "ijepa_jax/config.py lists all there are"
+        )
         return f"unknown setting {given}: {hint}"
     return text
 
@@ -108,8 +115,21 @@ def set_up_jax() -> None:
     """Settings of the runtime that belong to a process and not to a run."""
     import jax
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "ijepa_jax", "jax")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "ijepa_jax" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def quieten_background() -> None:
+    """Keeps background writers from printing tracebacks of failures that the run itself reports, in one line."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    usual = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if "Event loop is closed" not in str(error):
+            usual(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 if __name__ == "__main__":

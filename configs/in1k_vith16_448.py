@@ -2,7 +2,8 @@
 
     python launch.py pretrain --config configs/in1k_vith16_448.py --workdir gs://BUCKET/in1k_vith16_448
 
-Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to 256 TPU v5e chips.
+Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
+256 TPU v5e chips.
 Cost, by arithmetic from model FLOPs and not measured: 570 / 380 H200-hours at 40% / 60% of the bf16 peak; or 11.2 hours
 on a v5e-256 slice at 40%.
 Expected: linear probe on ImageNet-1K 81.1%, with 1% of the labels 77.3% (paper, tables 1 and 2).

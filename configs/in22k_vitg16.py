@@ -2,7 +2,8 @@
 
     python launch.py pretrain --config configs/in22k_vitg16.py --workdir gs://BUCKET/in22k_vitg16
 
-Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to 256 TPU v5e chips.
+Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
+256 TPU v5e chips.
 `folder:imagenet22k` stands for a folder with one sub-folder of JPEGs a class.
 Cost, by arithmetic from model FLOPs and not measured: 342 / 228 H200-hours at 40% / 60% of the bf16 peak; or 6.7 hours
 on a v5e-256 slice at 40%.

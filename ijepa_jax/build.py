@@ -26,10 +26,15 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
         width=config.predictor.width,
         depth=_or(config.predictor.depth, size.predictor_depth),
         heads=_or(config.predictor.heads, encoder.heads),
-        dtype=encoder.dtype, attention=encoder.attention, scan=encoder.scan, remat=encoder.remat,
+        dtype=encoder.dtype,
+        attention=encoder.attention,
+        scan=encoder.scan,
+        remat=encoder.remat,
     )
     masks = MaskSampler(
-        patch_grid(data.image_size, encoder.patch), batch_size=config.optim.batch_size, seed=config.seed,
+        patch_grid(data.image_size, encoder.patch),
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
         **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
     )
     return IJepa(
@@ -45,16 +50,22 @@ def encoder_of(config: ml_collections.ConfigDict) -> ViT:
     size = SIZES[model.size]
     return ViT(
         patch=model.patch,
-        width=_or(model.width, size.width), depth=_or(model.depth, size.depth), heads=_or(model.heads, size.heads),
+        width=_or(model.width, size.width),
+        depth=_or(model.depth, size.depth),
+        heads=_or(model.heads, size.heads),
         mlp_ratio=_or(model.mlp_ratio, size.mlp_ratio),
-        dtype=jnp.dtype(model.dtype), attention=model.attention, scan=model.scan, remat=model.remat, drop_path=model.drop_path,
+        dtype=jnp.dtype(model.dtype),
+        attention=model.attention,
+        scan=model.scan,
+        remat=model.remat,
+        drop_path=model.drop_path,
     )
 
 
 def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
     """Steps of the run on a data set of so many examples; an epoch is as many full batches as these make."""
     optim = config.optim
-    if optim.steps is not None:
+    if optim.steps:
         return optim.steps
     return int(optim.epochs * (examples // optim.batch_size))
 
@@ -62,13 +73,13 @@ def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
 def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
     """The optimiser, its schedules stretched over the run on a data set of so many examples."""
     optim = config.optim
-    unit = 1 if optim.steps is not None else examples // optim.batch_size
+    unit = 1 if optim.steps else examples // optim.batch_size
     names = (
         "start_lr", "peak_lr", "final_lr", "weight_decay", "final_weight_decay", "momentum", "final_momentum", "b1", "b2",
         "eps", "clip", "moment_dtype",
     )  # fmt: skip
     return make_optimizer(
-        total_steps=int(optim.schedule_scale * _or(optim.steps, optim.epochs) * unit),
+        total_steps=int(optim.schedule_scale * (optim.steps or optim.epochs) * unit),
         warmup_steps=int(optim.warmup * unit),
         **{name: optim[name] for name in names},
     )
@@ -78,8 +89,13 @@ def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sour
     """The images of a split ("train" or "test")."""
     data = config.data
     return sources.open_source(
-        data.name, split, size=data.size if split == "train" else data.test_size, seed=0,
-        directory=data.directory or None, image_size=data.image_size[0], progress=progress,
+        data.name,
+        split,
+        size=data.size if split == "train" else data.test_size,
+        seed=0,
+        directory=data.directory or None,
+        image_size=data.image_size[0],
+        progress=progress,
     )
 
 
@@ -89,10 +105,22 @@ def train_batches(
     """This process's stream of training batches from a step on."""
     settings = config.data
     return pipeline.train_batches(
-        data, sampler, seed=config.seed, batch_size=config.optim.batch_size, image_size=tuple(settings.image_size),
-        channels=settings.channels, crop_scale=tuple(settings.crop_scale), crop_aspect=tuple(settings.crop_aspect),
-        flip=settings.flip, color_jitter=settings.color_jitter, start_step=start_step, process_index=process_index,
-        process_count=process_count, workers=settings.workers, threads=settings.threads, buffer=settings.buffer,
+        data,
+        sampler,
+        seed=config.seed,
+        batch_size=config.optim.batch_size,
+        image_size=tuple(settings.image_size),
+        channels=settings.channels,
+        crop_scale=tuple(settings.crop_scale),
+        crop_aspect=tuple(settings.crop_aspect),
+        flip=settings.flip,
+        color_jitter=settings.color_jitter,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+        workers=settings.workers,
+        threads=settings.threads,
+        buffer=settings.buffer,
     )
 
 
@@ -102,8 +130,14 @@ def eval_batches(
     """The images at `indices`, centre-cropped, in order."""
     settings = config.data
     return pipeline.eval_batches(
-        data, indices=indices, batch_size=config.probe.batch_size, image_size=tuple(settings.image_size),
-        channels=settings.channels, crop_fraction=settings.eval_crop, workers=settings.workers, threads=settings.threads,
+        data,
+        indices=indices,
+        batch_size=config.probe.batch_size,
+        image_size=tuple(settings.image_size),
+        channels=settings.channels,
+        crop_fraction=settings.eval_crop,
+        workers=settings.workers,
+        threads=settings.threads,
         buffer=settings.buffer,
     )
 

@@ -3,6 +3,7 @@
 The position in the data needs no file of its own: batch n is a pure function of (settings, n), and n is the state's step.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -43,21 +44,27 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), create=not read_only, read_only=read_only,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=_score,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_names=("state", "notes"),
+            self.folder,
+            options=options,
+            item_names=("state", "notes"),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, state: State, step: int, settings: dict[str, Any], score: float | None = None) -> None:
         """Saves in the background; `score` is the probe by which the best checkpoint is kept."""
         notes = {"settings": settings, "fingerprint": fingerprint(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)),
-            metrics=None if score is None else {"score": score},
-        )
+        with self._failures_named():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)),
+                metrics=None if score is None else {"score": score},
+            )
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
@@ -65,14 +72,17 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint by probe score, None without scores."""
-        return self._manager.best_step()
+        scores = {step: metrics["score"] for step in self.steps() if (metrics := self._manager.metrics(step))}
+        return max(scores, key=lambda step: (scores[step], step)) if scores else None
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk; raises CheckpointError for what went wrong in the background."""
+        with self._failures_named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._failures_named():
+            self._manager.close()
 
     def settings(self, step: int) -> dict[str, Any]:
         """The settings kept with a checkpoint."""
@@ -93,7 +103,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self.restore_step(step, shapes)
-            except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the reader raise
+            except Exception as error:
                 problems.append(f"checkpoint {step} in {self.folder} is damaged ({_first_line(error)})")
                 log(f"{problems[-1]}: trying the one before it")
         if problems:
@@ -113,6 +123,13 @@ class Checkpoints:
         for step in [step for step in self.steps() if step > after]:
             (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
         self._manager.reload()
+
+    @contextlib.contextmanager
+    def _failures_named(self):
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {_first_line(error)}") from error
 
     def _notes(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]

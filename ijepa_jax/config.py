@@ -37,7 +37,11 @@ def default() -> ml_collections.ConfigDict:
                 "remat": False,  # recompute activations in the backward pass: less memory
                 "init": "normal",  # or depth_scaled
             },
-            "predictor": {"width": 384, "depth": config_dict.placeholder(int), "heads": config_dict.placeholder(int)},  # None: the named size's
+            "predictor": {
+                "width": 384,
+                "depth": config_dict.placeholder(int),
+                "heads": config_dict.placeholder(int),
+            },  # None: the named size's
             "masks": {
                 "strategy": "multiblock",  # multiblock, random, block, rasterized
                 "mode": "subset",  # subset, raster, pad, reference
@@ -63,15 +67,17 @@ def default() -> ml_collections.ConfigDict:
                 "color_jitter": 0.0,
                 "eval_crop": 0.875,  # evaluation: centre crop after the short side is resized to image size / this
                 "workers": 0,  # processes that make batches; 0: threads of this one
-                "threads": config_dict.placeholder(int),  # that make batches; None: one for pixels in memory, else one for each core
+                "threads": config_dict.placeholder(
+                    int
+                ),  # that make batches; None: one for pixels in memory, else one for each core
                 "buffer": 4,  # batches made ahead of time, in each process
                 "max_bad_fraction": 0.01,  # more unreadable images than this stop the run
             },
             "optim": {
                 "batch_size": 2048,  # over all devices
                 "accumulation": 1,  # parts that a batch is computed in
-                "epochs": config_dict.placeholder(float),  # give epochs or steps
-                "steps": config_dict.placeholder(int),
+                "epochs": 0.0,  # give epochs or steps, and leave the other 0
+                "steps": 0,
                 "warmup": 15.0,  # in the unit chosen: epochs or steps
                 "schedule_scale": 1.25,  # schedules are stretched by this and cut off at the end of the run
                 "start_lr": 1e-4,
@@ -113,7 +119,7 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     optim, data, model = config.optim, config.data, config.model
-    if (optim.epochs is None) == (optim.steps is None):
+    if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype {model.dtype!r} must be 'float32' or 'bfloat16' (float16 would need loss scaling)")

@@ -21,9 +21,21 @@ class Optimizer:
 
 
 def make_optimizer(
-    *, total_steps: float, warmup_steps: float, start_lr: float, peak_lr: float, final_lr: float,
-    weight_decay: float, final_weight_decay: float, momentum: float, final_momentum: float,
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, clip: float | None = None, moment_dtype: str | None = None,
+    *,
+    total_steps: float,
+    warmup_steps: float,
+    start_lr: float,
+    peak_lr: float,
+    final_lr: float,
+    weight_decay: float,
+    final_weight_decay: float,
+    momentum: float,
+    final_momentum: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip: float | None = None,
+    moment_dtype: str | None = None,
 ) -> Optimizer:
     """AdamW as published. `total_steps` is the schedule's length, `clip` an optional bound on the global gradient norm."""
     if not 0 <= warmup_steps < total_steps:

@@ -23,8 +23,13 @@ class Predictor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, context: jax.Array, context_index: jax.Array, target_index: jax.Array, grid: tuple[int, int],
-        context_length: jax.Array | None = None, target_length: jax.Array | None = None,
+        self,
+        context: jax.Array,
+        context_index: jax.Array,
+        target_index: jax.Array,
+        grid: tuple[int, int],
+        context_length: jax.Array | None = None,
+        target_length: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts every target block from every context block, each pair by itself.
 
@@ -55,7 +60,14 @@ class Predictor(nn.Module):
         order, lengths = _padding_last(pair, k, t, context_length, target_length)
         tokens = tokens if order is None else take_tokens(tokens, order)
         stack = Blocks(
-            self.depth, self.heads, self.mlp_ratio, self.epsilon, self.dtype, self.attention, self.scan, self.remat,
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            self.epsilon,
+            self.dtype,
+            self.attention,
+            self.scan,
+            self.remat,
             name="blocks",
         )
         tokens = stack(tokens, lengths)[-1]
@@ -70,10 +82,9 @@ def _padding_last(pair, k, t, context_length, target_length) -> tuple[jax.Array 
     Context padding lies in the middle of [context, target]; attention knows padding at the tail only. The order is
     None where no context token is padded: target padding is at the tail already.
     """
-    b, m, c = pair
     if target_length is None and context_length is None:
         return None, None
-    target_length = jnp.full((b, m), t) if target_length is None else target_length
+    target_length = jnp.full(pair[:2], t) if target_length is None else target_length
     targets = jnp.broadcast_to(target_length[:, :, None], pair).reshape(-1)
     if context_length is None:
         return None, k + targets

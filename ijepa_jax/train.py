@@ -1,13 +1,12 @@
 """The pretraining run: data in; metrics, probes and checkpoints out. The step itself is pure and lives in step.py."""
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -16,18 +15,17 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
-from ijepa_jax import build, checkpoint, config as config_lib, metrics as metrics_lib, sharding
+from ijepa_jax import build, sharding
+from ijepa_jax import config as config_lib
+from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
-from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.data.sources import DataError
 from ijepa_jax.evaluate import features, probe
-from ijepa_jax.methods import IJepa
-from ijepa_jax.optim import Optimizer
-from ijepa_jax.step import State, init, train_step
+from ijepa_jax.run import Run, open_run, start
+from ijepa_jax.step import State, train_step
 from ijepa_jax.visualize.report import probe_table, read_report
 from ijepa_jax.visualize.run import write_run_report
-from ijepa_jax.vit import parameter_count
 
 
 class Diverged(RuntimeError):
@@ -36,29 +34,6 @@ class Diverged(RuntimeError):
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
-
-
-@dataclasses.dataclass
-class Run:
-    """What stays the same during a run, and its running counts."""
-
-    config: ml_collections.ConfigDict
-    workdir: epath.Path
-    display: Display
-    mesh: Mesh
-    method: IJepa
-    optimizer: Optimizer
-    train: Source
-    test: Source
-    total_steps: int
-    checkpoints: checkpoint.Checkpoints
-    pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
-    writer: metrics_lib.MetricsWriter | None = None
-    bad: set[int] = dataclasses.field(default_factory=set)
-    seconds: float = 0.0  # spent in steps after the first
-    steps_timed: int = 0
-    waited: float = 0.0  # for input, of these
-    compilations: int = 0
 
 
 def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "") -> dict[str, Any]:
@@ -73,9 +48,9 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
     """
     started = time.monotonic()
     display = Display(quiet=jax.process_index() > 0, line_seconds=config.log.line_seconds)
-    run = _prepare(config, epath.Path(workdir), display)
+    run = open_run(config, epath.Path(workdir), display)
     try:
-        state, start_step = _start(run)
+        state, start_step = start(run)
         if start_step == run.total_steps and (finished := read_report(run.workdir)):
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
             display.log(probe_table(finished))
@@ -87,99 +62,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
         display.stop()
         if run.writer:
             run.writer.close()
-        run.checkpoints.close()
-
-
-def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display) -> Run:
-    """Opens everything that a run needs; cheap checks come first."""
-    method = build.method(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    if config.optim.batch_size % (mesh.size * config.optim.accumulation):
-        raise ValueError(
-            f"optim.batch_size {config.optim.batch_size} does not divide among {mesh.size} devices times "
-            f"optim.accumulation {config.optim.accumulation}"
-        )
-    train, test = _open_data(config, display)
-    if len(train) < config.optim.batch_size:
-        raise DataError(f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-    return Run(
-        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh),
-    )  # fmt: skip
-
-
-def _open_data(config: ml_collections.ConfigDict, display: Display) -> tuple[Source, Source]:
-    opened = []
-    for split in ("train", "test"):
-        begun = time.monotonic()
-        opened.append(build.source(config, split))
-        display.log(f"{config.data.name} {split}: {len(opened[-1])} images ({time.monotonic() - begun:.1f} s)")
-    return opened[0], opened[1]
-
-
-def _start(run: Run) -> tuple[State, int]:
-    """The state to go on from: the newest readable checkpoint's, else a fresh one, perhaps warm-started."""
-    fresh = jax.jit(partial(init, run.method, run.optimizer, run.config.seed))
-    shapes = jax.eval_shape(fresh)
-    shardings = sharding.state_shardings(shapes, run.mesh)
-    settings = config_lib.to_plain(run.config)
-    _refuse_changes(run, settings)
-    placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
-    restored = run.checkpoints.restore(placed, run.display.log)
-    step = restored.step if restored else 0
-    run.checkpoints.set_aside(after=step)
-    if restored:
-        run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
-        state = restored.state
-    else:
-        run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
-        state = jax.jit(fresh, out_shardings=shardings)()
-        if run.config.warm_start:
-            state = _warm_start(run, state)
-    if jax.process_index() == 0:
-        (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
-        run.writer = metrics_lib.MetricsWriter(run.workdir, step)
-    sizes = {name: parameter_count(tree) for name, tree in state.params.items()}
-    run.display.log(
-        f"parameters: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; {run.mesh.size} "
-        f"{jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}; batch {run.config.optim.batch_size}"
-    )
-    return state, step
-
-
-def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
-    """Compares the settings with those of the newest checkpoint whose settings can be read."""
-    for step in reversed(run.checkpoints.steps()):
-        try:
-            old = run.checkpoints.settings(step)
-        except Exception:  # noqa: BLE001 - damaged: `restore` reports it and takes the one before
-            continue
-        changed = config_lib.differences(old, settings)
-        fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
-        show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
-        if fixed:
-            raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
-        if changed:
-            run.display.log(f"continuing with changed settings: {show}")
-        return
-
-
-def _warm_start(run: Run, state: State) -> State:
-    """Puts given encoder weights into a fresh state: context encoder and target start from them."""
-    weights, _, step = checkpoint.restore_encoder(run.config.warm_start)
-    shape = lambda tree: {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
-    wanted, given = shape(state.target), shape(weights)
-    wrong = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
-    if wrong:
-        show = "; ".join(f"{name}: wanted {wanted.get(name)}, given {given.get(name)}" for name in wrong[:5])
-        raise ValueError(f"warm_start {run.config.warm_start} does not fit the model in {len(wrong)} tensors: {show}")
-    place = lambda like, tree: jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), like, tree)  # noqa: E731
-    run.display.log(f"warm start from {run.config.warm_start}, checkpoint {step}")
-    return state.replace(
-        params={**state.params, "encoder": place(state.params["encoder"], weights)}, target=place(state.target, weights)
-    )
+        with contextlib.suppress(CheckpointError):  # raised before, by what failed first
+            run.checkpoints.close()
 
 
 def _train(run: Run, state: State, start_step: int, requests: list[int]) -> State:
@@ -192,7 +76,7 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
         donate_argnums=0,
     )  # fmt: skip
     if start_step == 0 and run.config.probe.every:
-        _probe_baselines(run, state)
+        _probe_baselines(run)
     run.display.start("step", run.total_steps, start_step)
     with contextlib.closing(_placed_batches(run, start_step)) as stream, jax.transfer_guard("disallow"):
         late = None
@@ -213,7 +97,11 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
             clock = time.monotonic()
             if requests:
                 run.checkpoints.wait()
-                raise Stopped(f"stopped by {signal.Signals(requests[0]).name} at step {step}, saved; the same command continues")
+                raise Stopped(
+                    f"stopped by {signal.Signals(requests[0]).name} at step {step}, saved; the same command continues"
+                )
+        if late is not None:
+            _record(run, *late, clock)
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
@@ -226,7 +114,7 @@ def _due_probe(run: Run, step: int) -> bool:
 
 def _due(run: Run, step: int) -> bool:
     """Whether a checkpoint is due: at its own interval, and with each probe, so that the best can be kept."""
-    return step % run.config.checkpoint.every == 0 and step < run.total_steps or _due_probe(run, step)
+    return (step % run.config.checkpoint.every == 0 and step < run.total_steps) or _due_probe(run, step)
 
 
 def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
@@ -274,7 +162,9 @@ def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) ->
         run.seconds, run.steps_timed = run.seconds + now - clock, run.steps_timed + 1
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        raise Diverged(f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. The last checkpoint is good")
+        raise Diverged(
+            f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. The last checkpoint is good"
+        )
     rate = run.config.optim.batch_size * run.steps_timed / run.seconds if run.seconds else 0.0
     if run.writer and step % run.config.log.every == 0:
         run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad)})
@@ -326,13 +216,20 @@ def _probe_data(run: Run, during: bool) -> probe.ProbeData:
     )  # fmt: skip
 
 
-def _probe_baselines(run: Run, state: State) -> None:
-    """Probes the encoder before any training, and raw pixels, on the sample that probes during training use."""
+def _random_encoder(run: Run) -> Any:
+    """The parameters of the encoder as it was before any training."""
+    return jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))()
+
+
+def _probe_baselines(run: Run) -> None:
+    """Probes a random encoder and raw pixels on the sample that probes during training use."""
     data = _probe_data(run, during=True)
-    random_init = data.measure(partial(run.pooled, state.target))
+    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     pixels = data.measure(features.pixels)
     if run.writer:
-        lines = {f"baseline/{kind}/{k}": v for kind, r in (("random_init", random_init), ("pixels", pixels)) for k, v in r.items()}
+        lines = {
+            f"baseline/{kind}/{k}": v for kind, r in (("random_init", random_init), ("pixels", pixels)) for k, v in r.items()
+        }
         run.writer.write(0, {**lines, **{f"probe/{k}": v for k, v in random_init.items()}})
     run.display.log(f"probes of a random encoder: {_one_line(random_init)}")
     run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
@@ -355,9 +252,9 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
     """Final probes beside their baselines, the last checkpoint, the report."""
     run.display.log("final probes: trained encoder, random encoder, raw pixels")
     data = _probe_data(run, during=False)
-    random_encoder = jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))()
     trained = data.measure(partial(run.pooled, state.target))
-    compared = probe.compare(trained, data.measure(partial(run.pooled, random_encoder)), data.measure(features.pixels))
+    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
+    compared = probe.compare(trained, random_init, data.measure(features.pixels))
     if run.writer:
         run.writer.write(run.total_steps, {f"probe/{key}": value for key, value in trained.items()})
         run.writer.flush()
@@ -401,6 +298,8 @@ def environment() -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
     device = jax.devices()[0]
     return {
-        "python": platform.python_version(), **versions,
-        "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count(),
+        "python": platform.python_version(),
+        **versions,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "processes": jax.process_count(),
     }

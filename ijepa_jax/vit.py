@@ -5,6 +5,7 @@ The same module is the context encoder (given `keep`, it sees only those patches
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -123,37 +124,38 @@ class Blocks(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False
-    ) -> list[jax.Array]:
+    def __call__(self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False) -> list[jax.Array]:
         """Returns every block's output [B, S, D], first to last."""
         width = x_bsd.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
         # prevent_cse is only needed outside scan, where XLA would otherwise undo the rematerialisation.
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        make = dict(
-            heads=self.heads, mlp_hidden=int(width * self.mlp_ratio), epsilon=self.epsilon, dtype=self.dtype,
-            attention=self.attention, stochastic=train and self.drop_path > 0,
+        block = partial(
+            block,
+            heads=self.heads,
+            mlp_hidden=int(width * self.mlp_ratio),
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            attention=self.attention,
+            stochastic=train and self.drop_path > 0,
         )
         rates = jnp.linspace(0, self.drop_path, self.depth)
         if self.scan:
-            return self._scanned(block, make, x_bsd, rates, lengths)
+            return self._scanned(block, x_bsd, rates, lengths)
         outputs = []
         for i in range(self.depth):
-            x_bsd = block(**make, name=str(i))(x_bsd, rates[i], lengths)
+            x_bsd = block(name=str(i))(x_bsd, rates[i], lengths)
             outputs.append(x_bsd)
         return outputs
 
-    def _scanned(self, block, make, x_bsd, rates, lengths):
+    def _scanned(self, block, x_bsd, rates, lengths):
         def body(module, x, rate):
             x = module(x, rate, lengths)
             return x, x
 
-        scan = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=self.depth
-        )
-        x_bsd, stacked = scan(block(**make, name="scanned"), x_bsd, rates)
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=self.depth)
+        x_bsd, stacked = scan(block(name="scanned"), x_bsd, rates)
         return [*(stacked[i] for i in range(self.depth - 1)), x_bsd]  # earlier ones, if unused, are never kept
 
 
@@ -179,8 +181,13 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, keep: jax.Array | None = None, lengths: jax.Array | None = None, *,
-        train: bool = False, layers: bool = False,
+        self,
+        images: jax.Array,
+        keep: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        *,
+        train: bool = False,
+        layers: bool = False,
     ) -> jax.Array | list[jax.Array]:
         """Encodes patches.
 
@@ -204,8 +211,16 @@ class ViT(nn.Module):
             patches, positions = take_tokens(patches, keep), positions[keep]
         x_bnd = dense(self.width, self.dtype, "patch_embed")(patches) + positions
         stack = Blocks(
-            self.depth, self.heads, self.mlp_ratio, self.epsilon, self.dtype, self.attention, self.scan, self.remat,
-            self.drop_path, name="blocks",
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            self.epsilon,
+            self.dtype,
+            self.attention,
+            self.scan,
+            self.remat,
+            self.drop_path,
+            name="blocks",
         )
         outputs = stack(x_bnd, lengths, train=train)
         x_bnd = LayerNorm(self.epsilon, self.dtype, name="norm")(outputs[-1])

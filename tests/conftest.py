@@ -1,17 +1,23 @@
 """Shared fixtures."""
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
-# Compiling dominates tests of tiny networks; optimised code is what the tools that tests start as processes run.
+# Compiling dominates tests of tiny networks: optimise little (the tools that tests start as processes optimise), and share
+# what is compiled, with those processes too.
+CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-
 
 
 @pytest.fixture(scope="session")

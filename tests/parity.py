@@ -27,7 +27,11 @@ from ijepa_jax.step import State, train_step
 from ijepa_jax.vit import ViT, normalise
 
 BARS = {
-    "loss_error": 5e-6, "first_loss_error": 1e-6, "schedule_error": 1e-6, "output_error": 1e-5, "gradient_error": 1e-6,
+    "loss_error": 5e-6,
+    "first_loss_error": 1e-6,
+    "schedule_error": 1e-6,
+    "output_error": 1e-5,
+    "gradient_error": 1e-6,
     "weight_error": 2e-5,
 }
 
@@ -54,8 +58,10 @@ def replay(path: str | Path) -> dict[str, float]:
         received.append(jax.device_get(metrics))
     losses = np.abs(np.array([m["loss"] for m in received]) - recording["loss"])
     errors |= {
-        "loss_error": losses.max(), "first_loss_error": losses[0],
-        "schedule_error": _schedule_error(received, recording), "weight_error": _weight_error(state, recording),
+        "loss_error": losses.max(),
+        "first_loss_error": losses[0],
+        "schedule_error": _schedule_error(received, recording),
+        "weight_error": _weight_error(state, recording),
     }
     return {name: float(error) for name, error in errors.items()}
 
@@ -78,9 +84,14 @@ def _optimizer(meta: dict):
     return make_optimizer(
         total_steps=int(meta["schedule_scale"] * meta["epochs"] * per_epoch),
         warmup_steps=int(meta["warmup_epochs"] * per_epoch),
-        start_lr=meta["start_lr"], peak_lr=meta["lr"], final_lr=meta["final_lr"],
-        weight_decay=meta["weight_decay"], final_weight_decay=meta["final_weight_decay"],
-        momentum=meta["ema"][0], final_momentum=meta["ema"][1], **meta["adam"],
+        start_lr=meta["start_lr"],
+        peak_lr=meta["lr"],
+        final_lr=meta["final_lr"],
+        weight_decay=meta["weight_decay"],
+        final_weight_decay=meta["final_weight_decay"],
+        momentum=meta["ema"][0],
+        final_momentum=meta["ema"][1],
+        **meta["adam"],
     )
 
 
@@ -106,7 +117,12 @@ def _output_error(method: IJepa, params, target, batch, recording) -> float:
         images = normalise(batch["image"], method.mean, method.std)
         context = method.encode_context(params["encoder"], images, batch, jax.random.key(0))
         goal = method.gather_targets(method.encode_target(target, images), batch["target"])
-        return method.encoder.apply({"params": target}, images), context, goal, method.predict(params["predictor"], context, batch)
+        return (
+            method.encoder.apply({"params": target}, images),
+            context,
+            goal,
+            method.predict(params["predictor"], context, batch),
+        )
 
     encoded, context, goal, prediction = outputs(params, target, batch)
     (b, m, c, t, d), k = prediction.shape, context.shape[2]
@@ -135,9 +151,7 @@ def _weight_error(state: State, recording) -> float:
 
 def _schedule_error(received: list[dict], recording) -> float:
     names = {"learning_rate": "lr", "weight_decay": "weight_decay", "momentum": "ema_momentum"}
-    return max(
-        float(np.max(np.abs([m[ours] for m in received] / recording[theirs] - 1))) for ours, theirs in names.items()
-    )
+    return max(float(np.max(np.abs([m[ours] for m in received] / recording[theirs] - 1))) for ours, theirs in names.items())
 
 
 def _largest_difference(ours: dict, theirs: dict) -> float:

@@ -28,11 +28,9 @@ def batch(of: IJepa, size: int = 4, start: int = 0) -> dict[str, np.ndarray]:
 
 def optimizer(**changes) -> Optimizer:
     """AdamW with schedules over a hundred steps."""
-    settings = dict(
-        total_steps=100, warmup_steps=10, start_lr=1e-4, peak_lr=1e-2, final_lr=1e-5, weight_decay=0.04,
-        final_weight_decay=0.4, momentum=0.9, final_momentum=1.0,
-    )  # fmt: skip
-    return make_optimizer(**{**settings, **changes})
+    schedules = {"total_steps": 100, "warmup_steps": 10, "start_lr": 1e-4, "peak_lr": 1e-2, "final_lr": 1e-5}
+    averages = {"weight_decay": 0.04, "final_weight_decay": 0.4, "momentum": 0.9, "final_momentum": 1.0}
+    return make_optimizer(**{**schedules, **averages, **changes})
 
 
 def config(**changes) -> ml_collections.ConfigDict:

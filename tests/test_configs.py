@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from ijepa_jax import build, config as settings
+from ijepa_jax import build
+from ijepa_jax import config as settings
 from ijepa_jax.step import init, train_step
 from ijepa_jax.vit import parameter_count
 from tests import small
@@ -35,7 +36,9 @@ def test_documented_and_consistent(name):
         assert word in module.__doc__
     settings.check(config)
     build.method(config)
-    assert settings.differences(settings.to_plain(config), settings.to_plain(settings.from_plain(settings.to_plain(config)))) == {}
+    assert (
+        settings.differences(settings.to_plain(config), settings.to_plain(settings.from_plain(settings.to_plain(config)))) == {}
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

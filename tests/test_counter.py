@@ -15,7 +15,7 @@ def test_pure_and_broadcasting():
 
 def test_uniform_and_uncorrelated():
     table = counter.uniform(0, np.arange(20_000)[:, None], np.arange(8))
-    assert 0 <= table.min() and table.max() < 1
+    assert table.min() >= 0 and table.max() < 1
     np.testing.assert_allclose(table.mean(0), 0.5, atol=0.01)
     np.testing.assert_allclose(table.std(0), 12**-0.5, atol=0.01)
     np.testing.assert_allclose(np.corrcoef(table.T), np.eye(8), atol=0.03)

@@ -130,6 +130,10 @@ def test_depth_scaled_initialisation(scan):
     plain = method.init(jax.random.key(0))["encoder"]["blocks"]
     scaled = dataclasses.replace(method, init_scheme="depth_scaled").init(jax.random.key(0))["encoder"]["blocks"]
     for layer in range(3):
-        pick = (lambda tree, i=layer: tree["scanned"]["fc2"]["kernel"][i]) if scan else (lambda tree, i=layer: tree[str(i)]["fc2"]["kernel"])
+        pick = (
+            (lambda tree, i=layer: tree["scanned"]["fc2"]["kernel"][i])
+            if scan
+            else (lambda tree, i=layer: tree[str(i)]["fc2"]["kernel"])
+        )
         np.testing.assert_allclose(pick(scaled), pick(plain) / np.sqrt(2 * (layer + 1)), rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, *((tree["scanned"] if scan else tree["0"])["fc1"] for tree in (plain, scaled)))

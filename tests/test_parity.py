@@ -26,7 +26,9 @@ def test_a_wrong_number_is_noticed(recording, tmp_path):
         arrays[name] = arrays[name][:1]
     arrays["loss"] = arrays["loss"] + 1e-5
     np.savez(tmp_path / "wrong.npz", **arrays)
-    done = subprocess.run([sys.executable, parity.__file__, tmp_path / "wrong.npz"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, parity.__file__, tmp_path / "wrong.npz"], capture_output=True, text=True, check=False
+    )
     report = json.loads(done.stdout)
     assert done.returncode == 1 and set(report["missed"]) == {"loss_error", "first_loss_error", "weight_error"}
 
@@ -50,4 +52,4 @@ def test_layouts():
     image = np.random.default_rng(1).normal(size=(2, 2, 3)).astype(np.float32)
     kernel = from_reference({"patch_embed.proj.weight": convolution})["patch_embed"]["kernel"]
     np.testing.assert_allclose(image.reshape(-1) @ kernel, np.einsum("dcpq,pqc->d", convolution, image), rtol=1e-5)
-    assert from_reference({"mask_token": np.zeros((1, 1, 7)), "predictor_pos_embed": np.zeros(3)}) .keys() == {"mask_token"}
+    assert from_reference({"mask_token": np.zeros((1, 1, 7)), "predictor_pos_embed": np.zeros(3)}).keys() == {"mask_token"}

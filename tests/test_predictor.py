@@ -58,11 +58,17 @@ def test_padding_changes_no_valid_prediction(pad_context):
         k = int(context_length[image, 0]) if pad_context else 5
         for m in range(3):
             t = int(target_length[image, m])
-            exact = run(context[image : image + 1, :, :k], context_index[image : image + 1, :, :k], target_index[image : image + 1, m : m + 1, :t])
+            exact = run(
+                context[image : image + 1, :, :k],
+                context_index[image : image + 1, :, :k],
+                target_index[image : image + 1, m : m + 1, :t],
+            )
             np.testing.assert_allclose(padded[image, m, 0, :t], exact[0, 0, 0], atol=2e-5)
 
 
 def test_padded_contexts_alone_are_enough():
     context, context_index, target_index = inputs(c=1)
     full = jnp.full((2, 1), 5)
-    np.testing.assert_allclose(run(context, context_index, target_index, full), run(context, context_index, target_index), atol=2e-5)
+    np.testing.assert_allclose(
+        run(context, context_index, target_index, full), run(context, context_index, target_index), atol=2e-5
+    )

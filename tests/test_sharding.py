@@ -27,7 +27,8 @@ for data, fsdp in ((4, 1), (2, 2), (-1, 4)):
     shapes = jax.eval_shape(partial(init, method, optimizer, 0))
     places = sharding.state_shardings(shapes, mesh)
     state = jax.jit(partial(init, method, optimizer, 0), out_shardings=places)()
-    step = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0), out_shardings=(places, None), donate_argnums=0)
+    step = partial(train_step, method=method, optimizer=optimizer, seed=0)
+    step = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     losses = []
     for _ in range(2):
         state, metrics = step(state, sharding.place_batch(batch, mesh))

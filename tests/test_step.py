@@ -26,7 +26,7 @@ def assert_close(ours, expected, atol):
 
 
 def test_target_starts_as_a_copy_and_follows_the_updated_encoder_to_the_last_bit():
-    method, optimizer, state, step = make()
+    method, _, state, step = make()
     jax.tree.map(np.testing.assert_array_equal, state.target, state.params["encoder"])
     average = jax.jit(lambda m, t, p: jax.tree.map(lambda t, p: m * t + (1 - m) * p, t, p))
     for i in range(3):
@@ -53,13 +53,22 @@ def test_step_is_adamw_on_the_loss_gradient():
     noise = jax.tree.map(lambda g: jnp.abs(g) < 1e-6, gradient)  # where g is rounding noise, its sign is too
     jax.tree.map(
         lambda a, b, skip: np.testing.assert_allclose(jnp.where(skip, 0, a), jnp.where(skip, 0, b), atol=2e-6),
-        after.params, expected, noise,
+        after.params,
+        expected,
+        noise,
     )
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
     moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
     np.testing.assert_allclose(metrics["update_norm"], optax.tree.norm(moved), rtol=1e-3)
     assert set(metrics) >= {
-        "loss", "target_std", "prediction_std", "gradient_norm", "update_norm", "learning_rate", "weight_decay", "momentum"
+        "loss",
+        "target_std",
+        "prediction_std",
+        "gradient_norm",
+        "update_norm",
+        "learning_rate",
+        "weight_decay",
+        "momentum",
     }
 
 

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path
 def test_best_and_newest_checkpoints_are_kept(tmp_path, monkeypatch):
     scores = iter([50.0, 40.0, 30.0, 20.0, 10.0])
     monkeypatch.setattr(train.probe, "score", lambda results: next(scores))
-    changes = dict(checkpoint__keep=1, checkpoint__keep_every=6, probe__every=2, checkpoint__every=2)
+    changes = {"checkpoint__keep": 1, "checkpoint__keep_every": 6, "probe__every": 2, "checkpoint__every": 2}
     stopped_run(tmp_path, monkeypatch, step=11, **changes)
     checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
     assert checkpoints.steps() == [2, 6, 10] and checkpoints.best_step() == 2
@@ -192,7 +192,9 @@ def test_warm_start_takes_the_weights_and_a_fresh_optimiser(whole, tmp_path):
 
 
 def test_a_warm_start_that_does_not_fit_is_refused(whole, tmp_path):
-    with pytest.raises(ValueError, match=r"does not fit the model in \d+ tensors: blocks/0/fc1/bias: wanted \(192,\), given \(128,\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the model in \d+ tensors: blocks/0/fc1/bias: wanted \(192,\), given \(128,\)"
+    ):
         train.pretrain(small.config(warm_start=str(whole[0]), model__width=48), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not a workdir"):
         train.pretrain(small.config(warm_start=str(tmp_path / "nowhere")), tmp_path / "new")

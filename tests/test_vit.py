@@ -116,7 +116,9 @@ def test_scan_and_remat_change_no_number(changes):
     params = plain.init(jax.random.key(0), x)["params"]
     if other.scan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params["blocks"][str(i)] for i in range(3)))
-        assert jax.tree.structure(stacked) == jax.tree.structure(other.init(jax.random.key(0), x)["params"]["blocks"]["scanned"])
+        assert jax.tree.structure(stacked) == jax.tree.structure(
+            other.init(jax.random.key(0), x)["params"]["blocks"]["scanned"]
+        )
         converted = {**params, "blocks": {"scanned": stacked}}
     else:
         converted = params
@@ -128,10 +130,10 @@ def test_scan_and_remat_change_no_number(changes):
     value, other_gradient = jax.value_and_grad(lambda p: loss(other, p))(converted)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(other_gradient["patch_embed"]["kernel"], gradient["patch_embed"]["kernel"], atol=1e-6)
-    np.testing.assert_allclose(
-        apply(plain, x, layers=True)[1], plain.apply({"params": params}, x, layers=True)[1], atol=1e-6
-    )
-    for ours, theirs in zip(other.apply({"params": converted}, x, layers=True), plain.apply({"params": params}, x, layers=True), strict=True):
+    np.testing.assert_allclose(apply(plain, x, layers=True)[1], plain.apply({"params": params}, x, layers=True)[1], atol=1e-6)
+    for ours, theirs in zip(
+        other.apply({"params": converted}, x, layers=True), plain.apply({"params": params}, x, layers=True), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -181,8 +183,10 @@ class TestWrittenOutGradients:
         np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), jax.vmap(jax.grad(plain))(x), atol=2e-6)
 
     def test_layer_norm(self):
-        x, scale, bias, weight = (jax.random.normal(key, shape) for key, shape in zip(
-            jax.random.split(jax.random.key(0), 4), [(5, 7, 12), (12,), (12,), (5, 7, 12)], strict=True))
+        x, scale, bias, weight = (
+            jax.random.normal(key, shape)
+            for key, shape in zip(jax.random.split(jax.random.key(0), 4), [(5, 7, 12), (12,), (12,), (5, 7, 12)], strict=True)
+        )
 
         def plain(x, scale, bias):
             return jax.nn.standardize(x, epsilon=1e-6, algorithm="stable") * scale + bias

@@ -198,14 +198,14 @@ def _ground(seed: int, index: np.ndarray, view: _View, solids: _Solids, size: in
     light = _shadows(view, solids, depth, ahead, x)
     texture = _texture(seed, index, depth, ahead, x)
     slope, fall, contrast, bright, dim, *tints = (draw[:, None] for draw in _draw(seed, index, 5, 11))
-    strength = np.where(on_wall, 0.15, 1) * (0.07 + 0.2 * contrast) * np.clip(1.6 - 0.05 * depth, 0.2, 1)
+    strength = np.where(on_wall, 0.15, 1) * (0.03 + 0.09 * contrast) * np.clip(1.6 - 0.05 * depth, 0.2, 1)
     texture *= _column(strength)
     texture += 1
     light *= _column(1 - (0.15 + 0.15 * fall) * y / _FRAME * np.where(on_wall, 1.3, 1))  # the lamp is nearer the camera
     texture *= light
     texture *= (1 + 0.4 * (slope - 0.5) * x / _FRAME).astype(np.float32)[:, None]
-    ground = (130 + 70 * bright) * (0.88 + 0.24 * np.hstack(tints[:3]))
-    wall = (110 + 80 * dim) * (0.88 + 0.24 * np.hstack(tints[3:]))
+    ground = (140 + 40 * bright) * (0.94 + 0.12 * np.hstack(tints[:3]))
+    wall = (120 + 50 * dim) * (0.94 + 0.12 * np.hstack(tints[3:]))
     colour = np.where(on_wall[:, None], wall[..., None], ground[..., None]).astype(np.float32)  # [n, 3, rows]
     return colour[..., None] * texture[:, None]
 
@@ -464,7 +464,8 @@ def _cube(view: _View, solids: _Solids, y: np.ndarray, x: np.ndarray, size: int)
     second = 1 - lid
     first *= second
     second -= first
-    z = _rays(view, y)[1] / _least([plane(near[:, i]) for i in range(3)])
+    with np.errstate(divide="ignore"):  # a ray along the planes meets none: infinitely far, outside the silhouette
+        z = _rays(view, y)[1] / _least([plane(near[:, i]) for i in range(3)])
     z += view.height[:, None, None]
     z /= (2 * _WIDTH[1] * solids.size).astype(np.float32)[:, None, None]
     ax, ay, bx, by = _wide(*normals)

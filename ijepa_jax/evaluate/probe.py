@@ -76,5 +76,7 @@ def compare(ijepa: dict[str, float], random_init: dict[str, float], pixels: dict
         probes = {protocol: next(iter(rows.values())) for protocol, rows in tables.items()}
     else:
         probes = tables["linear"]
-    measures = {name: {column: r[name] for column, r in columns.items() if column != "pixels"} for name in ("rankme", "feature_std")}
+    measures = {
+        name: {column: r[name] for column, r in columns.items() if column != "pixels"} for name in ("rankme", "feature_std")
+    }
     return {"probes": probes, "knn": tables["knn"], **measures}

@@ -1,13 +1,13 @@
 """The names and tensor layouts of the authors' released code, and ours.
 
-    theirs (encoder)             theirs (predictor)            ours
-    patch_embed.proj.weight                                    patch_embed/kernel   [D, C, p, p] -> [p * p * C, D]
-    blocks.I.attn.qkv.weight     predictor_blocks.I.attn...    blocks/I/qkv/kernel  [out, in] -> [in, out]
-    blocks.I.mlp.fc1.bias        predictor_blocks.I.mlp...     blocks/I/fc1/bias
-    norm.weight                  predictor_norm.weight         norm/scale
-                                 predictor_embed.weight        embed/kernel
-                                 mask_token                    mask_token           [1, 1, W] -> [W]
-    pos_embed                    predictor_pos_embed           (computed)
+theirs (encoder)             theirs (predictor)            ours
+patch_embed.proj.weight                                    patch_embed/kernel   [D, C, p, p] -> [p * p * C, D]
+blocks.I.attn.qkv.weight     predictor_blocks.I.attn...    blocks/I/qkv/kernel  [out, in] -> [in, out]
+blocks.I.mlp.fc1.bias        predictor_blocks.I.mlp...     blocks/I/fc1/bias
+norm.weight                  predictor_norm.weight         norm/scale
+                             predictor_embed.weight        embed/kernel
+                             mask_token                    mask_token           [1, 1, W] -> [W]
+pos_embed                    predictor_pos_embed           (computed)
 """
 
 import re

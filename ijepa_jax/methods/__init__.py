@@ -26,9 +26,7 @@ class Method(Protocol):
     def weight(self, batch: Batch) -> jax.Array:
         """How much a part of a batch counts in the whole one's loss: parts are averaged with these weights."""
 
-    def loss(
-        self, params: Params, target: dict | None, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Params, target: dict | None, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar loss of a batch and scalar metrics."""
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

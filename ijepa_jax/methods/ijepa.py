@@ -115,8 +115,13 @@ class IJepa:
     def predict(self, predictor: dict, context_bckd: jax.Array, batch: Batch) -> jax.Array:
         """The predictor's guess of every target block from every context block: float32 [B, M, C, T, D]."""
         prediction = self.predictor.apply(
-            {"params": predictor}, context_bckd, batch["context"], batch["target"], self.grid,
-            batch.get("context_length"), batch["target_length"],
+            {"params": predictor},
+            context_bckd,
+            batch["context"],
+            batch["target"],
+            self.grid,
+            batch.get("context_length"),
+            batch["target_length"],
         )
         return prediction.astype(jnp.float32)
 
@@ -136,10 +141,7 @@ def _scale_by_depth(tree: dict) -> dict:
         names = [entry.key for entry in path]
         if names[0] != "blocks" or names[-2] not in ("proj", "fc2") or names[-1] != "kernel":
             return leaf
-        if names[1] == "scanned":
-            layer = jnp.arange(1, leaf.shape[0] + 1).reshape(-1, 1, 1)
-        else:
-            layer = int(names[1]) + 1
+        layer = jnp.arange(1, len(leaf) + 1).reshape(-1, 1, 1) if names[1] == "scanned" else int(names[1]) + 1
         return leaf / jnp.sqrt(2.0 * layer)
 
     return jax.tree_util.tree_map_with_path(scale, tree)

@@ -23,7 +23,12 @@ _BANK = 1000  # images to find neighbours among
 
 
 def write_run_report(
-    workdir: epath.Path, config: ml_collections.ConfigDict, method: IJepa, target: Any, test: Source, pooled: Callable,
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    method: IJepa,
+    target: Any,
+    test: Source,
+    pooled: Callable,
     report: dict[str, Any],
 ) -> dict[str, Any]:
     """Draws the pictures of a run and writes report.json and report.md, all into WORKDIR/report; returns the report.
@@ -53,7 +58,13 @@ def write_run_report(
 def _draw_masks(path: epath.Path, method: IJepa, images: np.ndarray) -> None:
     masks = method.prepare()(np.arange(len(images)))
     draw_masks(
-        path, images, masks["context"], masks["target"], masks["target_length"], method.encoder.patch, masks.get("context_length")
+        path,
+        images,
+        masks["context"],
+        masks["target"],
+        masks["target_length"],
+        method.encoder.patch,
+        masks.get("context_length"),
     )
 
 

@@ -1,0 +1,147 @@
+"""What a run consists of, opened and brought to its starting point: data, method, mesh, state, checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from ijepa_jax import build, checkpoint, sharding
+from ijepa_jax import config as config_lib
+from ijepa_jax import metrics as metrics_lib
+from ijepa_jax.console import Display
+from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.evaluate import features
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import Optimizer
+from ijepa_jax.step import State, init
+from ijepa_jax.vit import parameter_count
+
+
+@dataclasses.dataclass
+class Run:
+    """What stays the same during a run, and its running counts."""
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    display: Display
+    mesh: Mesh
+    method: IJepa
+    optimizer: Optimizer
+    train: Source
+    test: Source
+    total_steps: int
+    checkpoints: checkpoint.Checkpoints
+    pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
+    writer: metrics_lib.MetricsWriter | None = None
+    bad: set[int] = dataclasses.field(default_factory=set)
+    seconds: float = 0.0  # spent in steps after the first
+    steps_timed: int = 0
+    waited: float = 0.0  # for input, of these
+    compilations: int = 0
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display) -> Run:
+    """Opens everything that a run needs; cheap checks come first."""
+    method = build.method(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    if config.optim.batch_size % (mesh.size * config.optim.accumulation):
+        raise ValueError(
+            f"optim.batch_size {config.optim.batch_size} does not divide among {mesh.size} devices times "
+            f"optim.accumulation {config.optim.accumulation}"
+        )
+    train, test = _open_data(config, display)
+    if len(train) < config.optim.batch_size:
+        raise DataError(
+            f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    return Run(
+        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
+        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh),
+    )  # fmt: skip
+
+
+def _open_data(config: ml_collections.ConfigDict, display: Display) -> tuple[Source, Source]:
+    opened = []
+    for split in ("train", "test"):
+        begun = time.monotonic()
+        opened.append(build.source(config, split))
+        display.log(f"{config.data.name} {split}: {len(opened[-1])} images ({time.monotonic() - begun:.1f} s)")
+    return opened[0], opened[1]
+
+
+def start(run: Run) -> tuple[State, int]:
+    """The state to go on from: the newest readable checkpoint's, else a fresh one, perhaps warm-started."""
+    fresh = jax.jit(partial(init, run.method, run.optimizer, run.config.seed))
+    shapes = jax.eval_shape(fresh)
+    shardings = sharding.state_shardings(shapes, run.mesh)
+    settings = config_lib.to_plain(run.config)
+    _refuse_changes(run, settings)
+    placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+    restored = run.checkpoints.restore(placed, run.display.log)
+    step = restored.step if restored else 0
+    run.checkpoints.set_aside(after=step)
+    if restored:
+        run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
+        state = restored.state
+    else:
+        run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
+        state = jax.jit(fresh, out_shardings=shardings)()
+        if run.config.warm_start:
+            state = _warm_start(run, state)
+    if jax.process_index() == 0:
+        (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
+        run.writer = metrics_lib.MetricsWriter(run.workdir, step)
+    sizes = {name: parameter_count(tree) for name, tree in state.params.items()}
+    run.display.log(
+        f"parameters: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; {run.mesh.size} "
+        f"{jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}; batch {run.config.optim.batch_size}"
+    )
+    return state, step
+
+
+def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
+    """Compares the settings with those of the newest checkpoint whose settings can be read."""
+    for step in reversed(run.checkpoints.steps()):
+        try:
+            old = run.checkpoints.settings(step)
+        except Exception:  # damaged, in whatever way: `restore` reports it and takes the one before
+            continue
+        changed = config_lib.differences(old, settings)
+        fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
+        show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
+        if fixed:
+            raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
+        if changed:
+            run.display.log(f"continuing with changed settings: {show}")
+        return
+
+
+def _warm_start(run: Run, state: State) -> State:
+    """Puts given encoder weights into a fresh state: context encoder and target start from them."""
+    weights, _, step = checkpoint.restore_encoder(run.config.warm_start)
+    wanted, given = _shapes(state.target), _shapes(weights)
+    wrong = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
+    if wrong:
+        show = "; ".join(f"{name}: wanted {wanted.get(name)}, given {given.get(name)}" for name in wrong[:5])
+        raise ValueError(f"warm_start {run.config.warm_start} does not fit the model in {len(wrong)} tensors: {show}")
+
+    def placed(like):
+        return jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), like, weights)
+
+    run.display.log(f"warm start from {run.config.warm_start}, checkpoint {step}")
+    return state.replace(params={**state.params, "encoder": placed(state.params["encoder"])}, target=placed(state.target))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path: {"blocks/0/fc1/bias": (128,), ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}

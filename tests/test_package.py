@@ -1,0 +1,48 @@
+"""What importing costs, and that the pieces compose by hand."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import ijepa_jax
+
+HEAVY = ("grain", "tensorflow_datasets", "orbax", "ml_collections", "absl", "matplotlib", "rich", "tensorboardX", "PIL")
+
+
+def test_the_core_imports_neither_data_nor_config_nor_checkpoint_libraries():
+    # flax itself imports some of these where they are installed, so blocking them is the test
+    script = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {tuple(name for name in HEAVY if name not in ("absl", "orbax", "rich"))}:
+            raise ImportError("blocked " + name)
+sys.meta_path.insert(0, Block())
+import ijepa_jax
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sources = "\n".join(path.read_text() for path in (Path(ijepa_jax.__file__).parent).glob("*.py") if path.stem in CORE)
+    for name in HEAVY:
+        assert f"import {name}" not in sources and f"from {name}" not in sources
+
+
+CORE = ("vit", "predictor", "masks", "optim", "step", "attention", "layers", "counter", "__init__")
+
+
+def test_ten_lines_make_a_step():
+    sampler = ijepa_jax.masks.MaskSampler(grid=(6, 6), context_patches=8)
+    encoder = ijepa_jax.ViT(patch=4, width=16, depth=1, heads=2)
+    method = ijepa_jax.methods.IJepa(encoder, ijepa_jax.Predictor(width=8, depth=1, heads=2), sampler, image_size=(24, 24))
+    optimizer = ijepa_jax.optim.make_optimizer(
+        total_steps=10, warmup_steps=1, start_lr=0, peak_lr=1e-3, final_lr=0, weight_decay=0.04, final_weight_decay=0.4,
+        momentum=0.99, final_momentum=1.0,
+    )  # fmt: skip
+    state = ijepa_jax.init(method, optimizer, seed=0)
+    step = jax.jit(partial(ijepa_jax.train_step, method=method, optimizer=optimizer, seed=0), donate_argnums=0)
+    state, metrics = step(state, {"image": np.zeros((2, 24, 24, 3), np.uint8), **sampler(np.arange(2))})
+    assert int(state.step) == 1 and np.isfinite(metrics["loss"])
