@@ -26,15 +26,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.optim.batch_size = 32
-    config.optim.steps = 2500
-    config.optim.warmup = 250.0
+    config.optim.steps = 2400
+    config.optim.warmup = 240.0
     config.optim.schedule_scale = 1.0
-    config.optim.peak_lr = 2e-3
+    config.optim.peak_lr = 1e-3
     config.optim.final_lr = 1e-5
     config.optim.momentum = 0.99
     config.optim.clip = 3.0
-    config.probe.every = 500
+    config.probe.every = 600
     config.probe.train_images = 10000
     config.probe.test_images = 2000
-    config.checkpoint.every = 500
+    config.checkpoint.every = 400
     return config

@@ -256,7 +256,8 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     compared = probe.compare(trained, random_init, data.measure(features.pixels))
     if run.writer:
-        run.writer.write(run.total_steps, {f"probe/{key}": value for key, value in trained.items()})
+        # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
+        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
     if run.total_steps not in run.checkpoints.steps():
         run.checkpoints.save(state, run.total_steps, config_lib.to_plain(run.config), probe.score(trained))

@@ -119,7 +119,7 @@ def test_a_full_disk_stops_with_one_line(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    code, out, err = launch(*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=12", "--config.checkpoint.every=4",
+    code, _, err = launch(*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=12", "--config.checkpoint.every=4",
                             preexec_fn=limit, env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # fmt: skip
     clear = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(clear) == 1 and "cannot write checkpoints to" in clear[0], err
