@@ -24,8 +24,8 @@ from ijepa_jax.data.sources import DataError
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.step import State, train_step
-from ijepa_jax.visualize.report import probe_table, read_report
-from ijepa_jax.visualize.run import write_run_report
+from ijepa_jax.visualize.report import probe_table, read_report, write_report
+from ijepa_jax.visualize.run import draw_pictures
 
 
 class Diverged(RuntimeError):
@@ -100,8 +100,6 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
                 raise Stopped(
                     f"stopped by {signal.Signals(requests[0]).name} at step {step}, saved; the same command continues"
                 )
-        if late is not None:
-            _record(run, *late, clock)
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
@@ -109,12 +107,12 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
 
 def _due_probe(run: Run, step: int) -> bool:
     every = run.config.probe.every
-    return bool(every) and step % every == 0 and step < run.total_steps
+    return bool(every) and (step % every == 0 or step == run.total_steps)
 
 
 def _due(run: Run, step: int) -> bool:
-    """Whether a checkpoint is due: at its own interval, and with each probe, so that the best can be kept."""
-    return (step % run.config.checkpoint.every == 0 and step < run.total_steps) or _due_probe(run, step)
+    """Whether a checkpoint is due: at its own interval, with each probe, so that the best can be kept, and at the end."""
+    return step % run.config.checkpoint.every == 0 or step == run.total_steps or _due_probe(run, step)
 
 
 def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
@@ -227,10 +225,8 @@ def _probe_baselines(run: Run) -> None:
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     pixels = data.measure(features.pixels)
     if run.writer:
-        lines = {
-            f"baseline/{kind}/{k}": v for kind, r in (("random_init", random_init), ("pixels", pixels)) for k, v in r.items()
-        }
-        run.writer.write(0, {**lines, **{f"probe/{k}": v for k, v in random_init.items()}})
+        named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
+        run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
     run.display.log(f"probes of a random encoder: {_one_line(random_init)}")
     run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
 
@@ -249,7 +245,7 @@ def _one_line(results: dict[str, float]) -> str:
 
 
 def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
-    """Final probes beside their baselines, the last checkpoint, the report."""
+    """Final probes beside their baselines, pictures, the report."""
     run.display.log("final probes: trained encoder, random encoder, raw pixels")
     data = _probe_data(run, during=False)
     trained = data.measure(partial(run.pooled, state.target))
@@ -259,9 +255,10 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
-    if run.total_steps not in run.checkpoints.steps():
-        run.checkpoints.save(state, run.total_steps, config_lib.to_plain(run.config), probe.score(trained))
     run.checkpoints.wait()
+    pictures = []
+    if jax.process_index() == 0:
+        pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled)
     report = {
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
@@ -277,9 +274,10 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "command": command,
         "environment": environment(),
         "config": config_lib.to_plain(run.config),
+        "pictures": pictures,
     }
     if jax.process_index() == 0:
-        report = write_run_report(run.workdir, run.config, run.method, state.target, run.test, run.pooled, report)
+        write_report(run.workdir / "report", report)
     run.display.log(probe_table(report))
     run.display.log(f"{report['seconds']} s in all, {report['images_per_s']} images/s; report in {run.workdir / 'report'}")
     return report

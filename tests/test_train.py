@@ -29,7 +29,7 @@ def test_workdir_holds_what_it_should(whole):
     assert [line["step"] for line in steps] == list(range(1, 13))
     assert all(np.isfinite(line[key]) for line in steps for key in ("loss", "target_std", "prediction_std", "gradient_norm"))
     assert steps[3]["learning_rate"] == pytest.approx(float(build.optimizer(small.config(), 64).learning_rate(3)))
-    assert {line["step"] for line in lines if "probe/linear/count" in line} == {0, 4, 8}
+    assert {line["step"] for line in lines if "probe/linear/count" in line} == {0, 4, 8, 12}
     assert lines[-1]["step"] == 12 and "final/knn/colour" in lines[-1]
     assert {"baseline/random_init/knn/shape", "baseline/pixels/linear/colour"} <= lines[0].keys()
     assert list((workdir / "tensorboard").glob("events*"))

@@ -1,4 +1,4 @@
-"""The pictures and report of a pretraining run."""
+"""The pictures of a pretraining run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +15,16 @@ from ijepa_jax.methods import IJepa
 from ijepa_jax.visualize.curves import draw_curves, draw_probes
 from ijepa_jax.visualize.features import draw_neighbours, draw_pca, nearest
 from ijepa_jax.visualize.masks import draw_masks
-from ijepa_jax.visualize.report import write_report
 from ijepa_jax.vit import normalise
 
 _IMAGES = 8  # drawn
 _BANK = 1000  # images to find neighbours among
 
 
-def write_run_report(
-    workdir: epath.Path,
-    config: ml_collections.ConfigDict,
-    method: IJepa,
-    target: Any,
-    test: Source,
-    pooled: Callable,
-    report: dict[str, Any],
-) -> dict[str, Any]:
-    """Draws the pictures of a run and writes report.json and report.md, all into WORKDIR/report; returns the report.
+def draw_pictures(
+    workdir: epath.Path, config: ml_collections.ConfigDict, method: IJepa, target: Any, test: Source, pooled: Callable
+) -> list[str]:
+    """Draws the pictures of a run into WORKDIR/report; returns their names.
 
     `target` holds the target encoder's parameters; `pooled` maps (parameters, images) to pooled features.
     """
@@ -50,9 +43,7 @@ def write_run_report(
     _draw_pca(folder / "pca.png", method, target, bank[chosen])
     found = pooled(target, bank)
     draw_neighbours(folder / "neighbours.png", bank[chosen], bank, nearest(found[chosen], found, 7)[:, 1:])
-    report = {**report, "pictures": [*pictures, "masks.png", "pca.png", "neighbours.png"]}
-    write_report(folder, report)
-    return report
+    return [*pictures, "masks.png", "pca.png", "neighbours.png"]
 
 
 def _draw_masks(path: epath.Path, method: IJepa, images: np.ndarray) -> None:
