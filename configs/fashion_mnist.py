@@ -14,7 +14,7 @@ import ml_collections
 
 from configs import quickstart
 
-_IDX = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "fashion-mnist"
+_IDX = Path("../shared/data/fashion-mnist")
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -1,6 +1,6 @@
 """ViT-B/16 on ImageNet-1K for 600 epochs, as in the paper.
 
-    python launch.py pretrain --config configs/in1k_vitb16.py --workdir gs://BUCKET/in1k_vitb16
+    python launch.py pretrain --config configs/in1k_vitb16.py --workdir DIR
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.

@@ -1,6 +1,6 @@
 """ViT-H/16 at 448 pixels on ImageNet-1K for 300 epochs, as released.
 
-    python launch.py pretrain --config configs/in1k_vith16_448.py --workdir gs://BUCKET/in1k_vith16_448
+    python launch.py pretrain --config configs/in1k_vith16_448.py --workdir DIR
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.

@@ -1,6 +1,6 @@
 """ViT-g/16 on ImageNet-22K for 44 epochs, as released.
 
-    python launch.py pretrain --config configs/in22k_vitg16.py --workdir gs://BUCKET/in22k_vitg16
+    python launch.py pretrain --config configs/in22k_vitg16.py --workdir DIR
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.

@@ -9,11 +9,21 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from ijepa_jax.attention import IMPLEMENTATIONS
+
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
     "model.dtype", "model.scan", "predictor", "masks", "data.name", "data.size", "data.image_size", "data.channels",
-    "data.mean", "data.std", "optim.batch_size",
+    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype",
+)  # fmt: skip
+
+
+_POSITIVE = (
+    "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "predictor.width", "predictor.depth",
+    "predictor.heads", "data.channels", "data.eval_crop", "data.buffer", "optim.batch_size", "optim.accumulation",
+    "probe.train_images", "probe.test_images", "probe.during_train_images", "probe.during_test_images", "probe.batch_size",
+    "probe.knn_k", "probe.knn_temperature", "checkpoint.every", "checkpoint.keep", "log.every",
 )  # fmt: skip
 
 
@@ -93,7 +103,7 @@ def default() -> ml_collections.ConfigDict:
                 "clip": config_dict.placeholder(float),  # bound on the global gradient norm
                 "moment_dtype": "float32",  # of AdamW's first moment
             },
-            "warm_start": "",  # a workdir or checkpoint whose target encoder starts this run, with a fresh optimiser
+            "warm_start": "",  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
             "probe": {
                 "every": 0,  # steps between probes during training; 0: at the end only
                 "train_images": 10000,
@@ -110,7 +120,7 @@ def default() -> ml_collections.ConfigDict:
                 "keep_every": 0,  # and every so many steps for good; 0: none
             },
             "log": {"every": 1, "line_seconds": 10.0},  # steps between metric lines; seconds between lines of text
-            "profile": {"start": 0, "steps": 0},  # trace these steps into WORKDIR/profile
+            "profile": {"start": 3, "steps": 0},  # trace these steps into WORKDIR/profile
             "mesh": {"data": -1, "fsdp": 1},  # device mesh; -1: all that are left
         }
     )
@@ -119,6 +129,12 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     optim, data, model = config.optim, config.data, config.model
+    flat = dict(_flat(to_plain(config)))
+    for key in _POSITIVE:
+        if flat[key] is not None and flat[key] <= 0:
+            raise ValueError(f"{key} {flat[key]} must be positive")
+    if model.attention not in IMPLEMENTATIONS:
+        raise ValueError(f"model.attention {model.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
     if model.dtype not in ("float32", "bfloat16"):
@@ -131,12 +147,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"
         )
-    positive = {"optim.batch_size": optim.batch_size, "checkpoint.every": config.checkpoint.every,
-                "checkpoint.keep": config.checkpoint.keep, "log.every": config.log.every,
-                "optim.epochs": optim.epochs or 1, "optim.steps": optim.steps or 1}  # fmt: skip
-    for key, value in positive.items():
-        if value <= 0:
-            raise ValueError(f"{key} {value} must be positive")
 
 
 def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -57,7 +57,8 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU; jax.nn.gelu's erfc costs twice as much on CPU."""
-    return x * _normal_cdf(x)
+    wide = x.astype(jnp.float32)  # 1 + erf cancels on the left, which bfloat16 cannot afford
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
@@ -65,8 +66,9 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _gelu_backward(x, gradient):
-    density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
-    return (gradient * (_normal_cdf(x) + x * density),)
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)

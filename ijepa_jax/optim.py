@@ -43,7 +43,9 @@ def make_optimizer(
     learning_rate = warmup_cosine(start_lr, peak_lr, final_lr, warmup_steps, total_steps)
     decay = cosine(weight_decay, final_weight_decay, total_steps)
     adamw = optax.adamw(learning_rate, b1, b2, eps, mu_dtype=moment_dtype, weight_decay=decay, mask=decay_mask)
-    transformation = adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)
+    # always two links, so that the optimiser's state has one shape and clipping can be changed when a run continues
+    bound = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+    transformation = optax.chain(bound, adamw)
     return Optimizer(transformation, learning_rate, decay, linear(momentum, final_momentum, total_steps))
 
 

@@ -17,7 +17,7 @@ from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError, Source
-from ijepa_jax.evaluate import features
+from ijepa_jax.evaluate import features, probe
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import Optimizer
 from ijepa_jax.step import State, init
@@ -40,11 +40,12 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
     writer: metrics_lib.MetricsWriter | None = None
-    bad: set[int] = dataclasses.field(default_factory=set)
+    bad: set[str] = dataclasses.field(default_factory=set)
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
     waited: float = 0.0  # for input, of these
     compilations: int = 0
+    tracing: bool = False
 
 
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display) -> Run:
@@ -61,6 +62,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
         raise DataError(
             f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}"
         )
+    probe.tasks(train, test)  # labels that do not fit are better known before training than after
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     return Run(
@@ -89,6 +91,10 @@ def start(run: Run) -> tuple[State, int]:
     restored = run.checkpoints.restore(placed, run.display.log)
     step = restored.step if restored else 0
     run.checkpoints.set_aside(after=step)
+    if step > run.total_steps:
+        raise ValueError(
+            f"{run.workdir} holds checkpoint {step}, past the {run.total_steps} steps of this run: raise optim.steps"
+        )
     if restored:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state

@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, the placement of batches, and the sharding of the training state."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(shapes: Any, mesh: Mesh) -> Any:
     """A sharding for every leaf of a state (shape structures): large ones split along `fsdp`, small ones replicated."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _leaf_spec(leaf.shape, mesh.shape["fsdp"])), shapes)
+
+
+def jit_step(step: Callable, state: Any, mesh: Mesh) -> Callable:
+    """Compiles `step(state, batch) -> (state, metrics)`, donating the state and keeping every leaf of it where it is.
+
+    Were the outputs' places left to the compiler, a leaf could come back elsewhere, and the second step compile again.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)))
 
 
 def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:

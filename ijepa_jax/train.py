@@ -20,7 +20,7 @@ from ijepa_jax import build, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
-from ijepa_jax.data.sources import DataError
+from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.step import State, train_step
@@ -57,9 +57,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
             return finished
         with _stop_requests() as requests:
             state = _train(run, state, start_step, requests)
-        return _finish(run, state, start_step, command, started)
+            run.checkpoints.wait()
+            return _finish(run, state, start_step, command, started)
     finally:
         display.stop()
+        _end_trace(run)
         if run.writer:
             run.writer.close()
         with contextlib.suppress(CheckpointError):  # raised before, by what failed first
@@ -68,13 +70,15 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
 
 def _train(run: Run, state: State, start_step: int, requests: list[int]) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
-    step_fn = jax.jit(
-        partial(
-            train_step, method=run.method, optimizer=run.optimizer, seed=run.config.seed,
-            accumulation=run.config.optim.accumulation,
-        ),
-        donate_argnums=0,
-    )  # fmt: skip
+    settings = run.config
+    step_fn = partial(
+        train_step,
+        method=run.method,
+        optimizer=run.optimizer,
+        seed=settings.seed,
+        accumulation=settings.optim.accumulation,
+    )
+    step_fn = sharding.jit_step(step_fn, state, run.mesh)
     if start_step == 0 and run.config.probe.every:
         _probe_baselines(run)
     run.display.start("step", run.total_steps, start_step)
@@ -83,8 +87,8 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
         clock = time.monotonic()
         for step in range(start_step + 1, run.total_steps + 1):
             batch = next(stream)
-            with _trace(run, step):
-                state, metrics = step_fn(state, batch)
+            _trace(run, step)
+            state, metrics = step_fn(state, batch)
             if late is not None:
                 clock = _record(run, *late, clock)
             late = step, metrics
@@ -92,6 +96,8 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
                 continue
             clock = _record(run, *late, clock)
             late = None
+            if run.writer:
+                run.writer.flush()  # no checkpoint without the lines of the steps before it
             score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
             run.checkpoints.save(state, step, config_lib.to_plain(run.config), score)
             clock = time.monotonic()
@@ -126,7 +132,7 @@ def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]
         while True:
             begun = time.monotonic()
             batch = next(batches)
-            _account_bad(run, batch.pop("bad"))
+            _account_bad(run, run.train, batch.pop("bad"))
             for name in ("index", "source"):
                 del batch[name]
             placed = sharding.place_batch(batch, run.mesh)
@@ -137,16 +143,16 @@ def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]
             batches.close()
 
 
-def _account_bad(run: Run, bad: np.ndarray) -> None:
+def _account_bad(run: Run, source: Source, bad: np.ndarray) -> None:
     """Names each unreadable image once, and stops the run when there are too many."""
-    for index in sorted({int(i) for i in bad if i >= 0} - run.bad):
-        run.bad.add(index)
-        run.display.log(f"skipped unreadable image {run.train.name(index)} ({len(run.bad)} so far)")
-    limit = run.config.data.max_bad_fraction
-    if len(run.bad) > limit * len(run.train):
+    for name in sorted({source.name(int(index)) for index in bad if index >= 0} - run.bad):
+        run.bad.add(name)
+        run.display.log(f"skipped unreadable image {name} ({len(run.bad)} so far)")
+    limit, count = run.config.data.max_bad_fraction, len(run.train) + len(run.test)
+    if len(run.bad) > limit * count:
         raise DataError(
-            f"{len(run.bad)} of {len(run.train)} images are unreadable, more than data.max_bad_fraction {limit:g}: "
-            f"for example {run.train.name(min(run.bad))}"
+            f"{len(run.bad)} of {count} images are unreadable, more than data.max_bad_fraction {limit:g}: "
+            f"for example {min(run.bad)}"
         )
 
 
@@ -170,16 +176,22 @@ def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) ->
     return now
 
 
-@contextlib.contextmanager
-def _trace(run: Run, step: int):
-    """Records a profile of the steps that settings ask for."""
+def _trace(run: Run, step: int) -> None:
+    """Starts or ends the profile of the steps that settings ask for, before a step is dispatched."""
     first, count = run.config.profile.start, run.config.profile.steps
-    if count and step == first:
+    due = first <= step < first + count
+    if due and not run.tracing:
         jax.profiler.start_trace(str(run.workdir / "profile"))
-    yield
-    if count and step == first + count - 1:
+    elif run.tracing and not due:
+        _end_trace(run)
+    run.tracing = due
+
+
+def _end_trace(run: Run) -> None:
+    if run.tracing:
         jax.profiler.stop_trace()
-        run.display.log(f"profile of steps {first} to {step} in {run.workdir / 'profile'}")
+        run.tracing = False
+        run.display.log(f"profile in {run.workdir / 'profile'}")
 
 
 @contextlib.contextmanager
@@ -212,6 +224,12 @@ def _probe_data(run: Run, during: bool) -> probe.ProbeData:
         test_images=settings.during_test_images if during else settings.test_images,
         knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
     )  # fmt: skip
+
+
+def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    for batch in build.eval_batches(run.config, source, rows):
+        _account_bad(run, source, batch["bad"])
+        yield batch
 
 
 def _random_encoder(run: Run) -> Any:
@@ -255,7 +273,6 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
-    run.checkpoints.wait()
     pictures = []
     if jax.process_index() == 0:
         pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled)

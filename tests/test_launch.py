@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ijepa_jax import metrics
+from ijepa_jax.data.sources import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -93,16 +94,18 @@ def test_a_wrong_setting_gets_one_clear_line(tmp_path, changes, line):
     assert "Traceback" not in out
 
 
-def test_a_folder_of_mixed_jpegs_one_of_them_truncated(tmp_path):
+def test_a_folder_of_mixed_jpegs_some_of_them_truncated(tmp_path):
     jpegs(tmp_path / "photos", 300)
-    victim = sorted((tmp_path / "photos").rglob("*.jpg"))[10]
-    victim.write_bytes(victim.read_bytes()[:200])
+    sources = [open_source(f"folder:{tmp_path}/photos", split, size=0, seed=0) for split in ("train", "test")]
+    victims = [Path(source.name(5)) for source in sources]  # one to train on, one to probe with
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:200])
     settings = [f"--config.data.name=folder:{tmp_path}/photos", "--config.optim.epochs=2", "--config.optim.steps=0"]
     code, out, err = launch(*SMALL, f"--workdir={tmp_path}/run", *settings, "--config.optim.warmup=1")
     assert code == 0, err
-    assert f"skipped unreadable image {victim}" in out
+    assert all(f"skipped unreadable image {victim}" in out for victim in victims)
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
-    assert report["bad_images"] == 1 and report["probes"].keys() == {"linear", "knn"}
+    assert report["bad_images"] == 2 and report["probes"].keys() == {"linear", "knn"}
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path):

@@ -27,10 +27,9 @@ for data, fsdp in ((4, 1), (2, 2), (-1, 4)):
     shapes = jax.eval_shape(partial(init, method, optimizer, 0))
     places = sharding.state_shardings(shapes, mesh)
     state = jax.jit(partial(init, method, optimizer, 0), out_shardings=places)()
-    step = partial(train_step, method=method, optimizer=optimizer, seed=0)
-    step = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+    step = sharding.jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh)
     losses = []
-    for _ in range(2):
+    for _ in range(3):
         state, metrics = step(state, sharding.place_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     kernel = state.target["blocks"]["0"]["fc1"]["kernel"]

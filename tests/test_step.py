@@ -81,7 +81,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(masks):
     (a, first), (b, second) = whole[3](whole[2], batch), parts[3](parts[2], batch)
     np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-6)
     np.testing.assert_allclose(first["gradient_norm"], second["gradient_norm"], rtol=1e-5)
-    first_moment = lambda state: state.opt_state[0].mu  # noqa: E731
+    first_moment = lambda state: state.opt_state[1][0].mu  # noqa: E731
     assert_close(first_moment(a), first_moment(b), 1e-8)
 
 

@@ -156,8 +156,11 @@ def test_other_settings_than_the_checkpoints_are_refused(whole, change, message)
 
 def test_other_schedules_are_allowed_and_named(tmp_path, monkeypatch, capsys):
     stopped_run(tmp_path, monkeypatch)
-    train.pretrain(small.config(optim__peak_lr=5e-4), tmp_path)
-    assert "continuing with changed settings: optim.peak_lr was 0.002, now 0.0005" in capsys.readouterr().out
+    train.pretrain(small.config(optim__peak_lr=5e-4, optim__clip=1.0), tmp_path)
+    assert (
+        "continuing with changed settings: optim.clip was 3.0, now 1.0; optim.peak_lr was 0.001, now 0.0005"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -209,6 +212,8 @@ def test_profile_of_chosen_steps(tmp_path):
 def test_devices_share_a_batch_evenly(tmp_path):
     with pytest.raises(ValueError, match=r"optim.batch_size 16 does not divide into optim.accumulation 3"):
         train.pretrain(small.config(optim__accumulation=3), tmp_path)
+    with pytest.raises(ValueError, match="optim.accumulation 0 must be positive"):
+        train.pretrain(small.config(optim__accumulation=0), tmp_path)
     with pytest.raises(ValueError, match="mesh data=7, fsdp=3 does not make up the"):
         train.pretrain(small.config(mesh__data=7, mesh__fsdp=3), tmp_path)
     with pytest.raises(DataError, match="scenes has 8 training images, fewer than optim.batch_size 16"):

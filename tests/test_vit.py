@@ -182,6 +182,11 @@ class TestWrittenOutGradients:
         np.testing.assert_allclose(layers.gelu(x), plain(x), atol=1e-6)  # 1 + erf cancels far on the left, as in the reference
         np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(x), jax.vmap(jax.grad(plain))(x), atol=2e-6)
 
+    def test_gelu_in_bfloat16_is_the_exact_one_rounded(self):
+        x = jnp.linspace(-4, 4, 501).astype(jnp.bfloat16)
+        exact = jax.nn.gelu(x.astype("float32"), approximate=False)
+        np.testing.assert_allclose(layers.gelu(x).astype("float32"), exact, rtol=2**-8, atol=1e-6)
+
     def test_layer_norm(self):
         x, scale, bias, weight = (
             jax.random.normal(key, shape)

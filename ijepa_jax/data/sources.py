@@ -37,12 +37,15 @@ class DataError(ValueError):
 class Source(Protocol):
     """Random access to the examples of one split.
 
-    `labels` maps a task to its classes, int64 [N] from 0 up, and is empty without labels. Sources can be pickled for
+    `classes` maps a task to its number of classes, and is empty without labels; `labels_at` gives the labels, int64 [n] from 0
+    up, of the examples at rows [n]. Sources can be pickled for
     worker processes; one that holds its pixels in memory is then copied into each of them.
     """
 
     @property
-    def labels(self) -> Mapping[str, np.ndarray]: ...
+    def classes(self) -> Mapping[str, int]: ...
+
+    def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]: ...
 
     def __len__(self) -> int: ...
 
@@ -95,7 +98,20 @@ def open_source(
     raise DataError(f"no data named {name!r}: use one of {known}")
 
 
-class ArraySource:
+class _Labels:
+    """What a source with all its labels in memory says of them."""
+
+    labels: Mapping[str, np.ndarray]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        return {task: int(labels.max()) + 1 for task, labels in self.labels.items()}
+
+    def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {task: labels[rows] for task, labels in self.labels.items()}
+
+
+class ArraySource(_Labels):
     """Pixels in memory: uint8 [N, H, W] or [N, H, W, C]."""
 
     def __init__(self, images: np.ndarray, labels: Mapping[str, np.ndarray], title: str):
@@ -113,7 +129,7 @@ class ArraySource:
         return f"{self._title} image {index}"
 
 
-class FolderSource:
+class FolderSource(_Labels):
     """Image files below a folder, given as their bytes."""
 
     def __init__(self, folder: epath.Path, files: Sequence[str], labels: Mapping[str, np.ndarray]):
@@ -144,7 +160,7 @@ class TfdsSource:
             raise DataError(f"{title} has no image feature among {', '.join(kinds)}")
         self._title = f"{title} {split}"
         self._image = "image" if "image" in images else images[0]
-        self._classes = [key for key, kind in kinds.items() if kind == "ClassLabel"]
+        self.classes = {key: builder.info.features[key].num_classes for key, kind in kinds.items() if kind == "ClassLabel"}
         try:
             self._records = builder.as_data_source(split, decoders=dict.fromkeys(images, tfds.decode.SkipDecoding()))
         except (NotImplementedError, ValueError) as error:
@@ -156,13 +172,10 @@ class TfdsSource:
     def __getitem__(self, index: int) -> bytes:
         return self._records[index][self._image]
 
-    @functools.cached_property
-    def labels(self) -> dict[str, np.ndarray]:
-        """Reads through the whole split when first asked for: pretraining never does."""
-        if not self._classes:
-            return {}
-        rows = [[record[key] for key in self._classes] for record in self._records]
-        return dict(zip(self._classes, np.array(rows, np.int64).T, strict=True))
+    def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the records of these rows alone: those of a whole split can be hundreds of gigabytes."""
+        records = [self._records[int(row)] for row in rows]
+        return {task: np.array([record[task] for record in records], np.int64) for task in self.classes}
 
     def name(self, index: int) -> str:
         return f"{self._title} image {index}"

@@ -24,24 +24,19 @@ class ProbeData:
     knn_k: int
     knn_temperature: float
 
-    def tasks(self) -> list[str]:
-        """Tasks with labels in both splits. Raises DataError where the test split has classes that training has not."""
-        tasks = [task for task in self.train.labels if task in self.test.labels]
-        for task in tasks:
-            extra = int(self.test.labels[task].max()) - int(self.train.labels[task].max())
-            if extra > 0:
-                raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
-        return tasks
-
     def measure(self, extract: Extract) -> dict[str, float]:
         """Probe results: linear/TASK and knn/TASK in per cent, rankme and feature_std of the test features."""
         train, train_rows = self._features(self.train, self.train_images, extract)
         test, test_rows = self._features(self.test, self.test_images, extract)
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
         basis = linear.prepare(train)
-        for task in self.tasks():
-            labels, truth = self.train.labels[task][train_rows], self.test.labels[task][test_rows]
-            classes = int(self.train.labels[task].max()) + 1
+        train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
+        for task in tasks(self.train, self.test):
+            labels, truth, classes = train_labels[task], test_labels[task], self.train.classes[task]
+            if not np.ptp(labels):
+                raise DataError(
+                    f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
+                )
             results[f"linear/{task}"] = linear.probe(basis, labels, test, truth, classes=classes)
             results[f"knn/{task}"] = knn.accuracy(
                 train, labels, test, truth, classes=classes, k=self.knn_k, temperature=self.knn_temperature
@@ -51,6 +46,19 @@ class ProbeData:
     def _features(self, source: Source, wanted: int, extract: Extract) -> tuple[np.ndarray, np.ndarray]:
         rows = features_lib.sample(len(source), wanted)
         return features_lib.collect(self.batches(source, rows), extract)
+
+
+def tasks(train: Source, test: Source) -> list[str]:
+    """Tasks with labels of at least two classes in both splits.
+
+    Raises DataError where the test split has classes that training has not.
+    """
+    found = [task for task in train.classes if task in test.classes and train.classes[task] > 1]
+    for task in found:
+        extra = test.classes[task] - train.classes[task]
+        if extra > 0:
+            raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
+    return found
 
 
 def score(results: dict[str, float]) -> float:

@@ -33,8 +33,10 @@ def write_report(directory, report: dict) -> None:
     """
     directory, report = epath.Path(directory), _plain(report)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (directory / "report.md").write_text(markdown(report))
+    unfinished = directory / "report.json.tmp"  # report.json says that the run is finished: it comes last, and whole
+    unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    unfinished.replace(directory / "report.json")
 
 
 def read_report(workdir) -> dict | None:
