@@ -219,7 +219,7 @@ def _stop_requests() -> Iterator[list[int]]:
 def _probe_data(run: Run, during: bool) -> probe.ProbeData:
     settings = run.config.probe
     return probe.ProbeData(
-        run.train, run.test, partial(build.eval_batches, run.config),
+        run.train, run.test, partial(_eval_batches, run),
         train_images=settings.during_train_images if during else settings.train_images,
         test_images=settings.during_test_images if during else settings.test_images,
         knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
