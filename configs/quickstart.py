@@ -2,7 +2,9 @@
 
     python launch.py
 
-Hardware: two CPU cores, minutes.
+Hardware: two CPU cores. Cost: 251 s (shared AMD EPYC), of which training 171 s.
+Expected, linear probes in per cent (random init; pixels): count 34.8 (25.1; 24.2), distance 33.1 (26.8; 26.1), shape 41.6
+(36.5; 37.5), colour 68.5 (54.9; 65.0). Rounding differs between processors, and with it the outcome by a few points.
 """
 
 import ml_collections
@@ -31,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.schedule_scale = 1.0
     config.optim.peak_lr = 1e-3
     config.optim.final_lr = 1e-5
-    config.optim.momentum = 0.99
+    config.optim.momentum = 0.998
     config.optim.clip = 3.0
     config.probe.every = 600
     config.probe.train_images = 10000
