@@ -16,7 +16,6 @@ from ijepa_jax.vit import normalise
 PIXEL_SIZE = (32, 32)
 
 Batch = dict[str, np.ndarray]
-Extract = Callable[[Batch], np.ndarray]
 
 
 def pooled_extractor(method: IJepa, mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
