@@ -118,6 +118,7 @@ def train_batches(
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,
+        exact=settings.exact,
         workers=settings.workers,
         threads=settings.threads,
         buffer=settings.buffer,

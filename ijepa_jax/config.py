@@ -76,11 +76,10 @@ def default() -> ml_collections.ConfigDict:
                 "flip": False,
                 "color_jitter": 0.0,
                 "eval_crop": 0.875,  # evaluation: centre crop after the short side is resized to image size / this
+                "exact": False,  # crops of files equal to torchvision's to the bit; costs half as much again
                 "workers": 0,  # processes that make batches; 0: threads of this one
-                "threads": config_dict.placeholder(
-                    int
-                ),  # that make batches; None: one for pixels in memory, else one for each core
-                "buffer": 4,  # batches made ahead of time, in each process
+                "threads": config_dict.placeholder(int),  # of each; None: see pipeline.train_batches
+                "buffer": 2,  # batches made ahead of time
                 "max_bad_fraction": 0.01,  # more unreadable images than this stop the run
             },
             "optim": {

@@ -16,6 +16,7 @@ from ijepa_jax import build, checkpoint, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.console import Display
+from ijepa_jax.data.bad import BadImages
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.methods import IJepa
@@ -39,8 +40,8 @@ class Run:
     total_steps: int
     checkpoints: checkpoint.Checkpoints
     pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
+    bad: BadImages
     writer: metrics_lib.MetricsWriter | None = None
-    bad: set[str] = dataclasses.field(default_factory=set)
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
     waited: float = 0.0  # for input, of these
@@ -65,9 +66,12 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     probe.tasks(train, test)  # labels that do not fit are better known before training than after
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    share = (len(train) + len(test)) / jax.process_count()
+    listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
+    bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh),
+        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh), bad,
     )  # fmt: skip
 
 

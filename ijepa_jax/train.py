@@ -20,7 +20,7 @@ from ijepa_jax import build, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
-from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.step import State, train_step
@@ -132,7 +132,7 @@ def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]
         while True:
             begun = time.monotonic()
             batch = next(batches)
-            _account_bad(run, run.train, batch.pop("bad"))
+            run.bad.account(run.train, batch.pop("bad"))
             for name in ("index", "source"):
                 del batch[name]
             placed = sharding.place_batch(batch, run.mesh)
@@ -141,19 +141,6 @@ def _placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]
     finally:
         if hasattr(batches, "close"):
             batches.close()
-
-
-def _account_bad(run: Run, source: Source, bad: np.ndarray) -> None:
-    """Names each unreadable image once, and stops the run when there are too many."""
-    for name in sorted({source.name(int(index)) for index in bad if index >= 0} - run.bad):
-        run.bad.add(name)
-        run.display.log(f"skipped unreadable image {name} ({len(run.bad)} so far)")
-    limit, count = run.config.data.max_bad_fraction, len(run.train) + len(run.test)
-    if len(run.bad) > limit * count:
-        raise DataError(
-            f"{len(run.bad)} of {count} images are unreadable, more than data.max_bad_fraction {limit:g}: "
-            f"for example {min(run.bad)}"
-        )
 
 
 def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) -> float:
@@ -171,7 +158,7 @@ def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) ->
         )
     rate = run.config.optim.batch_size * run.steps_timed / run.seconds if run.seconds else 0.0
     if run.writer and step % run.config.log.every == 0:
-        run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad)})
+        run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad.names)})
     run.display.update(step, f"loss {values['loss']:.4f} {rate:.0f} images/s")
     return now
 
@@ -228,7 +215,7 @@ def _probe_data(run: Run, during: bool) -> probe.ProbeData:
 
 def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     for batch in build.eval_batches(run.config, source, rows):
-        _account_bad(run, source, batch["bad"])
+        run.bad.account(source, batch["bad"])
         yield batch
 
 
@@ -285,7 +272,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "compilations": run.compilations,
         "params_digest": params_digest(state),
         "best_step": run.checkpoints.best_step(),
-        "bad_images": len(run.bad),
+        "bad_images": len(run.bad.names),
         **compared,
         "data": run.config.data.name,
         "command": command,

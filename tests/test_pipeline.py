@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import itertools
+import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ import textwrap
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from ijepa_jax import counter
 from ijepa_jax.data import images, pipeline
@@ -149,6 +152,31 @@ def test_threads_and_workers_change_nothing(settings):
     _assert_same(_train(source, 12, sampler=Masks(), channels=3, **settings), expected)
 
 
+@pytest.mark.parametrize("settings", [{}, {"threads": 3}, {"workers": 2}, {"process_index": 1, "process_count": 2}])
+def test_batches_made_in_parts_are_the_same(settings, monkeypatch):
+    source = Files(40, bad=(5, 7))
+    shared = {"sampler": Masks(), "channels": 3, "flip": True, "color_jitter": 0.5, "start_step": 3}
+    expected = _train(source, 7, **shared | settings)
+    monkeypatch.setattr(pipeline, "_PART_BYTES", 3 * 16 * 16 * 3)  # three images, of eight or of four
+    _assert_same(_train(source, 7, **shared | settings), expected)
+    evaluated = _evaluate(source, range(20), channels=3)
+    monkeypatch.undo()
+    _assert_same(evaluated, _evaluate(source, range(20), channels=3))
+
+
+def test_exact_crops_can_be_asked_for():
+    buffer = io.BytesIO()
+    photograph = load_sample_image("flower.jpg")
+    Image.fromarray(photograph).save(buffer, "JPEG", quality=90)
+    source = Files(8)
+    source._data = [buffer.getvalue()] * 8
+    fast, exact = (_train(source, 1, channels=3, image_size=(64, 64), exact=exact)[0]["image"] for exact in (False, True))
+    u = counter.uniform(3, pipeline._CROP, 5, np.arange(images.CROP_UNIFORMS))
+    box = images.random_resized_crop_box(*photograph.shape[:2], u, (0.3, 1.0), (3 / 4, 4 / 3))
+    np.testing.assert_array_equal(exact[5], images.crop_resize(images.decode(source[5], 3), box, (64, 64)))
+    assert 0 < np.abs(fast.astype(int) - exact).mean() < 2
+
+
 def test_a_stream_can_start_at_any_step_at_once():
     whole = _train(_arrays(), 17, sampler=Masks())
     for start in (1, 6, 13):
@@ -188,6 +216,17 @@ def test_bad_images_only_stop_the_stream_with_a_name():
         _train(Files(16, gone=range(16)), 1, channels=3, workers=1)
 
 
+def test_a_killed_worker_is_one_clear_line():
+    stream = pipeline.train_batches(_arrays(), None, seed=0, batch_size=8, image_size=(16, 16), channels=1, workers=2, buffer=1)
+    next(stream)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a loader worker was killed.*data\.workers"):
+        for _ in range(1000):
+            next(stream)
+    stream.close()
+
+
 def test_batches_that_cannot_be_made_are_refused():
     with pytest.raises(DataError, match="7 images, which is less than one batch of 8"):
         _train(_arrays(7), 1)
@@ -210,7 +249,7 @@ def test_evaluation_shows_each_example_once_in_order(workers):
     assert np.concatenate([batch["index"] for batch in batches])[valid].tolist() == indices.tolist()
     image = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_array_equal(image[valid], source.images[indices])
-    np.testing.assert_array_equal(image[~valid], image[valid][-1:].repeat(3, 0))
+    assert not image[~valid].any() and len(image[~valid]) == 3
     assert all((batch["bad"] == -1).all() for batch in batches)
 
 

@@ -36,10 +36,15 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     """
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels)
+    return _as_array(open_upright(data, channels))
+
+
+def open_upright(data: bytes, channels: int) -> Image.Image:
+    """The same for encoded images, as a Pillow image of mode L or RGB."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return _as_array(_flatten(_upright(image), channels))
+            return _flatten(_upright(image), channels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError and more

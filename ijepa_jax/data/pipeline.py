@@ -1,10 +1,12 @@
 """From a source to a stream of batches, through grain: each example a pure function of (seed, epoch, global index).
 
-An element of the grain data set is one local batch, made from its step number alone. Hence the stream does not depend on
-threads, workers or processes, starting at any step costs nothing, and masks are made for a whole batch in one call.
+An element of the grain data set is some rows of one local batch, made from its number alone; consecutive elements are joined
+to batches. Hence the stream does not depend on threads, workers or processes, starting at any step costs nothing, masks are
+made for many images in one call, and memory is bounded by the rows under way and not by whole batches for every thread.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from ijepa_jax import counter
-from ijepa_jax.data import images
+from ijepa_jax.data import crops, images
 from ijepa_jax.data.sources import ArraySource, DataError, Source
 
 Batch = dict[str, np.ndarray]
@@ -22,7 +24,8 @@ Batch = dict[str, np.ndarray]
 _SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE = range(0x1DA7A00, 0x1DA7A05)  # what a random number is for
 _ROUNDS = 8  # of the shuffle; with 6, small data sets show a pattern
 _MAX_BAD = 10  # bad images in a row
-_ENDLESS = 1 << 48  # steps
+_ENDLESS = 1 << 48  # elements
+_PART_BYTES = 16 << 20  # of pixels made at a time: 111 images of 224x224, a tenth of a second of work
 
 
 def train_batches(
@@ -40,9 +43,10 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    exact: bool = False,
     workers: int = 0,
     threads: int | None = None,
-    buffer: int = 4,
+    buffer: int = 2,
 ) -> Iterator[Batch]:
     """An endless stream of this process's rows of the global batches from `start_step` on.
 
@@ -56,14 +60,16 @@ def train_batches(
     - `bad` int64 [b]: -1, or the example that should have been shown, had it been readable;
     - whatever `sampler` makes of `index` (masks).
 
-    `threads` make batches ahead of time, up to `buffer` of them, or as many as there are threads. By default that is one thread
-    for pixels in memory (small images keep the interpreter's lock, and more threads only fight over it), else one a core,
-    at most 8. With `workers` > 0 that many processes do this, each with threads and buffer of its own; as each gets a
+    Crops are within a grey level or two of the exact ones (see `crops.crop_into`), or `exact`: those of torchvision.
+
+    `threads` work `buffer` batches ahead. By default that is one thread for pixels in memory (small images keep the
+    interpreter's lock, and more threads only fight over it), else one a core, at most 16. With `workers` > 0 that many
+    processes do this, each with `threads` of its own (by default one), together `buffer` batches ahead; as each gets a
     copy of the source, threads are the better choice for pixels in memory. A script that uses workers needs the usual
     `if __name__ == "__main__"`, and should close the iterator at the end, as workers left running complain.
 
     Raises `DataError` if the source is smaller than a batch, if the batch does not divide among the processes, and, from the
-    stream, if ten images in a row are bad.
+    stream, if ten images in a row are bad or a worker dies.
     """
     if batch_size % process_count:
         raise DataError(f"a batch of {batch_size} cannot be divided among {process_count} processes")
@@ -82,8 +88,9 @@ def train_batches(
         crop_aspect=crop_aspect,
         flip=flip,
         color_jitter=color_jitter,
+        exact=exact,
     )
-    return _iterate(make_batch, range(start_step, _ENDLESS), workers=workers, threads=threads, buffer=buffer)
+    return _stream(make_batch, start_step, None, local, workers=workers, threads=threads, buffer=buffer)
 
 
 def eval_batches(
@@ -96,13 +103,13 @@ def eval_batches(
     crop_fraction: float = 1.0,
     workers: int = 0,
     threads: int | None = None,
-    buffer: int = 4,
+    buffer: int = 2,
 ) -> Iterator[Batch]:
     """The examples `indices` of the source, in order, each once.
 
     A batch holds `image` uint8 [batch_size, h, w, channels] (central crops, see `images.center_crop`), `index` int64 (the
-    example of the source), `valid` bool and `bad` int64, [batch_size] each. The last batch is padded with its last
-    example, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows
+    example of the source), `valid` bool and `bad` int64, [batch_size] each. The last batch is padded with black
+    images, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows
     that are not valid out of every sum.
     """
     make_batch = _EvalBatches(
@@ -113,8 +120,8 @@ def eval_batches(
         channels=channels,
         crop_fraction=crop_fraction,
     )
-    steps = range(-(-len(make_batch.indices) // batch_size))
-    return _iterate(make_batch, steps, workers=workers, threads=threads, buffer=buffer)
+    batches = -(-len(make_batch.indices) // batch_size)
+    return _stream(make_batch, 0, batches, batch_size, workers=workers, threads=threads, buffer=buffer)
 
 
 def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -141,59 +148,59 @@ def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches:
-    """Makes the local batch of a step."""
+    """Makes rows of the local batch of a step."""
 
     source: Source
     sampler: Callable[[np.ndarray], Batch] | None
     seed: int
     batch_size: int
-    rows: range
+    rows: range  # of the global batch, that are this process's
     image_size: images.Size
     channels: int
     crop_scale: tuple[float, float]
     crop_aspect: tuple[float, float]
     flip: bool
     color_jitter: float
+    exact: bool
 
-    def __call__(self, step: int) -> Batch:
-        index = step * self.batch_size + np.asarray(self.rows, dtype=np.int64)
+    def __call__(self, step: int, part: slice) -> Batch:
+        rows = np.asarray(self.rows[part], dtype=np.int64)
+        index = step * self.batch_size + rows
+        epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
         batch = {
             "image": np.empty((len(index), *self.image_size, self.channels), np.uint8),
             "index": index,
-            "source": self._shuffled(step),
+            "source": permute(step_of_epoch * self.batch_size + rows, len(self.source), self.seed, epoch),
             "bad": np.full(len(index), -1, np.int64),
         }
-        crops = self._uniforms(_CROP, index, images.CROP_UNIFORMS).tolist()
-        flips = counter.uniform(self.seed, _FLIP, index) < 0.5 if self.flip else np.zeros(len(index), bool)
-        for row, crop in enumerate(crops):
-            pixels = self._read(batch, row)
-            box = images.random_resized_crop_box(*pixels.shape[:2], crop, self.crop_scale, self.crop_aspect)
-            pixels = images.crop_resize(pixels, box, self.image_size)
-            batch["image"][row] = images.flip(pixels) if flips[row] else pixels
+        uniforms = self._uniforms(_CROP, index, images.CROP_UNIFORMS).tolist()
+        for row, u in enumerate(uniforms):
+            self._show(batch, row, u)
+        if self.flip:
+            mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
+            batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
         if self.color_jitter:
             self._jitter(batch)
         return batch if self.sampler is None else batch | self.sampler(index)
 
-    def _shuffled(self, step: int) -> np.ndarray:
-        """The source's examples for this step's local rows."""
-        epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
-        position = step_of_epoch * self.batch_size + np.asarray(self.rows, dtype=np.int64)
-        return permute(position, len(self.source), self.seed, epoch)
+    def _show(self, batch: Batch, row: int, u: Sequence[float]) -> None:
+        """Crops the row's image; if it is bad, that of another example drawn for it, which is noted in the batch."""
 
-    def _read(self, batch: Batch, row: int) -> np.ndarray:
-        """The row's image; if it is bad, that of another example drawn for it, which is noted in the batch."""
+        def choose(height: int, width: int) -> images.Box:
+            return images.random_resized_crop_box(height, width, u, self.crop_scale, self.crop_aspect)
+
         first, index = int(batch["source"][row]), batch["index"][row]
         chosen = first
         for attempt in range(_MAX_BAD):
             try:
-                pixels = images.decode(self.source[chosen], self.channels)
+                crops.crop_into(batch["image"][row], self.source[chosen], choose, self.exact)
             except (images.BadImage, OSError) as error:
                 problem = f"{self.source.name(chosen)}: {error}"
                 batch["bad"][row] = first
                 chosen = int(counter.bits(self.seed, _REPLACE, index, attempt) % np.uint64(len(self.source)))
             else:
                 batch["source"][row] = chosen
-                return pixels
+                return
         raise DataError(f"{_MAX_BAD} bad images in a row, the last of them {problem}")
 
     def _jitter(self, batch: Batch) -> None:
@@ -207,7 +214,7 @@ class _TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatches:
-    """Makes one batch of an evaluation."""
+    """Makes rows of one batch of an evaluation."""
 
     source: Source
     indices: np.ndarray
@@ -216,35 +223,79 @@ class _EvalBatches:
     channels: int
     crop_fraction: float
 
-    def __call__(self, step: int) -> Batch:
-        chosen = self.indices[step * self.batch_size : (step + 1) * self.batch_size]
-        padding = self.batch_size - len(chosen)
-        pixels = np.zeros((self.batch_size, *self.image_size, self.channels), np.uint8)
-        bad = np.full(self.batch_size, -1, np.int64)
-        for row, index in enumerate(chosen):
+    def __call__(self, step: int, part: slice) -> Batch:
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
+        index = self.indices[np.minimum(positions, len(self.indices) - 1)]
+        valid = positions < len(self.indices)
+        pixels = np.zeros((len(index), *self.image_size, self.channels), np.uint8)
+        bad = np.full(len(index), -1, np.int64)
+        for row in np.flatnonzero(valid):
             try:
-                image = images.decode(self.source[int(index)], self.channels)
+                image = images.decode(self.source[int(index[row])], self.channels)
             except (images.BadImage, OSError):
-                bad[row] = index
+                bad[row] = index[row]
             else:
                 pixels[row] = images.center_crop(image, self.image_size, self.crop_fraction)
-        pixels[len(chosen) :] = pixels[len(chosen) - 1]
-        index = np.pad(chosen, (0, padding), mode="edge")
-        return {"image": pixels, "index": index, "valid": (np.arange(self.batch_size) < len(chosen)) & (bad < 0), "bad": bad}
+        return {"image": pixels, "index": index, "valid": valid & (bad < 0), "bad": bad}
 
 
-def _iterate(
-    make: _TrainBatches | _EvalBatches, steps: range, *, workers: int, threads: int | None, buffer: int
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Numbers the parts of batches through, and makes the one of a number."""
+
+    make: _TrainBatches | _EvalBatches
+    slices: Sequence[slice]
+
+    def __call__(self, number: int) -> Batch:
+        batch, part = divmod(number, len(self.slices))
+        return self.make(batch, self.slices[part])
+
+
+def _stream(
+    make: _TrainBatches | _EvalBatches,
+    first: int,
+    last: int | None,
+    rows: int,
+    *,
+    workers: int,
+    threads: int | None,
+    buffer: int,
 ) -> Iterator[Batch]:
-    """Maps the steps in order through grain's threads or worker processes."""
+    """Batches `first` up to `last` (None: endless) of `rows` rows each, made in parts by grain's threads or processes."""
+    size = max(1, _PART_BYTES // math.prod((*make.image_size, make.channels)))
+    parts = _Parts(make, [slice(start, min(start + size, rows)) for start in range(0, rows, size)])
+    per_batch = len(parts.slices)
+    numbers = grain.MapDataset.range(first * per_batch, _ENDLESS if last is None else last * per_batch)
     if threads is None:
-        threads = 1 if isinstance(make.source, ArraySource) else min(8, os.cpu_count() or 1)
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make)
-    # grain's own defaults, 16 threads and 500 elements, would hold 500 batches in memory.
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads)))
+        threads = 1 if workers or isinstance(make.source, ArraySource) else min(16, cores())
+    ahead = max(-(-buffer * per_batch // max(workers, 1)), threads, 1)
+    # grain's own defaults, 16 threads and 500 elements, would hold 500 parts in memory.
+    dataset = numbers.map(parts).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
         if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain reads a flag of its own when it starts workers
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        stream = stream.mp_prefetch(options)
-    return iter(stream)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+    return _join(iter(dataset), per_batch)
+
+
+def _join(parts: Iterator[Batch], per_batch: int) -> Iterator[Batch]:
+    """Joins each `per_batch` elements to a batch."""
+    try:
+        while True:
+            joined = list(itertools.islice(parts, per_batch))
+            if not joined:
+                return
+            yield joined[0] if per_batch == 1 else {key: np.concatenate([part[key] for part in joined]) for key in joined[0]}
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise DataError(
+            "a loader worker was killed, perhaps for want of memory: give fewer data.workers, or a smaller data.buffer"
+        ) from error
+    finally:
+        parts.close()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
