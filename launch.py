@@ -3,10 +3,12 @@
     python launch.py                                                         # the quickstart: pretrain, probe, report
     python launch.py pretrain --config configs/in1k_vith14.py --workdir DIR  # any other run; the same command continues it
     python launch.py pretrain ... --config.optim.peak_lr=1e-3                # any setting can be overridden
+    python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
 
 Nothing in ijepa_jax/ reads flags or the environment; this file does.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -15,7 +17,21 @@ import shlex
 import sys
 from pathlib import Path
 
-USAGE = "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--config.KEY=VALUE ...]"
+USAGE = {
+    "pretrain": "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--config.KEY=VALUE ...]",
+    "prepare": (
+        "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
+        "[--max-bad-fraction 0.01]"
+    ),
+}
+PREPARE_HELP = """
+    --from              what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes
+    --out               where to: a new folder, local or gs:// or s3://; the same command continues what was stopped
+    --short-side        pixels that larger images are shrunk to, 0 for none: 416 serves crops of 224 pixels, 832 of 448
+    --quality           of the JPEG files that are made where an image cannot stay as it is
+    --workers           processes; 0: none but this one
+    --max-bad-fraction  more unreadable images than this stop the command
+"""
 
 
 class UsageError(ValueError):
@@ -26,12 +42,15 @@ def main(argv: list[str]) -> int:
     """Runs a command; returns the exit code."""
     command = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else "pretrain"
     if command not in COMMANDS:
-        return fail(f"unknown command {command!r}: there is {', '.join(COMMANDS)}. {USAGE}")
+        return fail(f"unknown command {command!r}: there is {', '.join(COMMANDS)}. {USAGE['pretrain']}")
     rest = argv[2:] if len(argv) > 1 and argv[1] == command else argv[1:]
     if "--help" in rest or "-h" in rest:
-        print(f"{__doc__}\n{USAGE}")
+        print(f"{__doc__}\n{USAGE[command]}{PREPARE_HELP if command == 'prepare' else ''}")
         return 0
-    return COMMANDS[command](rest)
+    try:
+        return COMMANDS[command](rest)
+    except KeyboardInterrupt:
+        return fail(f"{command} was interrupted; the same command continues")
 
 
 def fail(message: str) -> int:
@@ -47,6 +66,7 @@ def pretrain(arguments: list[str]) -> int:
     except UsageError as error:
         return fail(str(error))
     set_up_jax()
+    allow_open_files()
     quieten_background()
     from ijepa_jax import train
     from ijepa_jax.checkpoint import CheckpointError
@@ -62,7 +82,31 @@ def pretrain(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain}
+def prepare(arguments: list[str]) -> int:
+    """Packs images into an ArrayRecord data set."""
+    try:
+        settings = read_prepare_flags(arguments)
+    except UsageError as error:
+        return fail(str(error))
+    allow_open_files()
+    from ijepa_jax.console import Display
+    from ijepa_jax.data import pool
+    from ijepa_jax.data.prepare import prepare as pack
+
+    try:
+        name = pack(settings.pop("from"), settings.pop("out"), **settings, display=Display())["name"]
+    except pool.Stopped as stopped:
+        return fail(f"{stopped}; the same command continues")
+    except (ValueError, OSError) as error:
+        return fail(" ".join(str(error).split()) or type(error).__name__)
+    if name.startswith("tfds:s3://"):
+        print("to train with it, mount the bucket, or copy the folder to a local disk or to gs://")
+        return 0
+    print(f"train with: python launch.py pretrain --config configs/folder.py --config.data.name={shlex.quote(name)}")
+    return 0
+
+
+COMMANDS = {"pretrain": pretrain, "prepare": prepare}
 
 
 def read_flags(arguments: list[str]):
@@ -81,8 +125,38 @@ def read_flags(arguments: list[str]):
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
         raise UsageError(explain(error, arguments)) from error
     if left:
-        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE}")
+        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['pretrain']}")
     return settings, values.workdir or str(Path("runs", Path(file).stem))
+
+
+def read_prepare_flags(arguments: list[str]) -> dict:
+    """The keyword arguments of `prepare`, and `from` and `out`, that a command line asks for; raises UsageError."""
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("from", None, "What to pack.", flag_values=values)
+    flags.DEFINE_string("out", None, "Where the data set goes.", flag_values=values)
+    flags.DEFINE_integer("short_side", 416, "Of what is stored, in pixels.", 0, flag_values=values)
+    flags.DEFINE_integer("quality", 92, "Of JPEG files that are made.", 1, 100, flag_values=values)
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", 0, flag_values=values)
+    flags.DEFINE_float("max_bad_fraction", 0.01, "Of unreadable images.", 0.0, 1.0, flag_values=values)
+    try:
+        left = values(["launch.py", *(underscored(argument) for argument in arguments)])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{explain(error, arguments)}; {USAGE['prepare']}") from error
+    if left:
+        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['prepare']}")
+    settings = values.flag_values_dict()
+    missing = [name for name in ("from", "out") if not settings[name]]
+    if missing:
+        raise UsageError(f"--{missing[0]} is missing. {USAGE['prepare']}")
+    return settings
+
+
+def underscored(argument: str) -> str:
+    """--short-side=3 as absl knows it, --short_side=3."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
 def config_file(arguments: list[str]) -> str:
@@ -120,6 +194,17 @@ def set_up_jax() -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "ijepa_jax" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     keep_freed_memory()
+
+
+def allow_open_files() -> None:
+    """Raises the limit on open files as far as it goes, within reason: a reader of ArrayRecord keeps every shard open."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # macOS may allow fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import math
 import platform
-import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from ijepa_jax.console import Display
 from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
+from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State, train_step
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
@@ -55,7 +55,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
             display.log(probe_table(finished))
             return finished
-        with _stop_requests() as requests:
+        with stop_requests() as requests:
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
             return _finish(run, state, start_step, command, started)
@@ -68,7 +68,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
             run.checkpoints.close()
 
 
-def _train(run: Run, state: State, start_step: int, requests: list[int]) -> State:
+def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
     settings = run.config
     step_fn = partial(
@@ -103,9 +103,7 @@ def _train(run: Run, state: State, start_step: int, requests: list[int]) -> Stat
             clock = time.monotonic()
             if requests:
                 run.checkpoints.wait()
-                raise Stopped(
-                    f"stopped by {signal.Signals(requests[0]).name} at step {step}, saved; the same command continues"
-                )
+                raise Stopped(f"stopped by {requests[0].name} at step {step}, saved; the same command continues")
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
@@ -179,28 +177,6 @@ def _end_trace(run: Run) -> None:
         jax.profiler.stop_trace()
         run.tracing = False
         run.display.log(f"profile in {run.workdir / 'profile'}")
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is not held back."""
-    received: list[int] = []
-
-    def request(number, frame):
-        del frame
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread, a notebook's for instance: nothing to catch there
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _probe_data(run: Run, during: bool) -> probe.ProbeData:

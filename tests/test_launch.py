@@ -48,7 +48,15 @@ def digest(workdir: Path) -> str:
         (["--config.optim.peak_lr=high"], "error: flag --config.optim.peak_lr=high: could not convert string to float: 'high"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
-        (["pretian"], "error: unknown command 'pretian': there is pretrain."),
+        (["pretian"], "error: unknown command 'pretian': there is pretrain, prepare."),
+        (["prepare"], "error: --from is missing. usage: python launch.py prepare --from NAME --out DIR"),
+        (["prepare", "--from=folder:x"], "error: --out is missing. usage: "),
+        (["prepare", "--from", "x", "--out", "y"], "error: no data named 'x': use one of "),
+        (["prepare", "--from", "folder:missing", "--out", "y"], f"error: folder:{ROOT}/missing: no such folder"),
+        (["prepare", "--from=x", "--out=y", "--quality=101"], "error: flag --quality=101: 101 is not an integer in the range"),
+        (["prepare", "--from=x", "--out=y", "--short_side", "big"], "error: flag --short_side=big: invalid literal"),
+        (["prepare", "--from=x", "--out=y", "--short-sid=3"], "error: Unknown command line flag 'short_sid'. Did you mean: "),
+        (["prepare", "--from=x", "--out=y", "extra"], "error: unexpected argument 'extra'."),
         (["pretrain", "extra"], "error: unexpected argument 'extra'."),
     ],
     ids=str,
@@ -106,6 +114,42 @@ def test_a_folder_of_mixed_jpegs_some_of_them_truncated(tmp_path):
     assert all(f"skipped unreadable image {victim}" in out for victim in victims)
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert report["bad_images"] == 2 and report["probes"].keys() == {"linear", "knn"}
+
+
+def test_prepare_packs_a_folder_and_is_stopped_by_ctrl_c(tmp_path):
+    jpegs(tmp_path / "photos", 300, 500)
+    arguments = [
+        "prepare",
+        "--from",
+        f"folder:{tmp_path}/photos",
+        "--out",
+        tmp_path / "packed",
+        "--short-side=32",
+        "--workers=1",
+    ]
+    process = start(*arguments, start_new_session=True)
+    while process.poll() is None and not list((tmp_path / "packed").glob("1.0.0/.*")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    _, err = process.communicate(timeout=60)
+    stopped = r"error: stopped by SIGINT, [01] of 2 shards are finished; the same command continues\n"
+    assert process.returncode == 1 and re.fullmatch(stopped, err), err
+    code, out, err = launch(*arguments)
+    assert code == 0 and not err, err
+    assert re.search(r"\d+ train and \d+ test images, .* MB, 0 skipped", out)
+    assert f"train with: python launch.py pretrain --config configs/folder.py --config.data.name=tfds:{tmp_path}/packed" in out
+    assert len(open_source(f"tfds:{tmp_path}/packed", "train", size=0, seed=0)) > 200
+
+
+def test_prepare_on_a_full_disk_stops_with_one_line(tmp_path):
+    import resource
+
+    jpegs(tmp_path / "photos", 60, 100)
+    code, _, err = launch(
+        "prepare", f"--from=folder:{tmp_path}/photos", f"--out={tmp_path}/packed", "--workers=1",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert code == 1 and err.count("\n") == 1 and "cannot write" in err and "File too large" in err, err
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path):

@@ -1,15 +1,17 @@
 """Each kind of data is read as it is, labelled and split as documented, and refused with one clear line."""
 
 import gzip
-import io
 import pathlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
+from etils.epath import backend
 from PIL import Image
 
 from ijepa_jax.data import images, sources
+from tests import object_store
 
 FASHION_MNIST = pathlib.Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist"
 
@@ -208,62 +210,55 @@ def test_fashion_mnist():
         assert np.bincount(source.labels["label"]).tolist() == [count // 10] * 10
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> tuple[str, dict[str, np.ndarray]]:
-    """A folder with the TFDS data set `tiny`, written without TensorFlow, and its pixels by split."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pixels = {"train": _pixels(20, 6, 7, 3), "test": _pixels(5, 6, 7, 3)}
-
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.2.0")
-        name = "tiny"
-
-        def _info(self):
-            features = {"image": tfds.features.Image(shape=(6, 7, 3)), "label": tfds.features.ClassLabel(num_classes=25)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in pixels}
-
-        def _generate_examples(self, split):
-            for i, image in enumerate(pixels[split]):
-                encoded = io.BytesIO()  # pixels as such would be encoded by TensorFlow
-                Image.fromarray(image).save(encoded, "PNG")
-                encoded.seek(0)
-                yield i, {"image": encoded, "label": i}
-
-    directory = str(tmp_path_factory.mktemp("tfds"))
-    Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
-    return directory, pixels
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_object_stores(tmp_path, monkeypatch, scheme):
+    for i in range(40):
+        _save(tmp_path / "bucket" / "photos" / ("dogs" if i % 2 else "cats") / f"{i:02}.png", i)
+    np.savez(tmp_path / "bucket" / "a.npz", images=_pixels(30, 4, 4))
+    for stem, array in (("images-idx3", _pixels(9, 7, 5)), ("labels-idx1", np.arange(9))):
+        (tmp_path / "bucket" / f"train-{stem}-ubyte").write_bytes(_idx(array))
+    with object_store.mounted(tmp_path, monkeypatch):
+        local, remote = _open(f"folder:{tmp_path}/bucket/photos"), _open(f"folder:{scheme}://bucket/photos")
+        assert remote.files == local.files and remote.labels["label"].tolist() == local.labels["label"].tolist()
+        assert remote[3] == local[3] and remote.name(3) == f"{scheme}://bucket/photos/{local.files[3]}"
+        assert pickle.loads(pickle.dumps(remote))[3] == local[3]
+        (tmp_path / "bucket" / "photos" / local.files[3]).unlink()
+        with pytest.raises(OSError):
+            remote[3]
+        assert len(_open(f"arrays:{scheme}://bucket/a.npz")) + len(_open(f"arrays:{scheme}://bucket/a.npz", "test")) == 30
+        np.testing.assert_array_equal(_open(f"idx:{scheme}://bucket").images, _pixels(9, 7, 5))
+        _refused(f"folder:{scheme}://bucket/absent", "no such folder")
+        _refused(f"arrays:{scheme}://bucket/absent.npz", "no such file")
 
 
-@pytest.mark.parametrize(
-    ("name", "split", "part", "first", "last"),
-    [
-        ("tfds:tiny", "train", "train", 0, 20),
-        ("tfds:tiny/1.2.0", "test", "test", 0, 5),
-        ("tfds:tiny:train[:25%]", "train", "train", 0, 5),
-        ("tfds:tiny:train[4:]", "test", "test", 0, 5),
-    ],
-)
-def test_tfds_gives_back_every_pixel_and_label(prepared, name, split, part, first, last):
-    directory, pixels = prepared
-    source = pickle.loads(pickle.dumps(_open(name, split, directory=directory)))
-    labels = source.labels_at(np.arange(len(source)))[
-        "label"
-    ]  # TFDS shuffles as it writes: the label tells which example it is
-    assert len(source) == len(set(labels.tolist())) == last - first
-    for i in range(len(source)):
-        assert isinstance(source[i], bytes)
-        np.testing.assert_array_equal(images.decode(source[i], 3), pixels[part][labels[i]])
-    assert "tfds:tiny" in source.name(3) and "3" in source.name(3)
+@pytest.mark.parametrize(("scheme", "library"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_missing_library_for_object_storage_is_named(monkeypatch, scheme, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+    for name in (f"folder:{scheme}://bucket/photos", f"arrays:{scheme}://bucket/a.npz", f"idx:{scheme}://bucket"):
+        _refused(name, f"cannot use {name}: ImportError: .*nstall {library}")
 
 
-def test_tfds_errors(prepared, tmp_path):
-    directory, _ = prepared
-    _refused("tfds:absent", "not prepared in .*: .* `tfds build absent --data_dir", directory=directory)
-    _refused("tfds:tiny:trian", "cannot be read: .*trian", directory=directory)
-    config = tmp_path / "many" / "small" / "1.0.0"
-    config.mkdir(parents=True)
-    (config / "dataset_info.json").write_text("{}")
-    _refused("tfds:many", "name one: tfds:many/small", directory=str(tmp_path))
+def test_folders_tell_class_names_and_files(tmp_path):
+    for part in ("train", "val"):
+        _save(tmp_path / part / "b" / "1.png")
+    _save(tmp_path / "train" / "a" / "deep" / "1.png")
+    train, test = _open(f"folder:{tmp_path}"), _open(f"folder:{tmp_path}", "test")
+    assert train.class_names == test.class_names == {"label": ["a", "b"]}
+    assert train.file(0) == "a/deep/1.png" and test.file(0) == "b/1.png"
+    path = tmp_path / "a.npz"
+    np.savez(path, images=_pixels(30, 4, 4))
+    assert _open(f"arrays:{path}").class_names == {} and _open(f"arrays:{path}").file(3) == "train image 3"
+
+
+def test_a_split_that_the_data_lack_is_told_from_other_faults(tmp_path):
+    _save(tmp_path / "photos" / "1.png")
+    np.savez(tmp_path / "a.npz", train_images=_pixels(5, 4, 4))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(_idx(_pixels(5, 4, 4)))
+    for name in (f"folder:{tmp_path}/photos", f"arrays:{tmp_path}/a.npz", f"idx:{tmp_path}"):
+        with pytest.raises(sources.NoSplit):
+            _open(name, "test"), _open(name, "train")
+    for name in (f"folder:{tmp_path}/absent", f"arrays:{tmp_path}/absent", f"idx:{tmp_path}/absent"):
+        with pytest.raises(sources.DataError) as caught:
+            _open(name)
+        assert not isinstance(caught.value, sources.NoSplit)

@@ -262,9 +262,9 @@ def _stream(
     buffer: int,
 ) -> Iterator[Batch]:
     """Batches `first` up to `last` (None: endless) of `rows` rows each, made in parts by grain's threads or processes."""
-    size = max(1, _PART_BYTES // math.prod((*make.image_size, make.channels)))
-    parts = _Parts(make, [slice(start, min(start + size, rows)) for start in range(0, rows, size)])
-    per_batch = len(parts.slices)
+    per_batch = min(rows, -(-rows * math.prod((*make.image_size, make.channels)) // _PART_BYTES))
+    edges = np.linspace(0, rows, per_batch + 1).astype(int).tolist()
+    parts = _Parts(make, [slice(*edge) for edge in itertools.pairwise(edges)])
     numbers = grain.MapDataset.range(first * per_batch, _ENDLESS if last is None else last * per_batch)
     if threads is None:
         threads = 1 if workers or isinstance(make.source, ArraySource) else min(16, cores())

@@ -1,0 +1,222 @@
+"""Prepared TFDS data sets as sources: random access to ArrayRecord files, without TensorFlow and without a builder's code.
+
+array_record keeps one open file for each shard it has read from, checks every record against a hash, and reads local files
+and gs://. It raises RuntimeError for whatever goes wrong, and gives an empty record for a shard cut off after its first 64 KiB.
+"""
+
+import resource
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from ijepa_jax.data.sources import HELD_OUT, DataError, NoSplit
+
+_FILE_FEATURES = ("file", "file_name", "filename")
+_SPARE_FILES = 128  # open files that are none of a data set's shards
+_CHECKS_AT_ONCE = 16
+
+
+class TfdsSource:
+    """The images of a prepared TFDS split as they were encoded, straight from its ArrayRecord files.
+
+    Raises `DataError` for a split that is not there and for shards that are missing or damaged.
+    """
+
+    def __init__(self, builder, split: str, title: str):
+        import tensorflow_datasets as tfds
+
+        features = builder.info.features
+        kinds = {key: type(feature).__name__ for key, feature in features.items()}
+        images = [key for key, kind in kinds.items() if kind == "Image"]
+        if not images:
+            raise DataError(f"{title} has no image feature among {', '.join(kinds)}")
+        self._title = f"{title} {split}"
+        self._split = split
+        self._image = "image" if "image" in images else images[0]
+        labels = [key for key, kind in kinds.items() if kind == "ClassLabel" and features[key].num_classes]
+        self.class_names = {key: features[key].names for key in labels}
+        self.classes = {key: len(names) for key, names in self.class_names.items()}
+        self._file = next((key for key in _FILE_FEATURES if kinds.get(key) == "Text"), None)
+        wanted = [self._image, *self.classes, *([self._file] if self._file else [])]
+        self._features = tfds.features.FeaturesDict({key: features[key] for key in wanted})
+        self._decoders = {self._image: tfds.decode.SkipDecoding()}
+        try:
+            shards = builder.info.splits[split].file_instructions
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._records = builder.as_data_source(split, deserialize_method=raw) if shards else []
+        except (KeyError, ValueError) as error:
+            reason = " ".join(str(error).strip("'\"").split()).rstrip(".")
+            raise DataError(f"{self._title} cannot be read: {reason}. It has {_sizes(builder)}") from error
+        if not shards:
+            raise DataError(f"{self._title} holds no images: it has {_sizes(builder)}")
+        _check_shards(shards, self._title)
+        self._shards = [str(shard.filename) for shard in shards]
+        self._ends = np.cumsum([shard.take for shard in shards])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._read(index)[self._image]
+
+    def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the records of these rows alone: those of a whole split can be hundreds of gigabytes."""
+        records = [self._read(int(row)) for row in rows]
+        return {task: np.array([record[task] for record in records], np.int64) for task in self.classes}
+
+    def name(self, index: int) -> str:
+        """With the file that the image was made from, where the records tell."""
+        try:
+            file = self._file_of(index)
+        except OSError:
+            file = None
+        return f"{self._title} image {index}{f' ({file})' if file else ''}"
+
+    def file(self, index: int) -> str:
+        return self._file_of(index) or f"{self._split} image {index}"
+
+    def _file_of(self, index: int) -> str | None:
+        return self._read(index)[self._file].decode("utf-8", "backslashreplace") if self._file else None
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """The record's features, the image undecoded. Raises OSError if it cannot be read."""
+        try:
+            record = self._records[index]
+            if not record:
+                raise ValueError("the record is empty")
+            return self._features.deserialize_example_np(record, decoders=self._decoders)
+        except Exception as error:  # RuntimeError from array_record, and whatever TFDS meets in a record that is none
+            shard = self._shards[min(int(np.searchsorted(self._ends, index, side="right")), len(self._shards) - 1)]
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"cannot read {self._title} image {index} from {shard}: {reason}") from error
+
+
+def open_tfds(place: str, split: str, directory: str) -> TfdsSource:
+    """The source of `tfds:PLACE`, see `sources.open_source`."""
+    where, explicit = _split_off(place)
+    folder = _find_prepared(where, directory)
+    builder = _builder(folder, f"tfds:{where}")
+    splits = builder.info.splits
+    present = [part for part in ("train", *HELD_OUT) if part in splits and splits[part].num_examples]
+    held_out = next((part for part in present if part != "train"), None)
+    if explicit and split == "train":
+        chosen = explicit
+    elif held_out and (split == "test" or "train" in present):
+        chosen = held_out if split == "test" else "train"
+    elif present == ["train"] and not explicit:
+        chosen = "train[:90%]" if split == "train" else "train[90%:]"
+    else:
+        raise NoSplit(f"tfds:{place} has no {split} split: it has {_sizes(builder)}")
+    return TfdsSource(builder, chosen, f"tfds:{where}")
+
+
+def _split_off(place: str) -> tuple[str, str]:
+    """Divides WHERE[:SPLIT] at the last colon that is neither in brackets nor of a scheme."""
+    depth, colon = 0, len(place)
+    for i, character in enumerate(place):
+        depth += (character == "[") - (character == "]")
+        if character == ":" and depth == 0 and place[i : i + 3] != "://":
+            colon = i
+    return place[:colon], place[colon + 1 :]
+
+
+def _find_prepared(where: str, directory: str) -> epath.Path:
+    """The folder of a data set's newest prepared version, from its path or its NAME[/CONFIG][/VERSION] in `directory`."""
+    is_path = where.startswith(("/", "~", "./", "../")) or where in (".", "..") or "://" in where
+    root = epath.Path(where) if is_path else epath.Path(directory) / where
+    if "://" in str(root) and not str(root).startswith("gs://"):
+        raise DataError(
+            f"tfds:{where}: {root} cannot be read, as array_record reads local files and gs:// alone: mount the bucket, or "
+            "copy the folder to a local disk or to gs://"
+        )
+    root = root.expanduser()
+    found = _newest(root) or (None if is_path else _newest(epath.Path(where)))
+    if found is not None:
+        return found
+    children = sorted(child for child in root.iterdir() if child.is_dir()) if root.is_dir() else []
+    configs = [child.name for child in children if _newest(child)]
+    if configs:
+        raise DataError(f"tfds:{where} has several configurations, name one: {', '.join(f'tfds:{where}/{c}' for c in configs)}")
+    if (root / "prepare.json").exists():
+        raise DataError(f"tfds:{where} is not packed to the end: run the `launch.py prepare` that began it again")
+    if is_path:
+        problem = "no prepared data set there, as it holds no dataset_info.json" if root.is_dir() else "no such folder"
+        raise DataError(f"tfds:{where}: {problem}")
+    raise DataError(
+        f"tfds:{where} is not prepared in {directory}: where TensorFlow is installed, run once "
+        f"`tfds build {where} --data_dir {directory} --file_format array_record`"
+    )
+
+
+def _newest(root: epath.Path) -> epath.Path | None:
+    """`root`, if it is a prepared version, or else the newest version in it."""
+    if (root / "dataset_info.json").exists():
+        return root
+    children = [child for child in root.iterdir() if child.is_dir()] if root.is_dir() else []
+    versions = [child for child in children if (child / "dataset_info.json").exists()]
+    return max(
+        versions, key=lambda child: [int(part) if part.isdigit() else -1 for part in child.name.split(".")], default=None
+    )
+
+
+def _builder(folder: epath.Path, title: str):
+    """TFDS's read-only builder of a prepared version."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    except Exception as error:  # JSON's and protobuf's errors and TFDS's own
+        reason = " ".join(str(error).split())
+        raise DataError(f"{title}: the metadata in {folder} cannot be read: {reason}") from error
+    if "array_record" not in formats:
+        raise DataError(
+            f"{title} is prepared as {' and '.join(sorted(formats))}, which has no random access: where TensorFlow is "
+            f"installed, run once `tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record`"
+        )
+    return tfds.builder_from_directory(folder, file_format="array_record")
+
+
+def _sizes(builder) -> str:
+    return ", ".join(f"{name} with {info.num_examples} images" for name, info in builder.info.splits.items()) or "no splits"
+
+
+def _check_shards(shards: Sequence[Any], title: str) -> None:
+    """Raises DataError unless all shards are there and, where they are local, whole."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and len(shards) + _SPARE_FILES > soft:
+        raise DataError(
+            f"{title} has {len(shards)} shards, and this process may only have {soft} files open: raise that, for instance by "
+            f"`ulimit -n {len(shards) + 1024}` (the most possible is {hard})"
+        )
+    files = [epath.Path(shard.filename) for shard in shards]
+    present = {file.name for folder in {file.parent for file in files} for file in folder.iterdir()}
+    missing = [file for file in files if file.name not in present]
+    if missing:
+        raise DataError(f"{title}: {len(missing)} of its {len(files)} shards are missing, for example {missing[0]}")
+    if "://" in str(files[0]):  # opening one there reads a megabyte
+        return
+    with futures.ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
+        damaged = [problem for problem in pool.map(_damage, shards) if problem]
+    if damaged:
+        raise DataError(f"{title}: {len(damaged)} of its {len(files)} shards are damaged, for example {damaged[0]}")
+
+
+def _damage(shard: Any) -> str:
+    """What is wrong with a shard file, from its footer; empty if nothing is."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(
+        str(shard.filename), "readahead_buffer_size:0", file_reader_buffer_size=32768
+    )
+    try:
+        whole, records = reader.ok(), reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        return f"{shard.filename}: {' '.join(str(error).split()) or 'it was cut off'}"
+    if whole and records == shard.examples_in_shard:
+        return ""
+    return f"{shard.filename}: {records} records, expected {shard.examples_in_shard}"

@@ -1,0 +1,184 @@
+"""Measures the loader beside plain Pillow, on JPEG files that it makes itself; prints one JSON line.
+
+    python tests/loader_speed.py --images 1000 --workers 1
+
+The files are 500x375 pixels with the spectrum of photographs and ImageNet's mean size of 110 kB. The loader makes training
+batches of random resized crops with their masks; Pillow decodes the same files and makes the same crops (`crop`, `resize`).
+Workers are threads of one process, as in training by default, or processes. Everything, the reader of the batches too, runs
+on as many cores as there are workers, in alternating rounds, of which the medians count:
+
+- `images_per_s`, `images_per_s_per_core`: of the loader in steady state, without the start of its workers
+- `pillow_images_per_s_per_core`, `ratio`: of Pillow on one core, and how much faster the loader is on each of its cores
+- `mean_error`, `worst_error`: grey levels by which its crops differ from Pillow's, on average, and for the worst image
+- `peak_mib`, `base_mib`: peak resident memory of the process that makes batches, and what imports alone take of it
+- `array_record`: the same for the files packed by `launch.py prepare`
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ijepa_jax import counter
+from ijepa_jax.console import Display
+from ijepa_jax.data import crops, images, pipeline, prepare, sources
+from ijepa_jax.masks import MaskSampler
+
+HEIGHT, WIDTH = 375, 500
+DISTINCT = 64  # pictures; more files are copies of these
+QUALITY = 92
+SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)
+
+
+def picture(seed: int) -> np.ndarray:
+    """Noise with the 1/f spectrum of photographs, mostly common to the three channels: uint8 [375, 500, 3]."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
+    frequency[0, 0] = 1
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, HEIGHT, WIDTH))) / frequency**1.1, s=(HEIGHT, WIDTH))
+    noise /= noise.std(axis=(1, 2), keepdims=True)
+    return np.clip(128 + 36 * noise[:1] + 13 * noise, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def write_files(folder: pathlib.Path, count: int) -> None:
+    """Writes `count` JPEG files into folder/train, and one into folder/test."""
+    encoded = []
+    for seed in range(min(count, DISTINCT)):
+        buffer = io.BytesIO()
+        Image.fromarray(picture(seed)).save(buffer, "JPEG", quality=QUALITY)
+        encoded.append(buffer.getvalue())
+    for part, number in (("train", count), ("test", 1)):
+        (folder / part).mkdir(parents=True)
+        for i in range(number):
+            (folder / part / f"{i:06d}.jpg").write_bytes(encoded[i % len(encoded)])
+
+
+def pillow_crop(data: bytes, u: np.ndarray, size: int) -> np.ndarray:
+    """What a loader that uses Pillow alone does for an example."""
+    with Image.open(io.BytesIO(data)) as image:
+        top, left, height, width = images.random_resized_crop_box(image.height, image.width, u, SCALE, ASPECT)
+        return np.asarray(image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def pillow_rate(source: sources.Source, count: int, size: int) -> float:
+    """Images a second by Pillow, in this process."""
+    uniforms = counter.uniform(0, np.arange(count)[:, None], np.arange(images.CROP_UNIFORMS)).tolist()
+    begun = time.perf_counter()
+    for i in range(count):
+        pillow_crop(source[i], uniforms[i], size)
+    return count / (time.perf_counter() - begun)
+
+
+def loader_rate(source: sources.Source, count: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Images a second by the loader once it runs, and the peak memory, in MiB, of the largest process that makes batches."""
+    grid = (options.size // 16, options.size // 16)
+    sampler = MaskSampler(grid=grid, context_patches=min(48, grid[0] * grid[1] // 4))
+    threads, processes = (options.workers, 0) if options.kind == "threads" else (1, options.workers)
+    stream = pipeline.train_batches(
+        source, sampler, seed=0, batch_size=options.batch, image_size=(options.size, options.size), channels=3,
+        crop_scale=SCALE, crop_aspect=ASPECT, exact=options.exact, workers=processes, threads=threads, buffer=1,
+    )  # fmt: skip
+    with contextlib.closing(stream):
+        # Workers start together and so deliver together: only whole turns of all of them are timed.
+        turns = max(1, round(count / options.batch / options.workers))
+        for _ in range(2 * options.workers):
+            next(stream)
+        begun = time.perf_counter()
+        for _ in range(turns * options.workers):
+            next(stream)
+        rate = turns * options.workers * options.batch / (time.perf_counter() - begun)
+        makers = [child.pid for child in multiprocessing.active_children()] if processes else [os.getpid()]
+        return rate, max(map(peak_mib, makers))
+
+
+def peak_mib(process: int) -> float:
+    """Peak resident memory of a process (Linux)."""
+    lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def errors(source: sources.Source, options: argparse.Namespace) -> Iterator[float]:
+    """Mean absolute differences from Pillow's crops, one for each of some images."""
+    for i in range(min(len(source), DISTINCT)):
+        u = counter.uniform(1, i, np.arange(images.CROP_UNIFORMS)).tolist()
+        ours = np.empty((options.size, options.size, 3), np.uint8)
+        crops.crop_into(
+            ours, source[i], lambda h, w, u=u: images.random_resized_crop_box(h, w, u, SCALE, ASPECT), options.exact
+        )
+        yield np.abs(ours.astype(int) - pillow_crop(source[i], u, options.size)).mean()
+
+
+def measure(source: sources.Source, options: argparse.Namespace) -> dict[str, float]:
+    """All figures for one kind of input."""
+    rounds = [
+        (pillow_rate(source, len(source), options.size), *loader_rate(source, len(source), options))
+        for _ in range(options.rounds)
+    ]
+    pillow, rate, peak = (statistics.median(values) for values in zip(*rounds, strict=True))
+    ratio = statistics.median(loader / options.workers / plain for plain, loader, _ in rounds)
+    difference = list(errors(source, options))
+    return {
+        "images_per_s": round(rate, 1),
+        "images_per_s_per_core": round(rate / options.workers, 1),
+        "pillow_images_per_s_per_core": round(pillow, 1),
+        "ratio": round(ratio, 3),
+        "mean_error": round(float(np.mean(difference)), 3),
+        "worst_error": round(float(np.max(difference)), 3),
+        "peak_mib": round(peak, 1),
+    }
+
+
+def main() -> None:
+    """Prints the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="how many files; each is loaded about once a round")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--kind", choices=("threads", "processes"), default="threads", help="of workers")
+    parser.add_argument("--exact", action="store_true", help="crops equal to Pillow's to the bit")
+    parser.add_argument("--size", type=int, default=224, help="of the crops")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if min(options.images, options.workers, options.batch, options.rounds) < 1 or options.size < 96:
+        parser.error("images, workers, batch and rounds must be positive, and the size 96 or more")
+    options.batch = min(options.batch, options.images)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < options.workers:
+        parser.error(f"{options.workers} workers need as many cores, and there are {len(cores)}")
+    os.sched_setaffinity(0, cores[: options.workers])
+    base = peak_mib(os.getpid())
+    with tempfile.TemporaryDirectory(prefix="loader_speed_") as folder:
+        files = pathlib.Path(folder, "files")
+        write_files(files, options.images)
+        source = sources.open_source(f"folder:{files}", "train", size=0, seed=0)
+        result = {
+            "workers": options.workers,
+            "kind": options.kind,
+            "exact": options.exact,
+            "kilobytes_per_file": round(
+                statistics.mean(len(source[i]) for i in range(min(options.images, DISTINCT))) / 1000, 1
+            ),
+            "base_mib": round(base, 1),
+            **measure(source, options),
+        }
+        packed = pathlib.Path(folder, "packed")
+        prepare.prepare(f"folder:{files}", packed, short_side=0, workers=options.workers, display=Display(quiet=True))
+        result["array_record"] = measure(sources.open_source(f"tfds:{packed}", "train", size=0, seed=0), options)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
