@@ -79,7 +79,8 @@ def write_shard(packing: Packing, shard: Shard, report: Callable[[int], None], s
         folder = Path(elsewhere) if "://" in str(path) else Path(path.parent)
         unfinished = folder / f".{path.name}.{os.getpid()}"
         try:
-            writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1")  # for random access
+            # For random access; images are compressed already.
+            writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
             try:
                 account = _write_records(writer.write, packing, shard, report, stopping)
             finally:
