@@ -18,7 +18,10 @@ import sys
 from pathlib import Path
 
 USAGE = {
-    "pretrain": "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--config.KEY=VALUE ...]",
+    "pretrain": (
+        "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--mesh data=8,fsdp=4] [--config.KEY=VALUE ...] "
+        "[--coordinator HOST:PORT --num_processes N --process_id I]"
+    ),
     "prepare": (
         "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
         "[--max-bad-fraction 0.01]"
@@ -62,23 +65,30 @@ def fail(message: str) -> int:
 def pretrain(arguments: list[str]) -> int:
     """Pretrains or continues a run, and prints its table of probes."""
     try:
-        config, workdir = read_flags(arguments)
+        config, workdir, cluster = read_flags(arguments)
     except UsageError as error:
         return fail(str(error))
     set_up_jax()
     allow_open_files()
     quieten_background()
-    from ijepa_jax import train
+    from ijepa_jax import processes, train
     from ijepa_jax.checkpoint import CheckpointError
 
     try:
+        processes.start(*cluster)
         train.pretrain(config, workdir, command=shlex.join(["python", "launch.py", *sys.argv[1:]]))
     except train.Stopped as stopped:
-        print(stopped, flush=True)
-    except (ValueError, CheckpointError, train.Diverged, OSError) as error:
+        if processes.is_first():
+            print(stopped, flush=True)
+    except (ValueError, CheckpointError, train.Diverged, OSError, RuntimeError) as error:
         if "--debug" in arguments:
             raise
-        return fail(" ".join(str(error).split()) or type(error).__name__)
+        message = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ValueError, CheckpointError, train.Diverged, OSError, processes.ProcessLost)):
+            message = f"{type(error).__name__}: {message}; --debug shows where it came from"
+        code = fail(processes.named(message))
+        processes.leave_others(code)
+        return code
     return 0
 
 
@@ -110,7 +120,7 @@ COMMANDS = {"pretrain": pretrain, "prepare": prepare}
 
 
 def read_flags(arguments: list[str]):
-    """The settings and the workdir that a command line asks for; raises UsageError."""
+    """The settings, the workdir and the place among processes that a command line asks for; raises UsageError."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -120,13 +130,28 @@ def read_flags(arguments: list[str]):
         config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
         flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
         flags.DEFINE_boolean("debug", False, "Show where an error came from.", flag_values=values)
+        flags.DEFINE_string("mesh", None, "Sizes of the device mesh: data=8,fsdp=4; -1: what is left.", flag_values=values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.", 1, flag_values=values)
+        flags.DEFINE_integer("process_id", None, "Which one this is, likewise.", 0, flag_values=values)
         left = values(["launch.py", *arguments])[1:]
         settings = values.config
+        if values.mesh:
+            settings.mesh.update(parse_mesh(values.mesh))
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
         raise UsageError(explain(error, arguments)) from error
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['pretrain']}")
-    return settings, values.workdir or str(Path("runs", Path(file).stem))
+    cluster = values.coordinator, values.num_processes, values.process_id
+    return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a mesh that are written data=8,fsdp=4: either may be left out, or -1; raises UsageError."""
+    sizes = dict(part.partition("=")[::2] for part in text.split(","))
+    if not sizes.keys() <= {"data", "fsdp"} or not all(size.removeprefix("-").isdigit() for size in sizes.values()):
+        raise UsageError(f"--mesh {text!r} must be like data=8,fsdp=4 (-1: what is left)")
+    return {name: int(size) for name, size in sizes.items()}
 
 
 def read_prepare_flags(arguments: list[str]) -> dict:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ijepa_jax import processes
 from ijepa_jax.step import State
 
 Log = Callable[[str], None]
@@ -101,11 +102,15 @@ class Checkpoints:
             log(f"checkpoint {unfinished} was never finished: ignored")
         problems = []
         for step in reversed(self.steps()):
+            restored, problem = None, "another process cannot read it"
             try:
-                return self.restore_step(step, shapes)
+                restored = self.restore_step(step, shapes)
             except Exception as error:
-                problems.append(f"checkpoint {step} in {self.folder} is damaged ({_first_line(error)})")
-                log(f"{problems[-1]}: trying the one before it")
+                problem = _first_line(error)
+            if processes.all_succeeded(restored is not None):
+                return restored
+            problems.append(f"checkpoint {step} in {self.folder} is damaged ({problem})")
+            log(f"{problems[-1]}: trying the one before it")
         if problems:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
@@ -120,8 +125,11 @@ class Checkpoints:
 
     def set_aside(self, after: int) -> None:
         """Renames damaged checkpoints newer than step `after`, so that their steps can be saved again."""
-        for step in [step for step in self.steps() if step > after]:
-            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        damaged = [step for step in self.steps() if step > after]
+        if damaged and processes.is_first():
+            for step in damaged:
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        processes.wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
 
     @contextlib.contextmanager

@@ -128,7 +128,7 @@ def default() -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     optim, data, model = config.optim, config.data, config.model
-    flat = dict(_flat(to_plain(config)))
+    flat = flatten(config)
     for key in _POSITIVE:
         if flat[key] is not None and flat[key] <= 0:
             raise ValueError(f"{key} {flat[key]} must be positive")
@@ -146,6 +146,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"
         )
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All settings by their dotted keys, as JSON types."""
+    return dict(_flat(to_plain(config)))
 
 
 def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ijepa_jax import build, checkpoint, sharding
+from ijepa_jax import build, checkpoint, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.console import Display
@@ -63,6 +63,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
         raise DataError(
             f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}"
         )
+    processes.check_agreement({"training images": len(train), "test images": len(test), "devices": jax.local_device_count()})
     probe.tasks(train, test)  # labels that do not fit are better known before training than after
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
@@ -71,7 +72,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.pooled_extractor(method, mesh), bad,
+        build.total_steps(config, len(train)), checkpoints, features.extractor(method, mesh), bad,
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def start(run: Run) -> tuple[State, int]:
         state = jax.jit(fresh, out_shardings=shardings)()
         if run.config.warm_start:
             state = _warm_start(run, state)
-    if jax.process_index() == 0:
+    if processes.is_first():
         (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
         run.writer = metrics_lib.MetricsWriter(run.workdir, step)
     sizes = {name: parameter_count(tree) for name, tree in state.params.items()}

@@ -30,9 +30,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of a batch, each row sent only to the device that works on it."""
-    sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    """Global arrays from this process's rows of a batch, each row sent only to the device that works on it.
+
+    The rows become those of the global arrays that this process's devices hold: of a mesh that orders its devices by their place,
+    as on TPU pods, these need not be consecutive. The batch is the same, but for the order of its rows.
+    """
+    return {key: _place(value, mesh, len(value) * jax.process_count()) for key, value in batch.items()}
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A global array from all its rows, in their order, which every process has."""
+    return _place(rows, mesh, len(rows))
+
+
+def _place(rows: np.ndarray, mesh: Mesh, count: int) -> jax.Array:
+    """A global array of `count` rows from all of them, or from as many as are this process's."""
+    sharding, shape = batch_sharding(mesh), (count, *rows.shape[1:])
+    starts = {device: index[0].start or 0 for device, index in sharding.addressable_devices_indices_map(shape).items()}
+    each = count // mesh.size
+    if len(rows) < count:  # the rows are this process's: its devices take them in their order
+        order = sorted(starts.values())
+        starts = {device: order.index(start) * each for device, start in starts.items()}
+    # device_put, as a transfer that is asked for: others are disallowed while a run trains
+    parts = [jax.device_put(rows[start : start + each], device) for device, start in starts.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from ijepa_jax import build, sharding
+from ijepa_jax import build, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
@@ -28,8 +28,16 @@ from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
 
 
+# What the messages of a broken connection hold: gloo's, NCCL's and the coordination service's.
+_LOST = ("onnection", "Gloo", "NCCL", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Socket", "peer")
+
+
 class Diverged(RuntimeError):
     """A metric is no longer a finite number."""
+
+
+class OutOfMemory(RuntimeError):
+    """The devices' memory does not suffice."""
 
 
 class Stopped(Exception):
@@ -43,19 +51,29 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
         ValueError: settings that do not fit each other, or a checkpoint's.
         DataError: data that are missing or bad.
         CheckpointError: checkpoints that cannot be read.
+        Disagreement, ProcessLost: of several processes.
+        OutOfMemory: of the devices.
         Diverged: a loss that is not finite; the last good checkpoint is untouched.
         Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     started = time.monotonic()
-    display = Display(quiet=jax.process_index() > 0, line_seconds=config.log.line_seconds)
-    run = open_run(config, epath.Path(workdir), display)
+    display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
+    processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
+    with _lost_processes_named():
+        return _pretrain(config, epath.Path(workdir), command, display, started)
+
+
+def _pretrain(
+    config: ml_collections.ConfigDict, workdir: epath.Path, command: str, display: Display, started: float
+) -> dict[str, Any]:
+    run = open_run(config, workdir, display)
     try:
         state, start_step = start(run)
         if start_step == run.total_steps and (finished := read_report(run.workdir)):
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
             display.log(probe_table(finished))
             return finished
-        with stop_requests() as requests:
+        with stop_requests(several_processes=jax.process_count() > 1) as requests:
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
             return _finish(run, state, start_step, command, started)
@@ -66,6 +84,24 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
             run.writer.close()
         with contextlib.suppress(CheckpointError):  # raised before, by what failed first
             run.checkpoints.close()
+
+
+@contextlib.contextmanager
+def _lost_processes_named() -> Iterator[None]:
+    """Makes one line of what JAX raises when another process is gone, or when a device's memory does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in reason:
+            advice = "try model.remat=True, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
+            raise OutOfMemory(f"not enough device memory: {advice} ({reason})") from error
+        if jax.process_count() == 1 or not any(sign in str(error) for sign in _LOST):
+            raise
+        raise processes.ProcessLost(
+            f"another process of the run is gone; start all of them again by the same command, which continues from the last "
+            f"checkpoint ({reason[:200]})"
+        ) from error
 
 
 def _train(run: Run, state: State, start_step: int, requests: list) -> State:
@@ -92,7 +128,8 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             if late is not None:
                 clock = _record(run, *late, clock)
             late = step, metrics
-            if not requests and not _due(run, step):
+            stopping = _asked_to_stop(requests, step)
+            if not stopping and not _due(run, step):
                 continue
             clock = _record(run, *late, clock)
             late = None
@@ -101,12 +138,19 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
             run.checkpoints.save(state, step, config_lib.to_plain(run.config), score)
             clock = time.monotonic()
-            if requests:
+            if stopping:
                 run.checkpoints.wait()
-                raise Stopped(f"stopped by {requests[0].name} at step {step}, saved; the same command continues")
+                raise Stopped(f"stopped by {stopping} at step {step}, saved; the same command continues")
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
+
+
+def _asked_to_stop(requests: list, step: int) -> str:
+    """What asked the run to save and leave after this step; empty if nothing did."""
+    if jax.process_count() > 1:
+        return "SIGTERM to one of its processes" if processes.asked_to_stop(step) else ""
+    return requests[0].name if requests else ""
 
 
 def _due_probe(run: Run, step: int) -> bool:
@@ -196,8 +240,9 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
 
 
 def _random_encoder(run: Run) -> Any:
-    """The parameters of the encoder as it was before any training."""
-    return jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))()
+    """The parameters of the encoder as it was before any training, placed like the trained one's."""
+    fresh = jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))
+    return jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), run.mesh))()
 
 
 def _probe_baselines(run: Run) -> None:
@@ -236,9 +281,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
-    pictures = []
-    if jax.process_index() == 0:
-        pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled)
+    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.mesh)
     report = {
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
@@ -256,7 +299,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "config": config_lib.to_plain(run.config),
         "pictures": pictures,
     }
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_report(run.workdir / "report", report)
     run.display.log(probe_table(report))
     run.display.log(f"{report['seconds']} s in all, {report['images_per_s']} images/s; report in {run.workdir / 'report'}")
@@ -268,17 +311,21 @@ def params_digest(state: State) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path({"params": state.params, "target": state.target}):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(processes.fetch(leaf)).tobytes())
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that results depend on."""
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "Pillow", "simplejpeg")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
 
 
 def environment() -> dict[str, Any]:
     """Versions and devices, for the report."""
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
     device = jax.devices()[0]
     return {
-        "python": platform.python_version(),
-        **versions,
+        **versions(),
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "processes": jax.process_count(),
     }

@@ -60,7 +60,7 @@ def test_classes_only_in_the_test_split_are_refused():
 def test_pooled_features_are_the_mean_patch_of_any_batch():
     method = small.method()
     params = method.init(jax.random.key(0))["encoder"]
-    pooled = features.pooled_extractor(method, sharding.make_mesh())
+    pooled = features.extractor(method, sharding.make_mesh())
     images = small.batch(method, size=7)["image"]
     whole = pooled(params, images)
     encoded = method.encoder.apply({"params": params}, (images.astype(np.float32) / 255 - 0.5) / 0.25)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ijepa_jax.data.images import resize
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.methods import IJepa
-from ijepa_jax.sharding import batch_sharding, replicated
+from ijepa_jax.sharding import place_rows, replicated
 from ijepa_jax.vit import normalise
 
 PIXEL_SIZE = (32, 32)
@@ -18,22 +18,23 @@ PIXEL_SIZE = (32, 32)
 Batch = dict[str, np.ndarray]
 
 
-def pooled_extractor(method: IJepa, mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """A function (encoder parameters, uint8 images [B, H, W, C]) -> float32 [B, D], compiled once, batch split over `mesh`."""
+def extractor(method: IJepa, mesh: Mesh, pooled: bool = True) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """A function (encoder parameters, uint8 images [B, H, W, C]) -> float32 [B, D], or [B, N, D] if not `pooled`.
 
-    def pooled(params, images):
-        tokens_bnd = method.encoder.apply({"params": params}, normalise(images, method.mean, method.std))
-        return tokens_bnd.astype("float32").mean(axis=1)
+    It is compiled once for each B, and splits the batch over `mesh`. With several processes all must call it, with the same
+    images, and all get all features.
+    """
 
-    compiled = jax.jit(pooled, out_shardings=replicated(mesh))
+    def encode(params, images):
+        tokens_bnd = method.encoder.apply({"params": params}, normalise(images, method.mean, method.std)).astype("float32")
+        return tokens_bnd.mean(axis=1) if pooled else tokens_bnd
+
+    compiled = jax.jit(encode, out_shardings=replicated(mesh))
 
     def extract(params, images: np.ndarray) -> np.ndarray:
         rows = -(-len(images) // mesh.size) * mesh.size
         padded = np.pad(images, ((0, rows - len(images)), *((0, 0),) * 3))
-        share = rows // jax.process_count()
-        local = padded[jax.process_index() * share :][:share]
-        placed = jax.make_array_from_process_local_data(batch_sharding(mesh), local)
-        return jax.device_get(compiled(params, placed))[: len(images)]
+        return jax.device_get(compiled(params, place_rows(padded, mesh)))[: len(images)]
 
     return extract
 

@@ -1,0 +1,163 @@
+"""Trains the same few steps on several meshes and compares them with one device; prints one JSON line.
+
+    python tests/equivalence.py
+
+Cells are meshes of simulated CPU devices, data x fsdp: 8x1, 4x2 and 1x8 in one process, and 4x1 and 2x2 in two real
+processes of two devices each, which talk over loopback (`2 processes: 4x1`). For each:
+
+- `loss_error`: the largest relative difference of a step's loss
+- `weight_error`: the largest difference of a tensor (trained or target) in units of its norm; key biases, whose gradient is
+  zero but for rounding, are left out
+- `compilations` of the step
+
+The exit code is 1 if an error is above 1e-5 or a step compiled twice.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+BAR = 1e-5
+CELLS = {
+    "1x1": (1, 1, 1), "8x1": (1, 8, 1), "4x2": (1, 4, 2), "1x8": (1, 1, 8),
+    "2 processes: 4x1": (2, 4, 1), "2 processes: 2x2": (2, 2, 2),
+}  # fmt: skip
+BATCH = 16
+
+
+def train(options: argparse.Namespace) -> None:
+    """A process of a cell: trains, and has the first one write losses and weights."""
+    import jax
+
+    from ijepa_jax import processes
+
+    if options.processes > 1:
+        processes.start(options.coordinator, options.processes, options.process)
+    from functools import partial
+
+    from ijepa_jax import sharding
+    from ijepa_jax.data import pipeline, sources
+    from ijepa_jax.masks import MaskSampler
+    from ijepa_jax.methods import IJepa
+    from ijepa_jax.optim import make_optimizer
+    from ijepa_jax.predictor import Predictor
+    from ijepa_jax.step import init, train_step
+    from ijepa_jax.vit import ViT
+
+    sampler = MaskSampler((6, 6), context_patches=9)
+    # Wide enough that its larger tensors are split along fsdp.
+    method = IJepa(
+        ViT(patch=4, width=192, depth=2, heads=3, drop_path=0.1), Predictor(width=144, depth=2, heads=3), sampler, (24, 24)
+    )
+    optimizer = make_optimizer(
+        total_steps=100, warmup_steps=10, start_lr=2e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4,
+        momentum=0.99, final_momentum=1.0, clip=1.0,
+    )  # fmt: skip
+    mesh = sharding.make_mesh(options.data, options.fsdp)
+    fresh = partial(init, method, optimizer, 0)
+    places = sharding.state_shardings(jax.eval_shape(fresh), mesh)
+    state = jax.jit(fresh, out_shardings=places)()
+    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+    step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=options.accumulation)
+    step = sharding.jit_step(step, state, mesh)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 30, 28, 3), np.uint8)
+    stream = pipeline.train_batches(
+        sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH, image_size=(24, 24), channels=3,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    losses = []
+    for _ in range(options.steps):
+        batch = next(stream)
+        placed = sharding.place_batch({key: batch[key] for key in batch.keys() - {"index", "source", "bad"}}, mesh)
+        state, metrics = step(state, placed)
+        losses.append(float(metrics["loss"]))
+    stream.close()
+    tensors = jax.tree_util.tree_leaves_with_path({"params": state.params, "target": state.target})
+    weights = {jax.tree_util.keystr(path, simple=True, separator="/"): processes.fetch(leaf) for path, leaf in tensors}
+    if processes.is_first():
+        np.savez(options.out, losses=losses, split=split, compilations=step._cache_size(), **weights)
+
+
+def run_cell(name: str, steps: int, accumulation: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Runs a cell's processes; returns what the first of them wrote."""
+    count, data, fsdp = CELLS[name]
+    out = folder / f"{name.replace(' ', '_')}.npz"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(data * fsdp // count)}
+    started = []
+    for process in range(count):
+        arguments = {
+            "data": data, "fsdp": fsdp, "steps": steps, "accumulation": accumulation, "processes": count, "process": process,
+            "coordinator": coordinator, "out": out,
+        }  # fmt: skip
+        command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in arguments.items())]
+        output = (folder / f"{out.stem}.{process}.log").open("w")
+        started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    codes = [process.wait(timeout=600) for process in started]
+    if any(codes):
+        logs = [(folder / f"{out.stem}.{process}.log").read_text()[-2000:] for process in range(count)]
+        raise SystemExit(f"cell {name} failed with exit codes {codes}:\n" + "\n".join(logs))
+    with np.load(out) as saved:
+        return dict(saved)
+
+
+def without_key_bias(name: str, tensor: np.ndarray) -> np.ndarray:
+    """A bias of queries, keys and values without its middle third; all else as it is."""
+    if not name.endswith("qkv/bias"):
+        return tensor
+    third = tensor.shape[-1] // 3
+    return np.concatenate([tensor[..., :third], tensor[..., 2 * third :]], axis=-1)
+
+
+def compare(ours: dict[str, np.ndarray], one: dict[str, np.ndarray]) -> dict[str, float]:
+    """The errors of a cell against one device."""
+    errors = []
+    for name in one.keys() - {"losses", "split", "compilations"}:
+        a, b = without_key_bias(name, ours[name]).astype(float), without_key_bias(name, one[name]).astype(float)
+        norm = np.linalg.norm(b)
+        errors.append(np.linalg.norm(a - b) / norm if norm else float(np.any(a)))
+    return {
+        "loss_error": float(np.max(np.abs(ours["losses"] / one["losses"] - 1))),
+        "weight_error": float(max(errors)),
+        "compilations": int(ours["compilations"]),
+        "split_tensors": int(ours["split"]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--accumulation", type=int, default=1, help="parts that each batch is computed in")
+    parser.add_argument("--cells", nargs="*", choices=[*CELLS][1:], default=[*CELLS][1:])
+    for name in ("data", "fsdp", "processes", "process"):
+        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+    for name in ("coordinator", "out"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.out:
+        train(options)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        one, *others = (
+            run_cell(name, options.steps, options.accumulation, pathlib.Path(folder)) for name in ("1x1", *options.cells)
+        )
+    cells = {name: compare(other, one) for name, other in zip(options.cells, others, strict=True)}
+    worst = max(max(cell["loss_error"], cell["weight_error"]) for cell in cells.values())
+    print(json.dumps({"cells": cells, "worst": worst}))
+    return int(not worst <= BAR or any(cell["compilations"] != 1 for cell in cells.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
