@@ -2,6 +2,9 @@
 
 import json
 import math
+import tempfile
+import uuid
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -11,32 +14,54 @@ FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends metric lines. Opened at a step, it drops the lines of later steps, which a resumed run will write again."""
+    """Writes metric lines. Opened at a step, it drops the lines of later steps, which a resumed run will write again.
+
+    Object stores cannot append to a file: there, files are written anew as a whole by every `flush`.
+    """
 
     def __init__(self, workdir: str, start_step: int):
-        workdir = epath.Path(workdir)
-        path = workdir / FILE
-        kept = [line for line in read(workdir) if line["step"] <= start_step]
-        unfinished = workdir / f"{FILE}.tmp"
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        unfinished.replace(path)
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / FILE
+        self._lines = [json.dumps(line) + "\n" for line in read(self._workdir) if line["step"] <= start_step]
+        self._remote = "://" in str(workdir)
+        if self._remote:
+            self._events = tempfile.TemporaryDirectory()
+        else:
+            unfinished = self._workdir / f"{FILE}.tmp"
+            unfinished.write_text("".join(self._lines))
+            unfinished.replace(self._path)
+            self._file = self._path.open("a")
+        events = self._events.name if self._remote else str(self._workdir / "tensorboard")
+        # Without the suffix, the host's name and the second would be all that tells two files apart.
+        suffix = f".{start_step}.{uuid.uuid4().hex[:8]}"
+        self._tensorboard = SummaryWriter(events, purge_step=start_step + 1, flush_secs=10, filename_suffix=suffix)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars of a step. What is not a number becomes null, so that every line is valid JSON."""
         values = {key: float(value) for key, value in values.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        line = json.dumps({"step": step, **finite}) + "\n"
+        self._lines.append(line) if self._remote else self._file.write(line)
         for key, value in values.items():
             self._tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, step)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Makes what was written so far safe."""
+        if not self._remote:
+            self._file.flush()
+            return
+        self._path.write_text("".join(self._lines))
+        self._tensorboard.flush()
+        for events in Path(self._events.name).iterdir():
+            (self._workdir / "tensorboard" / events.name).write_bytes(events.read_bytes())
 
     def close(self) -> None:
-        self._file.close()
         self._tensorboard.close()
+        if self._remote:
+            self.flush()
+            self._events.cleanup()
+        else:
+            self._file.close()
 
 
 def read(workdir: str | epath.Path) -> list[dict[str, Any]]:

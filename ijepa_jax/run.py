@@ -41,6 +41,7 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
     bad: BadImages
+    check_claim: Callable[[], None]  # see workdir.claim
     writer: metrics_lib.MetricsWriter | None = None
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
@@ -49,7 +50,7 @@ class Run:
     tracing: bool = False
 
 
-def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display) -> Run:
+def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
     """Opens everything that a run needs; cheap checks come first."""
     method = build.method(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -65,14 +66,13 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
         )
     processes.check_agreement({"training images": len(train), "test images": len(test), "devices": jax.local_device_count()})
     probe.tasks(train, test)  # labels that do not fit are better known before training than after
-    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     share = (len(train) + len(test)) / jax.process_count()
     listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.extractor(method, mesh), bad,
+        build.total_steps(config, len(train)), checkpoints, features.extractor(method, mesh), bad, check_claim,
     )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's rows of a batch, each row sent only to the device that works on it.
 
-    The rows become those of the global arrays that this process's devices hold: of a mesh that orders its devices by their place,
-    as on TPU pods, these need not be consecutive. The batch is the same, but for the order of its rows.
+    The rows become those of the global arrays that this process's devices hold: of a mesh that orders its devices by their
+    place, as on TPU pods, these need not be consecutive. The batch is the same, but for the order of its rows.
     """
     return {key: _place(value, mesh, len(value) * jax.process_count()) for key, value in batch.items()}
 

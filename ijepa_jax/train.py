@@ -5,9 +5,10 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State, train_step
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
-
+from ijepa_jax.workdir import claim
 
 # What the messages of a broken connection hold: gloo's, NCCL's and the coordination service's.
 _LOST = ("onnection", "Gloo", "NCCL", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Socket", "peer")
@@ -57,16 +58,22 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
         Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     started = time.monotonic()
+    place = epath.Path(workdir) if "://" in workdir else epath.Path(Path(workdir).expanduser().absolute())
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
-    with _lost_processes_named():
-        return _pretrain(config, epath.Path(workdir), command, display, started)
+    with _lost_processes_named(), claim(place) as check_claim:
+        return _pretrain(config, place, command, display, started, check_claim)
 
 
 def _pretrain(
-    config: ml_collections.ConfigDict, workdir: epath.Path, command: str, display: Display, started: float
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    command: str,
+    display: Display,
+    started: float,
+    check_claim: Callable[[], None],
 ) -> dict[str, Any]:
-    run = open_run(config, workdir, display)
+    run = open_run(config, workdir, display, check_claim)
     try:
         state, start_step = start(run)
         if start_step == run.total_steps and (finished := read_report(run.workdir)):
@@ -136,6 +143,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
             score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
+            run.check_claim()
             run.checkpoints.save(state, step, config_lib.to_plain(run.config), score)
             clock = time.monotonic()
             if stopping:

@@ -1,0 +1,212 @@
+"""Several real processes on this machine train one run: they agree, stop together, and continue in other numbers."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+
+import launch
+from ijepa_jax import checkpoint, processes, workdir
+from ijepa_jax.metrics import MetricsWriter, read
+from tests import equivalence, object_store
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = (
+    "--config.data.size=64", "--config.data.test_size=32", "--config.probe.every=0", "--config.log.line_seconds=0.5",
+    "--config.optim.warmup=5.0", "--config.checkpoint.every=20",
+)  # fmt: skip
+
+
+class Cluster:
+    """Processes of one run, each with some simulated CPU devices."""
+
+    def __init__(self, workdir: pathlib.Path, count: int, devices: int, *arguments: str, differing: tuple[str, ...] = ()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        self.logs, self.processes = [], []
+        for i in range(count):
+            command = [
+                sys.executable,
+                ROOT / "launch.py",
+                "pretrain",
+                "--config",
+                ROOT / "configs/tiny.py",
+                "--workdir",
+                workdir,
+            ]
+            command += [*SMALL, *arguments, *(differing if i == count - 1 else ())]
+            if count > 1:
+                command += ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(i)]
+            self.logs.append(workdir.parent / f"{workdir.name}.{count}x{devices}.{i}.log")
+            with self.logs[-1].open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+                )
+
+    def log(self, i: int = 0) -> str:
+        return self.logs[i].read_text()
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """The exit codes."""
+        try:
+            return [process.wait(seconds) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def wait_for(self, text: str) -> None:
+        """Returns when the first process has logged a text."""
+        end = time.monotonic() + 200
+        while text not in self.log():
+            assert self.processes[0].poll() is None and time.monotonic() < end, self.log()
+            time.sleep(0.1)
+
+
+def _losses(workdir: pathlib.Path) -> np.ndarray:
+    return np.array([line["loss"] for line in read(workdir) if "loss" in line])
+
+
+def _report(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "report" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory) -> dict[str, np.ndarray]:
+    return equivalence.run_cell("1x1", 3, 1, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("cell", ["4x2", "2 processes: 2x2"])
+def test_the_same_steps_on_other_meshes(cell, one_device, tmp_path):
+    errors = equivalence.compare(equivalence.run_cell(cell, 3, 1, tmp_path), one_device)
+    assert errors["compilations"] == 1 and errors["split_tensors"] > 0
+    assert errors["loss_error"] < 1e-5 and errors["weight_error"] < 1e-5
+
+
+def test_key_biases_alone_are_left_out_of_the_comparison():
+    bias = np.arange(6.0)
+    assert equivalence.without_key_bias("params/encoder/qkv/bias", bias).tolist() == [0, 1, 4, 5]
+    assert equivalence.without_key_bias("params/encoder/fc1/bias", bias) is bias
+
+
+def test_processes_that_differ_refuse_to_start(tmp_path):
+    cluster = Cluster(tmp_path / "run", 2, 1, differing=("--config.optim.peak_lr=0.5",))
+    assert cluster.wait() == [1, 1]
+    for i in range(2):
+        assert "process 1 on" in cluster.log(i) and "optim.peak_lr is 0.5, there 0." in cluster.log(i)
+        assert "Traceback" not in cluster.log(i)
+
+
+@pytest.mark.slow
+def test_stopped_by_one_and_continued_by_other_numbers_of_processes(tmp_path):
+    """2 x 2 stop together, as one is asked to; 1 x 1, 1 x 8 (fsdp 2) and 4 x 1 each end as a run of one device does."""
+    steps = "--config.optim.steps=60"
+    whole = Cluster(tmp_path / "whole", 1, 1, steps)
+    assert whole.wait() == [0], whole.log()
+    cluster = Cluster(tmp_path / "run", 2, 2, steps, "--mesh", "data=2,fsdp=2")
+    cluster.wait_for("step 1/60")
+    cluster.processes[1].send_signal(signal.SIGTERM)
+    assert cluster.wait() == [0, 0], cluster.log() + cluster.log(1)
+    assert "stopped by SIGTERM to one of its processes at step" in cluster.log()
+    expected, _, _ = checkpoint.restore_encoder(str(tmp_path / "whole"))
+    for count, devices, mesh in ((1, 1, "data=1"), (1, 8, "data=4,fsdp=2"), (4, 1, "data=4")):
+        continued = tmp_path / f"continued_{count}x{devices}"
+        shutil.copytree(tmp_path / "run", continued)
+        cluster = Cluster(continued, count, devices, steps, "--mesh", mesh)
+        assert set(cluster.wait()) == {0}, cluster.log()
+        assert "continuing from checkpoint" in cluster.log()
+        np.testing.assert_allclose(_losses(continued), _losses(tmp_path / "whole"), rtol=1e-4)
+        weights, _, _ = checkpoint.restore_encoder(str(continued))
+        for a, b in zip(_leaves(weights), _leaves(expected), strict=True):
+            assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b) + 1e-6
+        assert _report(continued)["environment"]["processes"] == count
+
+
+def _leaves(tree) -> list[np.ndarray]:
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [np.asarray(tree)]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_last_checkpoint(tmp_path):
+    steps = "--config.optim.steps=400"
+    cluster = Cluster(tmp_path / "run", 2, 1, steps)
+    end = time.monotonic() + 200
+    while not (tmp_path / "run" / "checkpoints" / "40").exists():
+        assert cluster.processes[0].poll() is None and time.monotonic() < end, cluster.log()
+        time.sleep(0.1)
+    cluster.processes[1].kill()
+    killed = time.monotonic()
+    codes = cluster.wait()
+    assert codes[0] != 0 and time.monotonic() - killed < 120
+    assert "another process of the run is gone" in cluster.log() or "another task died" in cluster.log()
+    cluster = Cluster(tmp_path / "run", 1, 1, "--config.optim.steps=80")
+    assert cluster.wait() == [0], cluster.log()
+    assert "continuing from checkpoint" in cluster.log()
+    assert len(_losses(tmp_path / "run")) == 80
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+    with (
+        workdir.claim(epath.Path(tmp_path)) as check,
+        pytest.raises(ValueError, match=f"another run is at work in {tmp_path}"),
+        workdir.claim(epath.Path(tmp_path)),
+    ):
+        pass
+    check()
+    with workdir.claim(epath.Path(tmp_path)):  # free again
+        pass
+
+
+def test_without_locks_the_newer_run_takes_over(tmp_path, monkeypatch):
+    with object_store.mounted(tmp_path, monkeypatch):
+        place = epath.Path("gs://bucket/run")
+        with workdir.claim(place) as check_first:
+            check_first()
+            with workdir.claim(place) as check_second:
+                check_second()
+                with pytest.raises(ValueError, match="another run has taken over gs://bucket/run"):
+                    check_first()
+
+
+def test_metrics_need_no_appending(tmp_path, monkeypatch):
+    with object_store.mounted(tmp_path, monkeypatch):
+        writer = MetricsWriter("gs://bucket/run", 0)
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": step / 2})
+            writer.flush()
+        writer.close()
+        again = MetricsWriter("gs://bucket/run", 2)
+        again.write(3, {"loss": 7.0})
+        again.close()
+        assert [line["loss"] for line in read("gs://bucket/run")] == [0.5, 1.0, 7.0]
+    assert len(list((tmp_path / "bucket" / "run" / "tensorboard").iterdir())) == 2
+
+
+def test_places_are_given_as_a_whole_or_not_at_all():
+    with pytest.raises(ValueError, match="give coordinator, num_processes and process_id together"):
+        processes.start("127.0.0.1:1234", 2, None)
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        processes.start("127.0.0.1", 2, 0)
+
+
+@pytest.mark.parametrize("text", ["data", "data=x", "rows=3", "data=2 fsdp=3"])
+def test_meshes_that_cannot_be_read_are_refused(text):
+    with pytest.raises(launch.UsageError, match="must be like data=8,fsdp=4"):
+        launch.parse_mesh(text)
+
+
+def test_facts_of_one_process_agree():
+    processes.check_agreement({"anything": 1})
+    assert processes.gather_objects({"a": 1}) == [{"a": 1}] and processes.all_succeeded(True)
+    assert not processes.all_succeeded(False)
+    assert len(processes.code_digest()) == 16
