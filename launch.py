@@ -4,12 +4,14 @@
     python launch.py pretrain --config configs/in1k_vith14.py --workdir DIR  # any other run; the same command continues it
     python launch.py pretrain ... --config.optim.peak_lr=1e-3                # any setting can be overridden
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
+    python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without a TPU
 
 Nothing in ijepa_jax/ reads flags or the environment; this file does.
 """
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -26,6 +28,7 @@ USAGE = {
         "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
         "[--max-bad-fraction 0.01]"
     ),
+    "plan": "usage: python launch.py plan [--config FILE] --topology v5e:16x16 [--mesh data=64,fsdp=4] [--config.KEY=VALUE ...]",
 }
 PREPARE_HELP = """
     --from              what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes
@@ -35,6 +38,11 @@ PREPARE_HELP = """
     --workers           processes; 0: none but this one
     --max-bad-fraction  more unreadable images than this stop the command
 """
+PLAN_HELP = """
+    --topology  v5e, v5p or v6e and the sides of the slice, v5e:4x4 (needs libtpu: pip install 'jax[tpu]'); or a number of
+                simulated devices, cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs
+"""
+HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP}
 
 
 class UsageError(ValueError):
@@ -48,7 +56,7 @@ def main(argv: list[str]) -> int:
         return fail(f"unknown command {command!r}: there is {', '.join(COMMANDS)}. {USAGE['pretrain']}")
     rest = argv[2:] if len(argv) > 1 and argv[1] == command else argv[1:]
     if "--help" in rest or "-h" in rest:
-        print(f"{__doc__}\n{USAGE[command]}{PREPARE_HELP if command == 'prepare' else ''}")
+        print(f"{__doc__}\n{USAGE[command]}{HELP.get(command, '')}")
         return 0
     try:
         return COMMANDS[command](rest)
@@ -116,7 +124,27 @@ def prepare(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "prepare": prepare}
+def plan(arguments: list[str]) -> int:
+    """Compiles a run's training step for hardware that is not there; prints what it needs, and the same as a line of JSON."""
+    try:
+        config, topology = read_plan_flags(arguments)
+    except UsageError as error:
+        return fail(str(error))
+    stand_in_for_tpus()
+    from ijepa_jax import plan as planning
+
+    try:
+        result = planning.plan(config, topology)
+    except (ValueError, ModuleNotFoundError, RuntimeError) as error:
+        if "--debug" in arguments:
+            raise
+        return fail(" ".join(str(error).split()) or type(error).__name__)
+    print(planning.table(result))
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+COMMANDS = {"pretrain": pretrain, "prepare": prepare, "plan": plan}
 
 
 def read_flags(arguments: list[str]):
@@ -146,6 +174,31 @@ def read_flags(arguments: list[str]):
     return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster
 
 
+def read_plan_flags(arguments: list[str]):
+    """The settings and the topology that a plan is asked for; raises UsageError."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    file = config_file(arguments)
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
+        flags.DEFINE_string("topology", None, "What to compile for.", flag_values=values)
+        flags.DEFINE_string("mesh", None, "Sizes of the device mesh: data=8,fsdp=4; -1: what is left.", flag_values=values)
+        flags.DEFINE_boolean("debug", False, "Show where an error came from.", flag_values=values)
+        left = values(["launch.py", *arguments])[1:]
+        settings = values.config
+        if values.mesh:
+            settings.mesh.update(parse_mesh(values.mesh))
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
+        raise UsageError(explain(error, arguments)) from error
+    if left:
+        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['plan']}")
+    if not values.topology:
+        raise UsageError(f"--topology is missing. {USAGE['plan']}")
+    return settings, values.topology
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """The sizes of a mesh that are written data=8,fsdp=4: either may be left out, or -1; raises UsageError."""
     sizes = dict(part.partition("=")[::2] for part in text.split(","))
@@ -172,6 +225,8 @@ def read_prepare_flags(arguments: list[str]) -> dict:
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['prepare']}")
     settings = values.flag_values_dict()
+    if settings["max_bad_fraction"] != settings["max_bad_fraction"]:
+        raise UsageError(f"--max-bad-fraction must be 0 to 1. {USAGE['prepare']}")
     missing = [name for name in ("from", "out") if not settings[name]]
     if missing:
         raise UsageError(f"--{missing[0]} is missing. {USAGE['prepare']}")
@@ -210,6 +265,17 @@ def explain(error: Exception, arguments: list[str]) -> str:
         )
         return f"unknown setting {given}: {hint}"
     return text
+
+
+def stand_in_for_tpus() -> None:
+    """Has JAX and libtpu compile for TPUs without looking for one; must come before JAX is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # compile_s is to be the compiler's time
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no chip is opened: neither another plan nor a run is in the way
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # what the topology asked for replaces
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")  # errors only: libtpu logs much
 
 
 def set_up_jax() -> None:

@@ -4,6 +4,7 @@ A file in configs/ starts from `default()` and changes what is its own; a comman
 (`--config.optim.peak_lr=1e-3`). A key that is not here is refused.
 """
 
+import math
 from typing import Any
 
 import ml_collections
@@ -15,8 +16,9 @@ from ijepa_jax.attention import IMPLEMENTATIONS
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
     "model.dtype", "model.scan", "predictor", "masks", "data.name", "data.size", "data.image_size", "data.channels",
-    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype",
+    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", "examples",
 )  # fmt: skip
+EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
 
 
 _POSITIVE = (
@@ -140,6 +142,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"model.dtype {model.dtype!r} must be 'float32' or 'bfloat16' (float16 would need loss scaling)")
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
+    if data.workers < 0 or (data.threads is not None and data.threads < 0):
+        raise ValueError(f"data.workers {data.workers} and data.threads {data.threads} must not be negative")
+    for key, upper in (("crop_scale", 1.0), ("crop_aspect", math.inf)):
+        low, high = data[key]
+        if not 0 < low <= high <= upper:
+            raise ValueError(f"data.{key} {tuple(data[key])} must be (low, high) with 0 < low <= high{' <= 1' * (upper == 1)}")
     if len(data.image_size) != 2:
         raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width)")
     if optim.batch_size % optim.accumulation:
@@ -163,6 +171,8 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
     config = default()
     config.unlock()
     for section, value in settings.items():
+        if section == EXAMPLES:
+            continue
         if isinstance(value, dict):
             config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
         else:

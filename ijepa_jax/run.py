@@ -49,6 +49,10 @@ class Run:
     compilations: int = 0
     tracing: bool = False
 
+    def settings(self) -> dict[str, Any]:
+        """What is kept with a checkpoint to check the next start against: the settings, and how many images there were."""
+        return {**config_lib.to_plain(self.config), config_lib.EXAMPLES: len(self.train)}
+
 
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
     """Opens everything that a run needs; cheap checks come first."""
@@ -90,7 +94,7 @@ def start(run: Run) -> tuple[State, int]:
     fresh = jax.jit(partial(init, run.method, run.optimizer, run.config.seed))
     shapes = jax.eval_shape(fresh)
     shardings = sharding.state_shardings(shapes, run.mesh)
-    settings = config_lib.to_plain(run.config)
+    settings = run.settings()
     _refuse_changes(run, settings)
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
     restored = run.checkpoints.restore(placed, run.display.log)
@@ -126,7 +130,7 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
             old = run.checkpoints.settings(step)
         except Exception:  # damaged, in whatever way: `restore` reports it and takes the one before
             continue
-        changed = config_lib.differences(old, settings)
+        changed = config_lib.differences({config_lib.EXAMPLES: len(run.train)} | old, settings)
         fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
         show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
         if fixed:

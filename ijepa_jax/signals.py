@@ -1,9 +1,21 @@
-"""Being asked to stop: SIGTERM and SIGINT are noted, and whoever works looks at the note when it suits."""
+"""Ends that come from outside: requests to stop, noted until it suits, and a parent process that was killed."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
+
+
+def end_with_parent() -> None:
+    """Has this worker process end when the one that started it is killed: it would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "") -> dict[str, Any]:
+def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: str = "") -> dict[str, Any]:
     """Pretrains, or continues, the run of a workdir, and returns its report (see DESIGN's workdir contract).
 
     Raises:
@@ -58,6 +59,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str, command: str = "")
         Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     started = time.monotonic()
+    workdir = os.fspath(workdir)
     place = epath.Path(workdir) if "://" in workdir else epath.Path(Path(workdir).expanduser().absolute())
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
@@ -144,7 +146,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
             score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
             run.check_claim()
-            run.checkpoints.save(state, step, config_lib.to_plain(run.config), score)
+            run.checkpoints.save(state, step, run.settings(), score)
             clock = time.monotonic()
             if stopping:
                 run.checkpoints.wait()

@@ -23,7 +23,7 @@ def test_each_is_named_once_and_listed(tmp_path):
     account.account(SOURCE, _bad(7, 3))
     account.account(SOURCE, _bad(7))
     assert lines == [
-        "skipped unreadable image pictures image 3 (2 so far)",
+        "skipped unreadable image pictures image 3 (1 so far)",
         "skipped unreadable image pictures image 7 (2 so far)",
     ]
     again = BadImages(listing, 1000, 0.01, lines.append)

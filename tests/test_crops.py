@@ -138,6 +138,26 @@ def test_damaged_files_are_refused(exact):
             _crop(broken, (0, 0, 10, 10), exact=exact)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_files_cut_anywhere_are_refused_or_read(exact):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"exif": exif}, {"progressive": True}):
+        data = _encode(PHOTOGRAPHS[0][:40, :48], **options)
+        for length in range(len(data) - 2):
+            with pytest.raises(images.BadImage):
+                _crop(data[:length], (0, 0, 10, 10), (8, 8), exact=exact)
+
+
+def test_fill_bytes_do_not_hide_the_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _encode(PHOTOGRAPHS[1], exif=exif)
+    start = data.index(b"\xff\xe1")
+    filled = data[:start] + b"\xff\xff" + data[start:]
+    np.testing.assert_array_equal(_crop(filled, None), _crop(data, None))
+
+
 def test_odd_files_that_pillow_reads_are_read():
     data = _encode(PHOTOGRAPHS[0])
     trailing = data + b"trailing bytes that some cameras write"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -225,6 +226,36 @@ def test_a_killed_worker_is_one_clear_line():
         for _ in range(1000):
             next(stream)
     stream.close()
+
+
+def test_workers_end_when_the_run_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import multiprocessing, os, signal
+        import numpy as np
+        from ijepa_jax.data import pipeline, sources
+
+        if __name__ == "__main__":
+            source = sources.ArraySource(np.zeros((9, 8, 8, 1), np.uint8), {}, "zeros")
+            stream = pipeline.train_batches(source, None, seed=0, batch_size=4, image_size=(8, 8), channels=1, workers=2)
+            next(stream)
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    with (tmp_path / "out").open("w+") as out:  # a pipe would stay open for as long as a worker lives
+        subprocess.run(
+            [sys.executable, script], env=environment, stdout=out, stderr=subprocess.DEVNULL, timeout=120, check=False
+        )
+        out.seek(0)
+        workers = [int(word) for word in out.readline().split()]
+    assert len(workers) == 2
+    end = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_batches_that_cannot_be_made_are_refused():

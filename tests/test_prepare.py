@@ -136,7 +136,7 @@ def _strange_images() -> dict[str, bytes]:
         "kept/grey.jpg": _encoded(photo.convert("L"), "JPEG"),
         "kept/sixteen bits.png": _encoded(sixteen, "PNG"),
         "kept/palette.png": _encoded(photo.convert("P"), "PNG"),
-        "kept/transparent.png": _encoded(photo.convert("RGBA"), "PNG"),
+        "made anew/transparent.png": _encoded(photo.convert("RGBA"), "PNG"),
         "kept/webp.webp": _encoded(photo, "WEBP"),
         "kept/a png.jpg": _encoded(photo, "PNG"),
         "kept/a jpeg.png": _encoded(photo, "JPEG"),

@@ -1,6 +1,7 @@
 """Each kind of data is read as it is, labelled and split as documented, and refused with one clear line."""
 
 import gzip
+import os
 import pathlib
 import pickle
 import sys
@@ -107,6 +108,17 @@ def test_folder_follows_links_and_prefers_labelled_validation_images(tmp_path):
     _save(tmp_path / "data" / "test" / "3.png")
     assert len(_open(f"folder:{tmp_path / 'data'}")) == 1
     assert _open(f"folder:{tmp_path / 'data'}", "test").name(0).endswith("val/a/2.png")
+
+
+def test_folder_with_links_to_itself_lists_each_image_once(tmp_path):
+    for i in range(30):
+        _save(tmp_path / "a" / f"{i}.png", i)
+    for name in ("me", "again"):
+        (tmp_path / name).symlink_to(tmp_path)
+        (tmp_path / "a" / name).symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    files = [file for split in ("train", "test") for file in _open(f"folder:{tmp_path}", split).files]
+    assert sorted(files) == sorted(f"a/{i}.png" for i in range(30))
 
 
 def test_folder_without_sub_folders_has_no_labels(tmp_path, caplog):

@@ -22,7 +22,7 @@ class BadImages:
         self._limit = limit
         self._log = log
         self._shown = self._bad = 0
-        self.names = set(path.read_text().splitlines()) if path.exists() else set()
+        self.names = set(path.read_text().split("\n")) - {""} if path.exists() else set()
 
     def account(self, source: Source, bad: np.ndarray) -> None:
         """Takes note of a batch's `bad` (examples of the source, or -1). Raises `DataError` when there are too many."""
@@ -30,8 +30,8 @@ class BadImages:
         self._shown += len(bad)
         self._bad += len(found)
         if new := sorted({*found} - self.names):
-            self.names.update(new)
             for name in new:
+                self.names.add(name)
                 self._log(f"skipped unreadable image {name} ({len(self.names)} so far)")
             self._path.write_text("".join(f"{name}\n" for name in sorted(self.names)))
         if found and self._bad > self._limit * max(self._shown, self._count):

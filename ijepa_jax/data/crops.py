@@ -1,4 +1,7 @@
-"""Crops of encoded images that decode and compute only what the crop needs, within a grey level or two of the exact ones.
+"""Crops of encoded images that decode and compute only what the crop needs, nearly the exact ones.
+
+Of photographs they are within a grey level or two on average, of printed text and patterns of single pixels within five. They
+are a function of the file and the box; another kind of processor may round one pixel in 100,000 otherwise (`exact`: none).
 
 What is saved beside "decode everything, then resize" (docs/benchmarks.md has the figures):
 
@@ -14,6 +17,7 @@ Decoding a region alone would save about a tenth more; no library that can be in
 """
 
 import io
+import math
 import threading
 from collections.abc import Callable
 
@@ -30,18 +34,19 @@ _SPARE = 1.5  # how much larger than asked for a crop stays that is decoded at r
 _WIDEST = 2.5  # reduction up to which three taps stand in for the triangle filter
 _LARGEST_TAP = 1 / 3
 _EXIF_ORIENTATION = 0x0112
+_EXIF_OR_XMP, _START_OF_SCAN = b"\xe1", b"\xda"  # markers of JPEG segments
 
 _scratch = threading.local()
 
 cv2.setNumThreads(1)  # the loader's own threads and processes keep the cores busy
-cv2.ipp.setUseIPP(False)  # it picks code by processor: the same pixels everywhere, and no slower
+cv2.ipp.setUseIPP(False)  # it picks code by processor, and is no faster here
 
 
 def crop_into(out: np.ndarray, data: bytes | np.ndarray, choose: Chooser, exact: bool = False) -> None:
     """Fills `out` (uint8 [h, w, C], contiguous) with the box that `choose` takes out of an image, resized.
 
     `data` is as `images.decode` takes it. With `exact`, and for pixel arrays, the result is that of `images.decode` and
-    `images.crop_resize`; otherwise it differs by about one grey level on average. Raises `images.BadImage`.
+    `images.crop_resize`; otherwise it differs by about one grey level on average of a photograph. Raises `images.BadImage`.
     """
     channels = out.shape[-1]
     if isinstance(data, np.ndarray):
@@ -64,7 +69,7 @@ def _crop_jpeg(out: np.ndarray, data: bytes, choose: Chooser) -> bool:
         return False
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in ("YCbCr", "Gray", "RGB"):
+        if space not in ("YCbCr", "Gray", "RGB") or height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             return False
         box = choose(height, width)
         spare = min(box[2] / out.shape[0], box[3] / out.shape[1]) / _SPARE
@@ -128,12 +133,12 @@ def _spare_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 def _upright(data: bytes) -> bool:
     """Whether a JPEG file is to be shown as it is stored; most have no block that could say otherwise."""
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        if data[position + 1] == 0xE1:  # APP1: EXIF or XMP
-            break
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    else:
+    position, marker = 2, b""
+    while data[position : position + 1] == b"\xff" and marker not in (_EXIF_OR_XMP, _START_OF_SCAN):
+        marker = data[position + 1 : position + 2]
+        # 0xFF before a marker fills up space
+        position += 1 if marker == b"\xff" else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if marker != _EXIF_OR_XMP:
         return True
     try:
         with Image.open(io.BytesIO(data)) as image:

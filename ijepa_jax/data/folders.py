@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -76,18 +77,41 @@ def open_folder(place: str, split: str) -> FolderSource:
 
 def _list_images(folder: epath.Path) -> list[str]:
     """The image files below `folder`, as sorted paths relative to it; hidden files and folders are left out."""
-    local = "://" not in str(folder)
+    if "://" not in str(folder):
+        return sorted(_walk(str(folder), "", frozenset()))
     base = str(folder).rpartition("://")[2].rstrip("/")  # object stores may list paths without their scheme
     found = []
-    # Data sets are often assembled from symbolic links, which epath's own walk does not follow.
-    walk = os.walk(folder, onerror=_unreadable, followlinks=True) if local else folder.walk(on_error=_unreadable)
-    for directory, _, names in walk:
+    for directory, _, names in folder.walk(on_error=_unreadable):
         below = str(directory).rpartition("://")[2].rstrip("/").removeprefix(base).strip("/")
         if any(part.startswith(".") for part in below.split("/")):
             continue
         prefix = below + "/" if below else ""
-        found += [prefix + name for name in names if name.lower().endswith(_EXTENSIONS) and name[0] != "."]
+        found += [prefix + name for name in names if _is_image(name)]
     return sorted(found)
+
+
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Follows links, of which data sets are often assembled, but none to a folder that this one is in."""
+    try:
+        status = Path(folder).stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            logging.warning("%s is a link to a folder that it is in: left out", folder)
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir():
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+                elif _is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+                    yield prefix + entry.name
+    except OSError as error:
+        _unreadable(error)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_EXTENSIONS) and name[0] != "."
 
 
 def _unreadable(error: OSError) -> None:

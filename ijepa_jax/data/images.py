@@ -7,6 +7,7 @@ so that an example is the same whichever worker makes it. Boxes are (top, left, 
 
 import io
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def open_upright(data: bytes, channels: int) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError and more
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split())) or type(error).__name__
         raise BadImage(f"cannot decode the image ({len(data)} bytes): {reason}") from error
 
 

@@ -18,6 +18,7 @@ from absl import flags
 from ijepa_jax import counter
 from ijepa_jax.data import crops, images
 from ijepa_jax.data.sources import ArraySource, DataError, Source
+from ijepa_jax.signals import end_with_parent
 
 Batch = dict[str, np.ndarray]
 
@@ -60,7 +61,7 @@ def train_batches(
     - `bad` int64 [b]: -1, or the example that should have been shown, had it been readable;
     - whatever `sampler` makes of `index` (masks).
 
-    Crops are within a grey level or two of the exact ones (see `crops.crop_into`), or `exact`: those of torchvision.
+    Crops of files are nearly the exact ones (see `crops.crop_into`), or `exact`: those of torchvision.
 
     `threads` work `buffer` batches ahead. By default that is one thread for pixels in memory (small images keep the
     interpreter's lock, and more threads only fight over it), else one a core, at most 16. With `workers` > 0 that many
@@ -274,7 +275,8 @@ def _stream(
     if workers:
         if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain reads a flag of its own when it starts workers
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
     return _join(iter(dataset), per_batch)
 
 
@@ -282,10 +284,11 @@ def _join(parts: Iterator[Batch], per_batch: int) -> Iterator[Batch]:
     """Joins each `per_batch` elements to a batch."""
     try:
         while True:
-            joined = list(itertools.islice(parts, per_batch))
-            if not joined:
+            batch = _concatenate(list(itertools.islice(parts, per_batch)))
+            if batch is None:
                 return
-            yield joined[0] if per_batch == 1 else {key: np.concatenate([part[key] for part in joined]) for key in joined[0]}
+            yield batch
+            del batch  # no more memory than need be while the next one is collected
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -294,6 +297,17 @@ def _join(parts: Iterator[Batch], per_batch: int) -> Iterator[Batch]:
         ) from error
     finally:
         parts.close()
+
+
+def _concatenate(parts: list[Batch]) -> Batch | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _start_worker(index: int, count: int) -> None:
+    del index, count
+    end_with_parent()
 
 
 def cores() -> int:

@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import multiprocessing
-import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from multiprocessing import sharedctypes
 from ijepa_jax.console import Display
 from ijepa_jax.data.shards import Account, Cancelled, Packing, Shard, write_shard
 from ijepa_jax.data.sources import DataError
-from ijepa_jax.signals import stop_requests
+from ijepa_jax.signals import end_with_parent, stop_requests
 
 _POLL_SECONDS = 0.2
 
@@ -107,13 +105,7 @@ def _start(*job) -> None:
 def _start_process(*job) -> None:
     _start(*job)
     warnings.simplefilter("ignore")  # of Pillow, on damaged metadata of images that are good
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent has been killed: the pool would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(position: int, shard: Shard) -> Account:

@@ -54,6 +54,8 @@ def prepare(
     display = display or Display(quiet=True)
     started = time.monotonic()
     source_name, out = _absolute(source_name), _absolute_folder(out)
+    if ":" in str(out).removeprefix("gs://").removeprefix("s3://"):
+        raise DataError(f"{out}: choose a path without colons, as tfds:PATH[:SPLIT] takes what follows one for a split")
     sources = _open_splits(source_name, display)
     packing = Packing(sources, out, _title(out.name), _features(sources, display), short_side, quality)
     settings = {"source": source_name, "short_side": short_side, "quality": quality, "listing": _digest(sources)}

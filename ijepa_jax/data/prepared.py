@@ -149,7 +149,7 @@ def _find_prepared(where: str, directory: str) -> epath.Path:
     configs = [child.name for child in children if _newest(child)]
     if configs:
         raise DataError(f"tfds:{where} has several configurations, name one: {', '.join(f'tfds:{where}/{c}' for c in configs)}")
-    if (root / "prepare.json").exists():
+    if any((place / "prepare.json").exists() for place in (root, epath.Path(where))):
         raise DataError(f"tfds:{where} is not packed to the end: run the `launch.py prepare` that began it again")
     if is_path:
         problem = "no prepared data set there, as it holds no dataset_info.json" if root.is_dir() else "no such folder"

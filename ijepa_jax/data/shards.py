@@ -1,10 +1,10 @@
 """The shards of a packed data set: examples of a source checked, made small, encoded, and written as ArrayRecord files."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -74,10 +74,10 @@ def write_shard(packing: Packing, shard: Shard, report: Callable[[int], None], s
     from array_record.python import array_record_module
 
     path = packing.path(shard)
-    with tempfile.TemporaryDirectory() as elsewhere:
+    remote = "://" in str(path)
+    with tempfile.TemporaryDirectory() if remote else contextlib.nullcontext(path.parent) as folder:
         # array_record writes local files only. The name keeps processes apart, and is none that TFDS takes for a shard.
-        folder = Path(elsewhere) if "://" in str(path) else Path(path.parent)
-        unfinished = folder / f".{path.name}.{os.getpid()}"
+        unfinished = Path(folder, f".{path.name}.{os.getpid()}")
         try:
             # For random access; images are compressed already.
             writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
@@ -109,8 +109,7 @@ def _write_records(
         try:
             example = _example(packing, source, row)
         except (images.BadImage, OSError) as error:
-            reason = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split()))  # the same in every run
-            skipped.append([printable(_file(source, row)), printable(reason)])
+            skipped.append([printable(_file(source, row)), printable(" ".join(str(error).split()))])
         else:
             record = _serialize(packing.features, example)
             size += len(record)
@@ -179,7 +178,7 @@ def _stays(data: bytes) -> bool:
         except Exception:  # damaged EXIF: the pixels are taken as they are, as in `images.decode`
             upright = True
         kept = image.format in ("PNG", "WEBP") or (image.format == "JPEG" and image.mode in ("L", "RGB"))
-        return upright and kept
+        return upright and kept and not image.has_transparency_data
 
 
 def write_whole(path: epath.Path, text: str) -> None:

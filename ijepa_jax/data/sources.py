@@ -122,9 +122,9 @@ def storage_errors(place: str) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """The text with what UTF-8 cannot hold, and what would break a line, escaped."""
-    escaped = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    """The text with what UTF-8 cannot hold, and what would break a line or upset a terminal, escaped."""
+    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in readable)
 
 
 class LabelledSource:
