@@ -28,7 +28,7 @@ USAGE = {
         "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
         "[--max-bad-fraction 0.01]"
     ),
-    "plan": "usage: python launch.py plan [--config FILE] --topology v5e:16x16 [--mesh data=64,fsdp=4] [--config.KEY=VALUE ...]",
+    "plan": "usage: python launch.py plan --config FILE --topology v5e:16x16 [--mesh data=64,fsdp=4] [--config.KEY=VALUE ...]",
 }
 PREPARE_HELP = """
     --from              what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes
@@ -88,11 +88,12 @@ def pretrain(arguments: list[str]) -> int:
     except train.Stopped as stopped:
         if processes.is_first():
             print(stopped, flush=True)
-    except (ValueError, CheckpointError, train.Diverged, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if "--debug" in arguments:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (ValueError, CheckpointError, train.Diverged, OSError, processes.ProcessLost)):
+        named = (ValueError, OSError, CheckpointError, train.Diverged, train.OutOfMemory, processes.ProcessLost)
+        if not isinstance(error, named):
             message = f"{type(error).__name__}: {message}; --debug shows where it came from"
         code = fail(processes.named(message))
         processes.leave_others(code)

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax.layers import LayerNorm, dense
-from ijepa_jax.vit import Blocks, position_table, take_tokens
+from ijepa_jax.layers import LayerNorm
+from ijepa_jax.vit import Blocks, Dense, position_table, take_tokens
 
 
 class Predictor(nn.Module):
@@ -46,9 +46,10 @@ class Predictor(nn.Module):
         """
         (b, c, k, d), (m, t) = context.shape, target_index.shape[1:]
         positions = jnp.asarray(position_table(self.width, grid), self.dtype)
-        context = dense(self.width, self.dtype, "embed")(context) + positions[context_index]
-        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
-        queries = mask_token + positions[target_index]
+        context = Dense(self.width, self.dtype, name="embed")(context) + positions[context_index]
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
+        # added in float32, so that its gradient, a sum over all target tokens of the batch, is summed in float32 too
+        queries = (mask_token + positions[target_index]).astype(self.dtype)
         pair = (b, m, c)
         tokens = jnp.concatenate(
             [
@@ -73,7 +74,7 @@ class Predictor(nn.Module):
         tokens = stack(tokens, lengths)[-1]
         tokens = tokens[:, k:] if order is None else take_tokens(tokens, jnp.argsort(order, axis=1)[:, k:])
         tokens = LayerNorm(self.epsilon, self.dtype, name="norm")(tokens)
-        return dense(d, self.dtype, "proj")(tokens).reshape(b, m, c, t, d)
+        return Dense(d, self.dtype, name="proj")(tokens).reshape(b, m, c, t, d)
 
 
 def _padding_last(pair, k, t, context_length, target_length) -> tuple[jax.Array | None, jax.Array | None]:

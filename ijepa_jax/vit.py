@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ijepa_jax.attention import attend
-from ijepa_jax.layers import LayerNorm, dense, gelu
+from ijepa_jax.attention import attend, matmul_precision
+from ijepa_jax.layers import LayerNorm, gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,59 @@ def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Arra
     return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
 
 
+class Dense(nn.Module):
+    """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases.
+
+    Its gradient is written out for what sharded training needs and the compiler does not do by itself: the weights' gradient is
+    summed over examples, and so over devices, in float32 whatever the dtype, and weights that are split over devices are put
+    together where they are used, in the dtype of the computation, instead of activations being split like them.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _linear(x.astype(self.dtype), kernel, bias)
+
+
+@jax.custom_vjp
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return _linear_forward(x, kernel, bias)[0]
+
+
+def _linear_forward(x, kernel, bias):
+    y = _contract(x, (x.ndim - 1,), _whole(kernel, x.dtype), (0,), x.dtype)
+    return y + _whole(bias, x.dtype), (x, kernel)
+
+
+def _linear_backward(residuals, gradient):
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - 1))
+    d_x = _contract(gradient, (x.ndim - 1,), _whole(kernel, x.dtype), (1,), x.dtype)
+    return d_x, _contract(x, rows, gradient, rows, kernel.dtype), gradient.sum(axis=rows, dtype=kernel.dtype)
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _contract(a: jax.Array, a_axes: tuple[int, ...], b: jax.Array, b_axes: tuple[int, ...], dtype) -> jax.Array:
+    """The matrix product of two arrays of one dtype over pairs of axes, its sums accumulated and returned in `dtype`."""
+    dimensions = ((a_axes, b_axes), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, matmul_precision(a.dtype), preferred_element_type=dtype)
+
+
+def _whole(weights: jax.Array, dtype) -> jax.Array:
+    """Weights in the dtype of a computation, all of them on every device of the mesh that they live on."""
+    mesh = jax.typeof(weights).sharding.mesh
+    weights = weights.astype(dtype)
+    if mesh.empty or not mesh.are_all_axes_auto:  # no mesh, or one whose axes the caller handles
+        return weights
+    return jax.lax.with_sharding_constraint(weights, NamedSharding(mesh, PartitionSpec()))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: fused qkv with bias, exact (erf) GELU."""
 
@@ -99,11 +153,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None) -> jax.Array:
         width = x_bsd.shape[-1]
-        y = dense(3 * width, self.dtype, "qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
-        y = dense(width, self.dtype, "proj")(attend(y, self.heads, lengths, self.attention))
+        y = Dense(3 * width, self.dtype, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
+        y = Dense(width, self.dtype, name="proj")(attend(y, self.heads, lengths, self.attention))
         x_bsd = x_bsd + self._drop(y, drop_rate)
-        y = dense(self.mlp_hidden, self.dtype, "fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
-        y = dense(width, self.dtype, "fc2")(gelu(y))
+        y = Dense(self.mlp_hidden, self.dtype, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
+        y = Dense(width, self.dtype, name="fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)
 
     def _drop(self, y: jax.Array, rate: jax.Array) -> jax.Array:
@@ -209,7 +263,7 @@ class ViT(nn.Module):
         else:
             # Embedding acts on each patch by itself, so selecting first gives the same numbers for less work.
             patches, positions = take_tokens(patches, keep), positions[keep]
-        x_bnd = dense(self.width, self.dtype, "patch_embed")(patches) + positions
+        x_bnd = Dense(self.width, self.dtype, name="patch_embed")(patches) + positions
         stack = Blocks(
             self.depth,
             self.heads,

@@ -1,0 +1,255 @@
+"""The real training step, compiled ahead of time for hardware that is not there: memory, collectives, FLOPs.
+
+TPU slices need libtpu, which compiles on any Linux machine; meshes of CPUs and GPUs are simulated on this machine's CPU.
+"""
+
+import re
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from ijepa_jax import build, sharding
+from ijepa_jax.collectives import count_collectives
+from ijepa_jax.flops import step_flops
+from ijepa_jax.methods import IJepa
+from ijepa_jax.step import init, train_step
+
+GIB = 2**30
+NEEDS_LIBTPU = "a plan for TPUs needs libtpu, which compiles on any Linux machine: pip install 'jax[tpu]'"
+_MFU = (40, 60)  # percent of the peak that images a second are computed for
+_ROOM = 0.95  # share of a chip's memory that a suggestion may fill, its estimate being rough
+
+
+class Chip(NamedTuple):
+    """An accelerator: dense bfloat16 peak in TFLOP/s, and GiB that a program may use; None where not known."""
+
+    peak: float | None
+    memory: float | None
+    most: tuple[int, ...] = ()  # chips along each side of the largest slice
+
+
+CHIPS = {  # memory of TPUs as libtpu limits it, of GPUs what the datasheet's gigabytes come to
+    "v5e": Chip(197, 15.75, (16, 16)),
+    "v5p": Chip(459, 95.74, (16, 16, 24)),
+    "v6e": Chip(918, 31.25, (16, 16)),
+    "h200": Chip(989, 131.3),
+    "h100": Chip(989, 74.5),
+    "a100": Chip(312, 74.5),
+    "gpu": Chip(None, None),
+    "cpu": Chip(None, None),
+}
+
+
+def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
+    """Compiles the training step of these settings for a topology such as "v5e:16x16" or "cpu:8", and tells what it needs.
+
+    No data set is opened and no device computes anything. Memory is in GiB of one chip; `fits` is None where the chip's memory
+    is not known or, as for GPUs, not what the compiler planned for. A program too large for its chip has `fits` False, and
+    `suggestions` name settings that should make it fit, by arithmetic.
+
+    Raises:
+        ValueError: settings that do not fit each other or the topology, or a topology that there is not.
+        ModuleNotFoundError: libtpu is not installed.
+    """
+    method = build.method(config)
+    chip, devices = _devices(topology)
+    mesh = _mesh(devices, config.mesh.data, config.mesh.fsdp)
+    batch_size, parts = config.optim.batch_size, config.optim.accumulation
+    if batch_size % (mesh.size * parts):
+        raise ValueError(
+            f"optim.batch_size {batch_size} does not divide among {mesh.size} devices times optim.accumulation {parts}"
+        )
+    step, state, batch = _step(config, method, mesh)
+    arguments, flops = _bytes((state, batch)) / GIB, sum(step_flops(method).values())
+    result = {
+        "topology": topology,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "batch_size": batch_size,
+        "accumulation": parts,
+        "remat": bool(config.model.remat),
+        **_compile(step.lower(state, batch), chip, arguments, simulated=topology.partition(":")[0] not in _TPUS),
+        "tflop_per_step": flops * batch_size / 1e12,
+        "gflop_per_image": flops / 1e9,
+        **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in _MFU if chip.peak},
+    }
+    if result["fits"] is False:
+        result["suggestions"] = suggest(result, state_gib=_bytes(state) / GIB, gradient_gib=_bytes(state.params) / GIB)
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()}
+
+
+_TPUS = tuple(name for name, chip in CHIPS.items() if chip.most)
+
+
+def _devices(topology: str) -> tuple[Chip, list]:
+    """The kind of chip that a topology names, and its devices, which only compile. Raises ValueError, ModuleNotFoundError."""
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*" + r"(x[1-9]\d*)*" * (name in _TPUS), shape):
+        others = ", ".join(known for known in CHIPS if known not in _TPUS)
+        raise ValueError(f"no topology {topology!r}: use {', '.join(_TPUS)} (as v5e:4x4 or v5p:2x2x4), {others} (as cpu:8)")
+    chip, sides = CHIPS[name], [int(side) for side in shape.split("x")]
+    if name not in _TPUS:
+        return chip, _simulated(sides[0])
+    if len(sides) > len(chip.most) or any(side > most for side, most in zip(sides, chip.most, strict=False)):
+        raise ValueError(f"no topology {topology!r}: the largest slice is {name}:{'x'.join(map(str, chip.most))}")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(NEEDS_LIBTPU) from error
+    host = {"chips_per_host_bounds": [1, 1, 1]} if set(sides) == {1} else {}
+    try:
+        return chip, list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **host).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"no topology {topology!r}: {error}") from error
+
+
+def _simulated(count: int) -> list:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # the CPU is in use: it keeps the devices that it has
+        if jax.device_count("cpu") != count:
+            raise
+    return jax.devices("cpu")
+
+
+def _mesh(devices: list, data: int, fsdp: int) -> Mesh:
+    """The mesh of `sharding.make_mesh`, of given devices."""
+    shape = [data, fsdp]
+    if -1 in shape:
+        known = max(1, shape[1 - shape.index(-1)])
+        shape[shape.index(-1)] = len(devices) // known
+    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
+        raise ValueError(f"mesh data={data}, fsdp={fsdp} does not make up the {len(devices)} chips there are")
+    axes = sharding.AXES
+    return jax.make_mesh(tuple(shape), axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _step(config: ml_collections.ConfigDict, method: IJepa, mesh: Mesh) -> tuple[Any, Any, dict[str, Any]]:
+    """The jitted step as training has it, and shape structures of the state and of a batch where training places them."""
+    optim = config.optim
+    optimizer = build.optimizer(config, 1000 * optim.batch_size)  # a number of examples: it does not change the program
+    shapes = jax.eval_shape(partial(init, method, optimizer, config.seed))
+    state = jax.tree.map(_placed, shapes, sharding.state_shardings(shapes, mesh))
+    image = {"image": np.zeros((1, *method.image_size, method.channels), np.uint8)}
+    rows = {**image, **method.prepare()(np.zeros(1, np.int64))}
+    batch = {
+        name: _placed(jax.ShapeDtypeStruct((optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))
+        for name, row in rows.items()
+    }
+    step = partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=optim.accumulation)
+    return sharding.jit_step(step, state, mesh), state, batch
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, place) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes on one device of arrays that are placed."""
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulated: bool) -> dict[str, Any]:
+    """Compiles, and reads the program; what is too large to be compiled, out of the error."""
+    # the result is the same for a simulated mesh, since nothing runs, and comes much sooner
+    hasten = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True} if simulated else None
+    begun, compiled, total = time.monotonic(), None, None
+    try:
+        compiled = lowered.compile(compiler_options=hasten)
+        memory = compiled.memory_analysis()
+        returned = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the state comes back where it was
+        temporary = (memory.temp_size_in_bytes + returned + memory.generated_code_size_in_bytes) / GIB
+        arguments = memory.argument_size_in_bytes / GIB
+        total = arguments + temporary
+    except jax.errors.JaxRuntimeError as error:
+        total, limit = out_of_memory(str(error))
+        if total is None:
+            raise
+        chip, temporary = chip._replace(memory=limit), total - arguments
+    known = chip.memory and (not simulated or arguments > chip.memory)
+    return {
+        "fits": bool(compiled and total <= chip.memory) if known else None,
+        "argument_gib": arguments,
+        "temporary_gib": temporary,
+        "total_gib": total,
+        "chip_gib": chip.memory,
+        "collectives": count_collectives(compiled.as_text()) if compiled else None,
+        "compile_s": time.monotonic() - begun,
+    }
+
+
+def out_of_memory(message: str) -> tuple[float | None, float | None]:
+    """GiB that a program needs and GiB that there are, from the compiler's error; None, None if it is another error."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([KMGT])\b.*?([\d.]+)([KMGT])\b", message, re.DOTALL)
+    if not found:
+        return None, None
+    unit = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
+    return float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]
+
+
+def suggest(result: dict[str, Any], state_gib: float, gradient_gib: float) -> list[str]:
+    """Settings that should make a program fit, the cheapest first, from what a chip holds of the state and the gradient.
+
+    Temporaries beside the gradient are taken to be activations, which shrink with the images a chip works on at a time.
+    """
+    data, fsdp, parts = result["mesh"]["data"], result["mesh"]["fsdp"], result["accumulation"]
+    activations = max(0.0, result["temporary_gib"] - gradient_gib)
+    rows = result["batch_size"] // (result["chips"] * parts)
+
+    def needed(more_parts: int = 1, more_fsdp: int = 1, more_chips: int = 1) -> float:
+        gradients = gradient_gib * (2 if parts * more_parts > 1 else 1)  # the sum, and a part's
+        return (state_gib + gradients) / more_fsdp + activations / (more_parts * more_chips)
+
+    def first(describe, **candidates) -> list[str]:
+        name, factors = next(iter(candidates.items()))
+        fitting = [factor for factor in factors if needed(**{name: factor}) <= _ROOM * result["chip_gib"]]
+        return [f"{describe(fitting[0])} (about {needed(**{name: fitting[0]}):.1f} GiB)"] if fitting else []
+
+    powers = [2**i for i in range(1, 13)]
+    found = [] if result["remat"] else ["--config.model.remat=True (recomputes activations: far fewer temporaries)"]
+    found += first(
+        lambda k: f"--config.optim.accumulation={parts * k}", more_parts=[k for k in powers if k <= rows and rows % k == 0]
+    )
+    found += first(lambda k: f"--mesh data={data // k},fsdp={fsdp * k}", more_fsdp=[k for k in powers if data % k == 0])
+    found += first(lambda k: f"{result['chips'] * k} chips", more_chips=[k for k in powers if k <= rows and rows % k == 0])
+    return found or [f"more of all: larger fsdp, optim.accumulation and more than {result['chips']} chips"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The plan as text."""
+    chips, mesh = result["chips"], ", ".join(f"{name}={size}" for name, size in result["mesh"].items())
+    rows = result["batch_size"] // chips
+    lines = [
+        f"{result['topology']}: {chips} chips as {mesh}; batch {result['batch_size']}, {rows} images a chip"
+        + (f" in {result['accumulation']} parts" if result["accumulation"] > 1 else ""),
+        f"memory of a chip  {_verdict(result)}",
+        f"  state and batch {result['argument_gib']:10.2f} GiB",
+        f"  temporary       {result['temporary_gib']:10.2f} GiB",
+    ]
+    if result["collectives"] is not None:
+        lines += ["collectives of a step" + ("" if result["collectives"] else "  none")]
+        for kind, total in result["collectives"].items():
+            least = " at least" if "at_least" in total else ""
+            lines.append(f"  {kind:20} {total['count']:6}  {total['bytes'] / 2**20:12,.1f} MiB{least}")
+    lines.append(f"model FLOPs  {result['tflop_per_step']:,.1f} TFLOP a step, {result['gflop_per_image']:,.1f} GFLOP an image")
+    lines += [
+        f"by arithmetic, not measured: {result[f'images_per_s_at_{mfu}_mfu']:,.0f} images/s at {mfu}% MFU"
+        for mfu in _MFU
+        if f"images_per_s_at_{mfu}_mfu" in result
+    ]
+    lines.append(f"compiled in {result['compile_s']:.1f} s")
+    lines += [f"to make it fit, by arithmetic: {suggestion}" for suggestion in result.get("suggestions", ())]
+    return "\n".join(lines)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    total, limit = f"{result['total_gib']:.2f} GiB", f"{result['chip_gib']} GiB"
+    if result["fits"] is None:
+        return f"{total} as XLA's CPU compiler plans it, on devices that are simulated; an accelerator's will differ"
+    return f"{total} of {limit}: {'fits' if result['fits'] else 'does NOT fit'}"
