@@ -4,8 +4,10 @@ import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
-         "collective-broadcast")  # fmt: skip
+KINDS = (
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast", "ring-permute",
+)  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
@@ -30,6 +32,9 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int | bool]]:
     `bytes` are those of the whole arrays that are gathered, reduced or exchanged by one device with its group: the result of an
     all-gather, the operands of the others. What a loop does counts as often as the loop runs; `"at_least": True` marks a
     kind that is in a loop of unknown length. A collective that the compiler split into asynchronous parts counts once.
+
+    A `ring-permute` is one of the steps by which the TPU compiler gathers the input of a matrix product, or scatters its
+    result, while it computes the product: it stands in for a part of an all-gather or reduce-scatter.
     """
     instructions, entry = _parse(hlo)
     times, unknown = _executions(instructions, entry)
@@ -38,8 +43,8 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int | bool]]:
     for line in instructions:
         kind = _kind(line)
         if kind and times[line.computation]:
-            channel = re.search(r"channel_id=(\d+)", line.rest)  # shared by the parts of one collective
-            seen.setdefault((kind, channel[1] if channel else line.name), line)
+            chain = re.search(r"chain_id=(\S+?)[,}]", line.rest)  # of the parts that one collective was split into
+            seen.setdefault((kind, chain[1] if chain else line.name), line)
     totals = defaultdict(lambda: {"count": 0, "bytes": 0})
     for (kind, _), line in seen.items():
         totals[kind]["count"] += times[line.computation]
@@ -99,12 +104,15 @@ def _trips(loop: Instruction, by_computation: dict[str, list[Instruction]]) -> i
     if noted := re.search(r"known_trip_count[^\d]*(\d+)", loop.rest):
         return int(noted[1])
     condition = by_computation[re.search(r"condition=%?([^\s,]+)", loop.rest)[1]]
-    bounds = [re.match(r"(\d+)\)", line.rest) for line in condition if line.operation == "constant" and "s32[]" in line.shape]
-    return int(bounds[0][1]) if len(bounds) == 1 and bounds[0] else None
+    constants = (line for line in condition if line.operation == "constant" and re.match(r"[su]\d+\[\]", line.shape))
+    bounds = [re.match(r"\d+", line.rest) for line in constants]
+    return int(bounds[0][0]) if len(bounds) == 1 and bounds[0] else None
 
 
 def _kind(line: Instruction) -> str | None:
     kind = line.operation.removesuffix("-start")
+    if kind == "collective-permute" and re.search(r'op_name="[^"]*/dot_general"', line.rest):
+        return "ring-permute"
     if kind == "all-reduce" and line.computation.startswith("all-reduce-scatter"):
         return "reduce-scatter"  # as TPUs have it: a fusion of an all-reduce and the slice that a device keeps
     return kind if kind in KINDS else None

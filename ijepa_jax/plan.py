@@ -159,15 +159,17 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulate
     """Compiles, and reads the program; what is too large to be compiled, out of the error."""
     # the result is the same for a simulated mesh, since nothing runs, and comes much sooner
     hasten = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True} if simulated else None
-    begun, compiled, total = time.monotonic(), None, None
+    begun, compiled = time.monotonic(), None
     try:
         compiled = lowered.compile(compiler_options=hasten)
+        seconds = time.monotonic() - begun
         memory = compiled.memory_analysis()
         returned = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the state comes back where it was
         temporary = (memory.temp_size_in_bytes + returned + memory.generated_code_size_in_bytes) / GIB
         arguments = memory.argument_size_in_bytes / GIB
         total = arguments + temporary
     except jax.errors.JaxRuntimeError as error:
+        seconds = time.monotonic() - begun
         total, limit = out_of_memory(str(error))
         if total is None:
             raise
@@ -180,7 +182,7 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulate
         "total_gib": total,
         "chip_gib": chip.memory,
         "collectives": count_collectives(compiled.as_text()) if compiled else None,
-        "compile_s": time.monotonic() - begun,
+        "compile_s": seconds,
     }
 
 
@@ -206,18 +208,17 @@ def suggest(result: dict[str, Any], state_gib: float, gradient_gib: float) -> li
         gradients = gradient_gib * (2 if parts * more_parts > 1 else 1)  # the sum, and a part's
         return (state_gib + gradients) / more_fsdp + activations / (more_parts * more_chips)
 
-    def first(describe, **candidates) -> list[str]:
-        name, factors = next(iter(candidates.items()))
-        fitting = [factor for factor in factors if needed(**{name: factor}) <= _ROOM * result["chip_gib"]]
-        return [f"{describe(fitting[0])} (about {needed(**{name: fitting[0]}):.1f} GiB)"] if fitting else []
-
     powers = [2**i for i in range(1, 13)]
+    choices = {
+        "more_parts": {k: f"--config.optim.accumulation={parts * k}" for k in powers if rows % k == 0},
+        "more_fsdp": {k: f"--mesh data={data // k},fsdp={fsdp * k}" for k in powers if data % k == 0},
+        "more_chips": {k: f"{result['chips'] * k} chips" for k in powers if rows % k == 0},
+    }
     found = [] if result["remat"] else ["--config.model.remat=True (recomputes activations: far fewer temporaries)"]
-    found += first(
-        lambda k: f"--config.optim.accumulation={parts * k}", more_parts=[k for k in powers if k <= rows and rows % k == 0]
-    )
-    found += first(lambda k: f"--mesh data={data // k},fsdp={fsdp * k}", more_fsdp=[k for k in powers if data % k == 0])
-    found += first(lambda k: f"{result['chips'] * k} chips", more_chips=[k for k in powers if k <= rows and rows % k == 0])
+    for what, changes in choices.items():
+        sizes = {change: needed(**{what: factor}) for factor, change in changes.items()}
+        smallest = next((change for change, gib in sizes.items() if gib <= _ROOM * result["chip_gib"]), None)
+        found += [f"{smallest} (about {sizes[smallest]:.1f} GiB)"] if smallest else []
     return found or [f"more of all: larger fsdp, optim.accumulation and more than {result['chips']} chips"]
 
 
@@ -230,7 +231,7 @@ def table(result: dict[str, Any]) -> str:
         + (f" in {result['accumulation']} parts" if result["accumulation"] > 1 else ""),
         f"memory of a chip  {_verdict(result)}",
         f"  state and batch {result['argument_gib']:10.2f} GiB",
-        f"  temporary       {result['temporary_gib']:10.2f} GiB",
+        f"  temporary       {result['temporary_gib']:10.2f} GiB, with the program itself",
     ]
     if result["collectives"] is not None:
         lines += ["collectives of a step" + ("" if result["collectives"] else "  none")]
@@ -241,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         f"by arithmetic, not measured: {result[f'images_per_s_at_{mfu}_mfu']:,.0f} images/s at {mfu}% MFU"
         for mfu in _MFU
-        if f"images_per_s_at_{mfu}_mfu" in result
+        if f"images_per_s_at_{mfu}_mfu" in result and result["fits"] is not False
     ]
     lines.append(f"compiled in {result['compile_s']:.1f} s")
     lines += [f"to make it fit, by arithmetic: {suggestion}" for suggestion in result.get("suggestions", ())]

@@ -28,12 +28,12 @@ HLO = """HloModule jit_step, is_scheduled=true
 
 %part.1 (p: f32[2]) -> f32[8] {
   %p.1 = f32[2]{0} parameter(0)
-  ROOT %all-gather.7 = f32[8]{0} all-gather(%p.1), channel_id=5, dimensions={0}
+  ROOT %all-gather.7 = f32[8]{0} all-gather(%p.1), channel_id=1, dimensions={0}, frontend_attributes={chain_id="5"}
 }
 
 %part.2 (p: f32[2]) -> f32[8] {
   %p.2 = f32[2]{0} parameter(0)
-  ROOT %all-gather.8 = f32[8]{0:S(1)} all-gather(%p.2), channel_id=5, dimensions={0}
+  ROOT %all-gather.8 = f32[8]{0:S(1)} all-gather(%p.2), channel_id=1, dimensions={0}, frontend_attributes={chain_id="5"}
 }
 
 ENTRY %main.1_spmd (x: f32[4], y: f32[8,8]) -> f32[4] {
@@ -46,6 +46,7 @@ ENTRY %main.1_spmd (x: f32[4], y: f32[8,8]) -> f32[4] {
   %fusion.2 = f32[8]{0} fusion(%z), kind=kOutput, calls=%part.2
   %start.1 = (f32[4]{0}, f32[16]{0}) all-gather-start(%x), channel_id=3, dimensions={0}
   %done.1 = f32[16]{0} all-gather-done(%start.1)
+  %ring.1 = f32[2]{0} collective-permute(%p.1), channel_id=6, metadata={op_name="jit(step)/fc1/dot_general"}
   ROOT %collective-permute.1 = f32[4]{0} collective-permute(%x), channel_id=4, source_target_pairs={{0,1},{1,0}}
 }
 """
@@ -57,6 +58,7 @@ def test_counts_a_program():
         "reduce-scatter": {"count": 1, "bytes": 8 * 8 * 4},
         "all-reduce": {"count": 1, "bytes": 4 * 4 + 8 * 8 * 4},
         "collective-permute": {"count": 1, "bytes": 4 * 4},
+        "ring-permute": {"count": 1, "bytes": 2 * 4},
     }
 
 
