@@ -6,14 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax.attention import matmul_precision
-
-
-def dense(features: int, dtype, name: str) -> nn.Dense:
-    """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases."""
-    init = nn.initializers.normal(0.02)
-    return nn.Dense(features, dtype=dtype, precision=matmul_precision(dtype), kernel_init=init, name=name)
-
 
 class LayerNorm(nn.Module):
     """Layer norm over the last axis with scale and bias; statistics are float32 whatever the dtype."""
