@@ -151,26 +151,13 @@ COMMANDS = {"pretrain": pretrain, "prepare": prepare, "plan": plan}
 def read_flags(arguments: list[str]):
     """The settings, the workdir and the place among processes that a command line asks for; raises UsageError."""
     from absl import flags
-    from ml_collections import config_flags
 
-    file = config_file(arguments)
     values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
-        flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
-        flags.DEFINE_boolean("debug", False, "Show where an error came from.", flag_values=values)
-        flags.DEFINE_string("mesh", None, "Sizes of the device mesh: data=8,fsdp=4; -1: what is left.", flag_values=values)
-        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.", flag_values=values)
-        flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.", 1, flag_values=values)
-        flags.DEFINE_integer("process_id", None, "Which one this is, likewise.", 0, flag_values=values)
-        left = values(["launch.py", *arguments])[1:]
-        settings = values.config
-        if values.mesh:
-            settings.mesh.update(parse_mesh(values.mesh))
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
-        raise UsageError(explain(error, arguments)) from error
-    if left:
-        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['pretrain']}")
+    flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.", 1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which one this is, likewise.", 0, flag_values=values)
+    settings, file = read_settings(arguments, values, "pretrain")
     cluster = values.coordinator, values.num_processes, values.process_id
     return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster
 
@@ -178,13 +165,23 @@ def read_flags(arguments: list[str]):
 def read_plan_flags(arguments: list[str]):
     """The settings and the topology that a plan is asked for; raises UsageError."""
     from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", None, "What to compile for.", flag_values=values)
+    settings, _ = read_settings(arguments, values, "plan")
+    if not values.topology:
+        raise UsageError(f"--topology is missing. {USAGE['plan']}")
+    return settings, values.topology
+
+
+def read_settings(arguments: list[str], values, command: str):
+    """Reads a command line into the flags defined so far and those all runs have; returns the settings and their file."""
+    from absl import flags
     from ml_collections import config_flags
 
     file = config_file(arguments)
-    values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
-        flags.DEFINE_string("topology", None, "What to compile for.", flag_values=values)
         flags.DEFINE_string("mesh", None, "Sizes of the device mesh: data=8,fsdp=4; -1: what is left.", flag_values=values)
         flags.DEFINE_boolean("debug", False, "Show where an error came from.", flag_values=values)
         left = values(["launch.py", *arguments])[1:]
@@ -194,10 +191,8 @@ def read_plan_flags(arguments: list[str]):
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
         raise UsageError(explain(error, arguments)) from error
     if left:
-        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE['plan']}")
-    if not values.topology:
-        raise UsageError(f"--topology is missing. {USAGE['plan']}")
-    return settings, values.topology
+        raise UsageError(f"unexpected argument {left[0]!r}. {USAGE[command]}")
+    return settings, file
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -12,13 +12,14 @@ from ml_collections import config_dict
 
 from ijepa_jax.attention import IMPLEMENTATIONS
 
+EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
+
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
     "model.dtype", "model.scan", "predictor", "masks", "data.name", "data.size", "data.image_size", "data.channels",
-    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", "examples",
+    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
 )  # fmt: skip
-EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
 
 
 _POSITIVE = (

@@ -5,6 +5,62 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ijepa_jax.attention import matmul_precision
+
+
+class Dense(nn.Module):
+    """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases.
+
+    Its gradient is written out for what sharded training needs and the compiler does not do by itself: the weights' gradient is
+    summed over examples, and so over devices, in float32 whatever the dtype, and weights that are split over devices are put
+    together where they are used, in the dtype of the computation, instead of activations being split like them.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _linear(x.astype(self.dtype), kernel, bias)
+
+
+@jax.custom_vjp
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return _linear_forward(x, kernel, bias)[0]
+
+
+def _linear_forward(x, kernel, bias):
+    y = _contract(x, (x.ndim - 1,), _whole(kernel, x.dtype), (0,), x.dtype)
+    return y + _whole(bias, x.dtype), (x, kernel)
+
+
+def _linear_backward(residuals, gradient):
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - 1))
+    d_x = _contract(gradient, (x.ndim - 1,), _whole(kernel, x.dtype), (1,), x.dtype)
+    return d_x, _contract(x, rows, gradient, rows, kernel.dtype), gradient.sum(axis=rows, dtype=kernel.dtype)
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _contract(a: jax.Array, a_axes: tuple[int, ...], b: jax.Array, b_axes: tuple[int, ...], dtype) -> jax.Array:
+    """The matrix product of two arrays of one dtype over pairs of axes, its sums accumulated and returned in `dtype`."""
+    dimensions = ((a_axes, b_axes), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, matmul_precision(a.dtype), preferred_element_type=dtype)
+
+
+def _whole(weights: jax.Array, dtype) -> jax.Array:
+    """Weights in the dtype of a computation, all of them on every device of the mesh that they live on."""
+    mesh = jax.typeof(weights).sharding.mesh
+    weights = weights.astype(dtype)
+    if mesh.empty or not mesh.are_all_axes_auto:  # no mesh, or one whose axes the caller handles
+        return weights
+    return jax.lax.with_sharding_constraint(weights, NamedSharding(mesh, PartitionSpec()))
 
 
 class LayerNorm(nn.Module):

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from ijepa_jax import build, sharding
 from ijepa_jax.collectives import count_collectives
@@ -59,7 +59,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     """
     method = build.method(config)
     chip, devices = _devices(topology)
-    mesh = _mesh(devices, config.mesh.data, config.mesh.fsdp)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     batch_size, parts = config.optim.batch_size, config.optim.accumulation
     if batch_size % (mesh.size * parts):
         raise ValueError(
@@ -116,18 +116,6 @@ def _simulated(count: int) -> list:
         if jax.device_count("cpu") != count:
             raise
     return jax.devices("cpu")
-
-
-def _mesh(devices: list, data: int, fsdp: int) -> Mesh:
-    """The mesh of `sharding.make_mesh`, of given devices."""
-    shape = [data, fsdp]
-    if -1 in shape:
-        known = max(1, shape[1 - shape.index(-1)])
-        shape[shape.index(-1)] = len(devices) // known
-    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
-        raise ValueError(f"mesh data={data}, fsdp={fsdp} does not make up the {len(devices)} chips there are")
-    axes = sharding.AXES
-    return jax.make_mesh(tuple(shape), axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def _step(config: ml_collections.ConfigDict, method: IJepa, mesh: Mesh) -> tuple[Any, Any, dict[str, Any]]:

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax.layers import LayerNorm
-from ijepa_jax.vit import Blocks, Dense, position_table, take_tokens
+from ijepa_jax.layers import Dense, LayerNorm
+from ijepa_jax.vit import Blocks, position_table, take_tokens
 
 
 class Predictor(nn.Module):

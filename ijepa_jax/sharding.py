@@ -1,6 +1,6 @@
 """Where arrays live: the device mesh, the placement of batches, and the sharding of the training state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,17 +11,20 @@ AXES = ("data", "fsdp")
 _SMALL = 2**16  # leaves of fewer scalars are replicated: gathering them costs more than they weigh
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh of all devices: batches are split along both axes, parameters along `fsdp`; -1 takes the devices left."""
-    devices = jax.device_count()
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices: batches are split along both axes, parameters along `fsdp`; -1 takes the devices left.
+
+    `devices` may be others than this program's, of a topology that it only compiles for.
+    """
+    count, noun = (jax.device_count(), "devices") if devices is None else (len(devices), "chips")
     shape = [data, fsdp]
     if -1 in shape:
         known = max(1, shape[1 - shape.index(-1)])
-        shape[shape.index(-1)] = devices // known
-    if min(shape) < 1 or shape[0] * shape[1] != devices:
-        raise ValueError(f"mesh data={data}, fsdp={fsdp} does not make up the {devices} devices there are")
+        shape[shape.index(-1)] = count // known
+    if min(shape) < 1 or shape[0] * shape[1] != count:
+        raise ValueError(f"mesh data={data}, fsdp={fsdp} does not make up the {count} {noun} there are")
     # Auto: the compiler places intermediate values (the default, Explicit axes, is not supported by Linen's layers).
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -291,7 +291,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
-    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.mesh)
+    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
     report = {
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,

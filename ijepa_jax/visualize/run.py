@@ -1,5 +1,6 @@
 """The pictures of a pretraining run."""
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -17,21 +18,27 @@ from ijepa_jax.visualize.masks import draw_masks
 
 _IMAGES = 8  # drawn
 _BANK = 1000  # images to find neighbours among
-_AT_ONCE = 250  # of them through the encoder
 
 
 def draw_pictures(
-    workdir: epath.Path, config: ml_collections.ConfigDict, method: IJepa, target: Any, test: Source, mesh: Mesh
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    method: IJepa,
+    target: Any,
+    test: Source,
+    pooled: Callable[[Any, np.ndarray], np.ndarray],
+    mesh: Mesh,
 ) -> list[str]:
     """Draws the pictures of a run into WORKDIR/report; returns their names.
 
-    `target` holds the target encoder's parameters. With several processes all must call this; the first one draws.
+    `target` holds the target encoder's parameters; `pooled` maps (parameters, images) to pooled features. With several
+    processes all must call this; the first one draws.
     """
     rows = features_lib.sample(len(test), _BANK)
     bank = features_lib.images_of(build.eval_batches(config, test, rows))
     chosen = features_lib.sample(len(bank), _IMAGES)
-    pooled = features_lib.extractor(method, mesh)
-    found = np.concatenate([pooled(target, bank[at : at + _AT_ONCE]) for at in range(0, len(bank), _AT_ONCE)])
+    size = config.probe.batch_size  # for which `pooled` is compiled already
+    found = np.concatenate([pooled(target, bank[at : at + size]) for at in range(0, len(bank), size)])
     patches = features_lib.extractor(method, mesh, pooled=False)(target, bank[chosen])
     if not processes.is_first():
         return []
