@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = settings.default()
     config.model.size = "vit_huge"
     config.model.patch = 14
-    config.model.remat = True
+    config.model.remat = "full"
     config.masks.context_patches = 72
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = (224, 224)

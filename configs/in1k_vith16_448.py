@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = settings.default()
     config.model.size = "vit_huge"
     config.model.patch = 16
-    config.model.remat = True
+    config.model.remat = "full"
     config.masks.context_patches = 272
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = (448, 448)

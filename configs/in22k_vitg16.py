@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = settings.default()
     config.model.size = "vit_giant"
     config.model.patch = 16
-    config.model.remat = True
+    config.model.remat = "full"
     config.masks.context_patches = 48
     config.data.name = "folder:imagenet22k"
     config.data.image_size = (224, 224)

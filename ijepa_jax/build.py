@@ -1,10 +1,13 @@
 """From settings to the parts of a run: method, optimiser, data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
 from ijepa_jax.data import pipeline, sources
@@ -12,6 +15,8 @@ from ijepa_jax.masks import MaskSampler
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import Optimizer, make_optimizer
 from ijepa_jax.predictor import Predictor
+from ijepa_jax.sharding import make_mesh
+from ijepa_jax.step import train_step
 from ijepa_jax.vit import SIZES, ViT, patch_grid
 
 
@@ -83,6 +88,22 @@ def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
         warmup_steps=int(optim.warmup * unit),
         **{name: optim[name] for name in names},
     )
+
+
+def step(config: ml_collections.ConfigDict, method: IJepa, optimizer: Optimizer) -> Callable:
+    """The training step of these settings: (state, batch) -> (state, metrics), to be jitted."""
+    return partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=config.optim.accumulation)
+
+
+def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of this program's devices, or others. Raises ValueError where the batch does not divide among them."""
+    made = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    batch_size, parts = config.optim.batch_size, config.optim.accumulation
+    if batch_size % (made.size * parts):
+        raise ValueError(
+            f"optim.batch_size {batch_size} does not divide among {made.size} devices times optim.accumulation {parts}"
+        )
+    return made
 
 
 def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sources.Source:

@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from ijepa_jax.attention import IMPLEMENTATIONS
+from ijepa_jax.vit import REMAT
 
 EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
 
@@ -47,7 +48,7 @@ def default() -> ml_collections.ConfigDict:
                 "dtype": "bfloat16",  # of the computation; parameters, optimiser and EMA are float32
                 "attention": "xla",  # or cudnn
                 "scan": False,  # one scanned block instead of unrolled ones: compiles faster
-                "remat": False,  # recompute activations in the backward pass: less memory
+                "remat": "none",  # or dots, full: recompute activations in the backward pass, for less memory
                 "init": "normal",  # or depth_scaled
             },
             "predictor": {
@@ -137,6 +138,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"{key} {flat[key]} must be positive")
     if model.attention not in IMPLEMENTATIONS:
         raise ValueError(f"model.attention {model.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
+    if model.remat not in REMAT:
+        raise ValueError(f"model.remat {model.remat!r} must be one of {', '.join(REMAT)}")
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
     if model.dtype not in ("float32", "bfloat16"):

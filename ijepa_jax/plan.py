@@ -18,7 +18,7 @@ from ijepa_jax import build, sharding
 from ijepa_jax.collectives import count_collectives
 from ijepa_jax.flops import step_flops
 from ijepa_jax.methods import IJepa
-from ijepa_jax.step import init, train_step
+from ijepa_jax.step import init
 
 GIB = 2**30
 NEEDS_LIBTPU = "a plan for TPUs needs libtpu, which compiles on any Linux machine: pip install 'jax[tpu]'"
@@ -59,12 +59,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     """
     method = build.method(config)
     chip, devices = _devices(topology)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    batch_size, parts = config.optim.batch_size, config.optim.accumulation
-    if batch_size % (mesh.size * parts):
-        raise ValueError(
-            f"optim.batch_size {batch_size} does not divide among {mesh.size} devices times optim.accumulation {parts}"
-        )
+    mesh, batch_size = build.mesh(config, devices), config.optim.batch_size
     step, state, batch = _step(config, method, mesh)
     arguments, flops = _bytes((state, batch)) / GIB, sum(step_flops(method).values())
     result = {
@@ -72,8 +67,8 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "batch_size": batch_size,
-        "accumulation": parts,
-        "remat": bool(config.model.remat),
+        "accumulation": config.optim.accumulation,
+        "remat": config.model.remat,
         **_compile(step.lower(state, batch), chip, arguments, simulated=topology.partition(":")[0] not in _TPUS),
         "tflop_per_step": flops * batch_size / 1e12,
         "gflop_per_image": flops / 1e9,
@@ -130,8 +125,7 @@ def _step(config: ml_collections.ConfigDict, method: IJepa, mesh: Mesh) -> tuple
         name: _placed(jax.ShapeDtypeStruct((optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))
         for name, row in rows.items()
     }
-    step = partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=optim.accumulation)
-    return sharding.jit_step(step, state, mesh), state, batch
+    return sharding.jit_step(build.step(config, method, optimizer), state, mesh), state, batch
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, place) -> jax.ShapeDtypeStruct:
@@ -202,7 +196,7 @@ def suggest(result: dict[str, Any], state_gib: float, gradient_gib: float) -> li
         "more_fsdp": {k: f"--mesh data={data // k},fsdp={fsdp * k}" for k in powers if data % k == 0},
         "more_chips": {k: f"{result['chips'] * k} chips" for k in powers if rows % k == 0},
     }
-    found = [] if result["remat"] else ["--config.model.remat=True (recomputes activations: far fewer temporaries)"]
+    found = [] if result["remat"] == "full" else ["--config.model.remat=full (recomputes activations: far fewer temporaries)"]
     for what, changes in choices.items():
         sizes = {change: needed(**{what: factor}) for factor, change in changes.items()}
         smallest = next((change for change, gib in sizes.items() if gib <= _ROOM * result["chip_gib"]), None)

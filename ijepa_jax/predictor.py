@@ -19,7 +19,7 @@ class Predictor(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention: str = "xla"
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(

@@ -52,17 +52,14 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """Raises `Disagreement` in every process unless all have the same facts (names to values that JSON can hold)."""
     if jax.process_count() == 1:
         return
-    everyone = gather_objects({"host": socket.gethostname(), "facts": dict(facts)})
+    everyone = gather_objects({"place": place(), "facts": dict(facts)})
     first = everyone[0]["facts"]
-    for index, other in enumerate(everyone):
+    for other in everyone:
         names = sorted({*first, *other["facts"]})
         different = [name for name in names if first.get(name) != other["facts"].get(name)]
         if different:
             shown = "; ".join(f"{name} is {other['facts'].get(name)!r}, there {first.get(name)!r}" for name in different[:5])
-            raise Disagreement(
-                f"process {index} on {other['host']} differs from process 0 on {everyone[0]['host']} in {len(different)} "
-                f"points: {shown}"
-            )
+            raise Disagreement(f"{other['place']} differs from {everyone[0]['place']} in {len(different)} points: {shown}")
 
 
 def gather_objects(mine: Any) -> list[Any]:
@@ -106,7 +103,12 @@ def is_first() -> bool:
 def named(message: str) -> str:
     """A message with the process that it comes from, where there are several."""
     several = jax.distributed.is_initialized() and jax.process_count() > 1
-    return f"process {jax.process_index()} on {socket.gethostname()}: {message}" if several else message
+    return f"{place()}: {message}" if several else message
+
+
+def place() -> str:
+    """This process by its index and host, for people."""
+    return f"process {jax.process_index()} on {socket.gethostname()}"
 
 
 def leave_others(code: int) -> None:

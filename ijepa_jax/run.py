@@ -57,12 +57,7 @@ class Run:
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
     """Opens everything that a run needs; cheap checks come first."""
     method = build.method(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    if config.optim.batch_size % (mesh.size * config.optim.accumulation):
-        raise ValueError(
-            f"optim.batch_size {config.optim.batch_size} does not divide among {mesh.size} devices times "
-            f"optim.accumulation {config.optim.accumulation}"
-        )
+    mesh = build.mesh(config)
     train, test = _open_data(config, display)
     if len(train) < config.optim.batch_size:
         raise DataError(

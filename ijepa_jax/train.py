@@ -25,13 +25,16 @@ from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
-from ijepa_jax.step import State, train_step
+from ijepa_jax.step import State
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
 from ijepa_jax.workdir import claim
 
 # What the messages of a broken connection hold: gloo's, NCCL's and the coordination service's.
 _LOST = ("onnection", "Gloo", "NCCL", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Socket", "peer")
+
+
+_SLOW = 0.05  # share of its time that a process waits for its input, past which it is named
 
 
 class Diverged(RuntimeError):
@@ -103,7 +106,7 @@ def _lost_processes_named() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         if "RESOURCE_EXHAUSTED" in reason:
-            advice = "try model.remat=True, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
+            advice = "try model.remat=full, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
             raise OutOfMemory(f"not enough device memory: {advice} ({reason})") from error
         if jax.process_count() == 1 or not any(sign in str(error) for sign in _LOST):
             raise
@@ -115,15 +118,7 @@ def _lost_processes_named() -> Iterator[None]:
 
 def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
-    settings = run.config
-    step_fn = partial(
-        train_step,
-        method=run.method,
-        optimizer=run.optimizer,
-        seed=settings.seed,
-        accumulation=settings.optim.accumulation,
-    )
-    step_fn = sharding.jit_step(step_fn, state, run.mesh)
+    step_fn = sharding.jit_step(build.step(run.config, run.method, run.optimizer), state, run.mesh)
     if start_step == 0 and run.config.probe.every:
         _probe_baselines(run)
     run.display.start("step", run.total_steps, start_step)
@@ -145,6 +140,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
             score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
+            _report_waiting(run)
             run.check_claim()
             run.checkpoints.save(state, step, run.settings(), score)
             clock = time.monotonic()
@@ -154,6 +150,20 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
+
+
+def _waiting(run: Run) -> dict[str, float]:
+    """The share of its time that each process has waited for its input, by the process and its host."""
+    mine = processes.place(), round(run.waited / run.seconds, 4) if run.seconds else 0.0
+    return dict(processes.gather_objects(mine))
+
+
+def _report_waiting(run: Run) -> None:
+    """Names the process that keeps the others waiting, if one does."""
+    shares = _waiting(run)
+    slowest = max(shares, key=shares.get)
+    if len(shares) > 1 and shares[slowest] > _SLOW:
+        run.display.log(f"{slowest} waits {shares[slowest]:.0%} of the time for its input, and all others for it")
 
 
 def _asked_to_stop(requests: list, step: int) -> str:
@@ -291,11 +301,13 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
         run.writer.flush()
+    waiting = _waiting(run)
     pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
     report = {
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
-        "input_wait_share": round(run.waited / run.seconds, 4) if run.seconds else None,
+        "input_wait_share": max(waiting.values()),
+        "input_wait_by_process": waiting,
         "steps": run.total_steps,
         "resumed_from": start_step,
         "compilations": run.compilations,

@@ -42,6 +42,14 @@ SIZES = {
 }
 
 
+# What the backward pass of a block finds kept of the forward pass, and what it computes again: keeping less takes less memory.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers' outputs; norms, GELU, attention again
+    "full": jax.checkpoint_policies.nothing_saveable,  # the block's input
+}
+
+
 def position_table(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> np.ndarray:
     """Fixed 2-D sine-cosine position table: float32 [rows * columns, width].
 
@@ -120,7 +128,7 @@ class Blocks(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention: str = "xla"
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
 
     @nn.compact
@@ -130,7 +138,7 @@ class Blocks(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
         # prevent_cse is only needed outside scan, where XLA would otherwise undo the rematerialisation.
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
         block = partial(
             block,
             heads=self.heads,
@@ -175,7 +183,7 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention: str = "xla"
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
     trained_grid: tuple[int, int] | None = None
 

@@ -36,7 +36,7 @@ results = {}
 for name, changes in {
     "data": {"mesh__data": 8},
     "fsdp": {"mesh__fsdp": 8},
-    "scan": {"mesh__fsdp": 4, "model__scan": True, "model__remat": True},
+    "scan": {"mesh__fsdp": 4, "model__scan": True, "model__remat": "full"},
     "contexts": {"mesh__fsdp": 4, "masks__num_context_blocks": 2, "optim__accumulation": 2},
 }.items():
     config = small.config(model__width=256, predictor__width=32, **changes)
@@ -142,17 +142,17 @@ def test_sizes_are_read_from_the_compilers_error():
 
 
 def test_suggestions_come_cheapest_first_and_only_where_they_suffice():
-    result = {"mesh": {"data": 4, "fsdp": 2}, "chips": 8, "batch_size": 64, "accumulation": 1, "remat": False,
+    result = {"mesh": {"data": 4, "fsdp": 2}, "chips": 8, "batch_size": 64, "accumulation": 1, "remat": "none",
               "chip_gib": 16.0, "temporary_gib": 14.0}  # fmt: skip
     assert planning.suggest(result, state_gib=6.0, gradient_gib=2.0) == [
-        "--config.model.remat=True (recomputes activations: far fewer temporaries)",
+        "--config.model.remat=full (recomputes activations: far fewer temporaries)",
         "--config.optim.accumulation=4 (about 13.0 GiB)",
         "--mesh data=1,fsdp=8 (about 14.0 GiB)",
         "16 chips (about 14.0 GiB)",
     ]
-    large = planning.suggest({**result, "remat": True}, state_gib=16.0, gradient_gib=5.0)
+    large = planning.suggest({**result, "remat": "full"}, state_gib=16.0, gradient_gib=5.0)
     assert large == ["--mesh data=1,fsdp=8 (about 14.2 GiB)"]  # no accumulation nor more data parallelism holds the state
-    assert planning.suggest({**result, "remat": True}, state_gib=99.0, gradient_gib=5.0) == [
+    assert planning.suggest({**result, "remat": "full"}, state_gib=99.0, gradient_gib=5.0) == [
         "more of all: larger fsdp, optim.accumulation and more than 8 chips"
     ]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -226,3 +227,14 @@ def test_accumulation_in_a_run(tmp_path):
     losses = [[line["loss"] for line in metrics.read(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert one["steps"] == two["steps"] == 3
+
+
+@pytest.mark.parametrize(("shares", "named"), [((0.01, 0.3), "process 1 on b"), ((0.01, 0.02), None), ((0.4,), None)])
+def test_the_process_that_waits_for_its_input_is_named(monkeypatch, shares, named):
+    """Of several processes; one alone has its share in the report."""
+    everyone = [[f"process {i} on {'ab'[i]}", share] for i, share in enumerate(shares)]
+    monkeypatch.setattr(train.processes, "gather_objects", lambda mine: everyone)
+    lines = []
+    run = SimpleNamespace(waited=1.0, seconds=10.0, display=SimpleNamespace(log=lines.append))
+    train._report_waiting(run)
+    assert [named in line for line in lines] == ([True] if named else [])

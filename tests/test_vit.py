@@ -110,7 +110,20 @@ def test_layers_are_every_blocks_output_then_the_normed_one():
     np.testing.assert_allclose(outputs[3], scale, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str)
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 2), ("full", 5)])
+def test_remat_computes_again_what_its_name_says(remat, again):
+    """Of a block's six products: attention's two, or all but the last, whose output nothing needs."""
+
+    def products(vit):
+        gradient = jax.grad(lambda params: vit.apply({"params": params}, x).sum())
+        return str(jax.make_jaxpr(gradient)(params)).count("dot_general[")
+
+    x = images(2, 16, 16, 3)
+    params = small().init(jax.random.key(0), x)["params"]
+    assert products(small(remat=remat)) - products(small()) == again * small().depth
+
+
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}], ids=str)
 def test_scan_and_remat_change_no_number(changes):
     plain, other, x = small(), small(**changes), images(2, 16, 16, 3)
     params = plain.init(jax.random.key(0), x)["params"]
