@@ -5,6 +5,7 @@ The position in the data needs no file of its own: batch n is a pure function of
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, but none can be read. A run never starts from zero over them.
         """
-        for unfinished in sorted(path.name for path in self.folder.glob(f"*{_UNFINISHED}*")):
+        for unfinished in self._unfinished():
             log(f"checkpoint {unfinished} was never finished: ignored")
         problems = []
         for step in reversed(self.steps()):
@@ -126,11 +127,21 @@ class Checkpoints:
     def set_aside(self, after: int) -> None:
         """Renames damaged checkpoints newer than step `after`, so that their steps can be saved again."""
         damaged = [step for step in self.steps() if step > after]
-        if damaged and processes.is_first():
+        if not damaged:  # nor is there anything to reload: a save that a run taken over from has just finished is not ours
+            return
+        if processes.is_first():
             for step in damaged:
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                names = (f"damaged-{step}{f'.{i}' if i else ''}" for i in itertools.count())
+                free = next(self.folder / name for name in names if not (self.folder / name).exists())
+                (self.folder / str(step)).rename(free)
         processes.wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
+
+    def _unfinished(self) -> list[str]:
+        """Names of what saves that were cut short have left: on gs://, where folders cannot be renamed, just a step's."""
+        finished = {str(step) for step in self.steps()}
+        names = sorted(path.name for path in self.folder.glob("*"))
+        return [name for name in names if _UNFINISHED in name or (name.isdigit() and name not in finished)]
 
     @contextlib.contextmanager
     def _failures_named(self):

@@ -10,13 +10,16 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from ijepa_jax.workdir import owner
+
 FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
     """Writes metric lines. Opened at a step, it drops the lines of later steps, which a resumed run will write again.
 
-    Object stores cannot append to a file: there, files are written anew as a whole by every `flush`.
+    Object stores cannot append to a file: there, files are written anew as a whole by every `flush`, until another run takes
+    the workdir over (see workdir.py) and the lines are that run's.
     """
 
     def __init__(self, workdir: str, start_step: int):
@@ -25,6 +28,7 @@ class MetricsWriter:
         self._lines = [json.dumps(line) + "\n" for line in read(self._workdir) if line["step"] <= start_step]
         self._remote = "://" in str(workdir)
         if self._remote:
+            self._owner = owner(self._workdir)
             self._events = tempfile.TemporaryDirectory()
         else:
             unfinished = self._workdir / f"{FILE}.tmp"
@@ -50,7 +54,8 @@ class MetricsWriter:
         if not self._remote:
             self._file.flush()
             return
-        self._path.write_text("".join(self._lines))
+        if owner(self._workdir) == self._owner:
+            self._path.write_text("".join(self._lines))
         self._tensorboard.flush()
         for events in Path(self._events.name).iterdir():
             (self._workdir / "tensorboard" / events.name).write_bytes(events.read_bytes())

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec.config
 from etils import epath
 
 from ijepa_jax import processes
@@ -21,6 +22,8 @@ def claim(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     Where there are no locks, as in object stores, the run that came last owns the workdir, and the one before stops before
     its next save. Neither clocks nor host names matter. The first of several processes claims for all.
     """
+    # Other processes write there too: what a folder held a while ago, which gcsfs would go by, says nothing.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         free = True
@@ -37,13 +40,19 @@ def claim(workdir: epath.Path) -> Iterator[Callable[[], None]]:
         yield _take_over(workdir)
 
 
+def owner(workdir: epath.Path) -> str:
+    """What tells the run that owns a workdir from every other; empty if none ever claimed it."""
+    path = workdir / _OWNER
+    return path.read_text() if path.exists() else ""
+
+
 def _take_over(workdir: epath.Path) -> Callable[[], None]:
-    token, owner = uuid.uuid4().hex, workdir / _OWNER
+    token = uuid.uuid4().hex
     if processes.is_first():
-        owner.write_text(token)
+        (workdir / _OWNER).write_text(token)
 
     def check() -> None:
-        mine = not processes.is_first() or owner.read_text() == token
+        mine = not processes.is_first() or owner(workdir) == token
         if not processes.all_succeeded(mine):
             raise ValueError(f"another run has taken over {workdir}: this one stops, and has not saved since")
 

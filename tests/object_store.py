@@ -1,17 +1,15 @@
 """Stand-ins for gs:// and s3:// over a local folder: for epath, which goes through fsspec, and for array_record, by HTTP."""
 
 import contextlib
-import re
-import threading
-import urllib.parse
 from collections.abc import Iterator
-from http import server
 from pathlib import Path
 
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry as filesystems
+
+from tests import gcs
 
 
 @contextlib.contextmanager
@@ -35,35 +33,23 @@ def mounted(folder: Path, monkeypatch) -> Iterator[None]:
     for protocol in ("gcs", "s3"):
         monkeypatch.setitem(filesystems, protocol, Store)
     backend._FileSystemSpecBackend._get_filesystem.cache_clear()
-    http = server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder))
-    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{http.server_address[1]}")
-    threading.Thread(target=http.serve_forever, daemon=True).start()
     try:
-        yield
+        with gcs.serve(_Files(folder)) as url:
+            monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)
+            yield
     finally:
-        http.shutdown()
-        http.server_close()
         backend._FileSystemSpecBackend._get_filesystem.cache_clear()
 
 
-def _handler(folder: Path) -> type[server.BaseHTTPRequestHandler]:
-    class Handler(server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Files(dict):
+    """The files of a folder as objects."""
 
-        def do_GET(self):
-            bucket, key = re.search(r"/b/([^/]+)/o/([^?]+)", self.path).groups()
-            file = folder / bucket / urllib.parse.unquote(key)
-            data = file.read_bytes() if file.is_file() else b""
-            first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-")).groups()
-            start = int(first) if first else max(0, len(data) - int(last))
-            stop = min(len(data), int(last) + 1) if first and last else len(data)
-            self.send_response(206 if file.is_file() else 404)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
-            self.send_header("Content-Length", str(stop - start))
-            self.end_headers()
-            self.wfile.write(data[start:stop])
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
 
-        def log_message(self, *arguments):
-            """Says nothing."""
+    def __contains__(self, name: str) -> bool:
+        return (self._folder / name).is_file()
 
-    return Handler
+    def __getitem__(self, name: str) -> gcs.Object:
+        return gcs.Object((self._folder / name).read_bytes())

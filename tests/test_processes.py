@@ -192,6 +192,23 @@ def test_metrics_need_no_appending(tmp_path, monkeypatch):
     assert len(list((tmp_path / "bucket" / "run" / "tensorboard").iterdir())) == 2
 
 
+def test_a_run_that_was_taken_over_leaves_the_metrics_alone(tmp_path, monkeypatch):
+    with object_store.mounted(tmp_path, monkeypatch):
+        place = epath.Path("gs://bucket/run")
+        with workdir.claim(place):
+            first = MetricsWriter(place, 0)
+            first.write(1, {"loss": 1.0})
+            first.flush()
+            with workdir.claim(place):
+                second = MetricsWriter(place, 1)
+                second.write(2, {"loss": 2.0})
+                second.flush()
+                first.write(2, {"loss": 3.0})
+                first.close()
+                assert [line["loss"] for line in read(place)] == [1.0, 2.0]
+                second.close()
+
+
 def test_places_are_given_as_a_whole_or_not_at_all():
     with pytest.raises(ValueError, match="give coordinator, num_processes and process_id together"):
         processes.start("127.0.0.1:1234", 2, None)
