@@ -3,6 +3,7 @@
     python launch.py                                                         # the quickstart: pretrain, probe, report
     python launch.py pretrain --config configs/in1k_vith14.py --workdir DIR  # any other run; the same command continues it
     python launch.py pretrain ... --config.optim.peak_lr=1e-3                # any setting can be overridden
+    python launch.py evaluate --config configs/evaluate/knn.py --checkpoint DIR  # or another of configs/evaluate/
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
     python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without a TPU
 
@@ -24,6 +25,10 @@ USAGE = {
         "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--mesh data=8,fsdp=4] [--config.KEY=VALUE ...] "
         "[--coordinator HOST:PORT --num_processes N --process_id I]"
     ),
+    "evaluate": (
+        "usage: python launch.py evaluate --config configs/evaluate/PROTOCOL.py --checkpoint DIR [--out DIR] "
+        "[--mesh data=8,fsdp=4] [--config.KEY=VALUE ...] [--coordinator HOST:PORT --num_processes N --process_id I]"
+    ),
     "prepare": (
         "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
         "[--max-bad-fraction 0.01]"
@@ -42,7 +47,12 @@ PLAN_HELP = """
     --topology  v5e, v5p or v6e and the sides of the slice, v5e:4x4 (needs libtpu: pip install 'jax[tpu]'); or a number of
                 simulated devices, cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs
 """
-HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP}
+EVALUATE_HELP = """
+    --config      the protocol and its settings: those of configs/evaluate/ without _in1k take the checkpoint's own data
+    --checkpoint  the workdir of a pretraining run, whose target encoder is evaluated
+    --out         where the table goes, as JSON and Markdown; by default WORKDIR/evaluate
+"""
+HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP, "evaluate": EVALUATE_HELP}
 
 
 class UsageError(ValueError):
@@ -76,6 +86,42 @@ def pretrain(arguments: list[str]) -> int:
         config, workdir, cluster = read_flags(arguments)
     except UsageError as error:
         return fail(str(error))
+
+    def run() -> None:
+        from ijepa_jax import processes, train
+
+        try:
+            train.pretrain(config, workdir, command=command_line())
+        except train.Stopped as stopped:
+            if processes.is_first():
+                print(stopped, flush=True)
+
+    return compute(run, cluster, arguments)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Evaluates a checkpoint by a protocol; prints the table, and the result as a line of JSON."""
+    try:
+        settings, checkpoint, out, cluster = read_evaluate_flags(arguments)
+    except UsageError as error:
+        return fail(str(error))
+
+    def run() -> None:
+        from ijepa_jax import processes
+        from ijepa_jax.console import Display
+        from ijepa_jax.evaluate import suite, table
+
+        display = Display(quiet=not processes.is_first())
+        result = suite.evaluate(settings, checkpoint, out=out, command=command_line(), display=display)
+        display.log(table.terminal(result))
+        if processes.is_first():
+            print(json.dumps({key: value for key, value in result.items() if key not in ("details", "settings")}), flush=True)
+
+    return compute(run, cluster, arguments)
+
+
+def compute(run, cluster: tuple, arguments: list[str]) -> int:
+    """Runs what computes on all devices, perhaps as one of several processes; returns the exit code."""
     set_up_jax()
     allow_open_files()
     quieten_background()
@@ -84,10 +130,7 @@ def pretrain(arguments: list[str]) -> int:
 
     try:
         processes.start(*cluster)
-        train.pretrain(config, workdir, command=shlex.join(["python", "launch.py", *sys.argv[1:]]))
-    except train.Stopped as stopped:
-        if processes.is_first():
-            print(stopped, flush=True)
+        run()
     except (ValueError, OSError, RuntimeError) as error:
         if "--debug" in arguments:
             raise
@@ -99,6 +142,11 @@ def pretrain(arguments: list[str]) -> int:
         processes.leave_others(code)
         return code
     return 0
+
+
+def command_line() -> str:
+    """The command that this is, for reports."""
+    return shlex.join(["python", "launch.py", *sys.argv[1:]])
 
 
 def prepare(arguments: list[str]) -> int:
@@ -145,7 +193,7 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "prepare": prepare, "plan": plan}
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "prepare": prepare, "plan": plan}
 
 
 def read_flags(arguments: list[str]):
@@ -154,12 +202,41 @@ def read_flags(arguments: list[str]):
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    define_cluster(values)
+    settings, file = read_settings(arguments, values, "pretrain")
+    return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster_of(values)
+
+
+def read_evaluate_flags(arguments: list[str]):
+    """The settings, the checkpoint, where the table goes, and the place among processes; raises UsageError."""
+    from absl import flags
+
+    if not any(argument.lstrip("-").startswith("config") and "config." not in argument for argument in arguments):
+        raise UsageError(f"--config is missing: configs/evaluate/ has one for each protocol. {USAGE['evaluate']}")
+    values = flags.FlagValues()
+    flags.DEFINE_string("checkpoint", None, "The workdir of a pretraining run.", flag_values=values)
+    flags.DEFINE_string("out", "", "Where the table goes.", flag_values=values)
+    define_cluster(values)
+    settings, file = read_settings(arguments, values, "evaluate")
+    if not values.checkpoint:
+        raise UsageError(f"--checkpoint is missing. {USAGE['evaluate']}")
+    if "protocol" not in settings:
+        raise UsageError(f"{file} is not the configuration of an evaluation: see configs/evaluate/")
+    return settings, values.checkpoint, values.out, cluster_of(values)
+
+
+def define_cluster(values) -> None:
+    """Flags that say who is who, where no cluster does."""
+    from absl import flags
+
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.", 1, flag_values=values)
     flags.DEFINE_integer("process_id", None, "Which one this is, likewise.", 0, flag_values=values)
-    settings, file = read_settings(arguments, values, "pretrain")
-    cluster = values.coordinator, values.num_processes, values.process_id
-    return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster
+
+
+def cluster_of(values) -> tuple:
+    """What they say."""
+    return values.coordinator, values.num_processes, values.process_id
 
 
 def read_plan_flags(arguments: list[str]):

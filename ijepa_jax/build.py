@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
 from ijepa_jax.data import pipeline, sources
+from ijepa_jax.encoder import Encoder
 from ijepa_jax.masks import MaskSampler
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import Optimizer, make_optimizer
@@ -45,6 +46,12 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
     return IJepa(
         encoder, predictor, masks, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std), config.model.init
     )
+
+
+def encoder(config: ml_collections.ConfigDict) -> Encoder:
+    """The encoder, with the images it is for."""
+    data = config.data
+    return Encoder(encoder_of(config), tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
 
 
 def encoder_of(config: ml_collections.ConfigDict) -> ViT:
@@ -121,7 +128,13 @@ def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sour
 
 
 def train_batches(
-    config: ml_collections.ConfigDict, data: sources.Source, sampler, start_step: int, process_index: int, process_count: int
+    config: ml_collections.ConfigDict,
+    data: sources.Source,
+    sampler,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    augment: pipeline.Augment | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's stream of training batches from a step on."""
     settings = config.data
@@ -136,6 +149,7 @@ def train_batches(
         crop_aspect=tuple(settings.crop_aspect),
         flip=settings.flip,
         color_jitter=settings.color_jitter,
+        augment=augment,
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,
@@ -147,17 +161,19 @@ def train_batches(
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict, data: sources.Source, indices: np.ndarray
+    config: ml_collections.ConfigDict, data: sources.Source, indices: np.ndarray, mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The images at `indices`, centre-cropped, in order."""
+    """This process's rows of the images at `indices`, centre-cropped, in order, in batches that divide among the mesh."""
     settings = config.data
     return pipeline.eval_batches(
         data,
         indices=indices,
-        batch_size=config.probe.batch_size,
+        batch_size=-(-config.probe.batch_size // mesh.size) * mesh.size,
         image_size=tuple(settings.image_size),
         channels=settings.channels,
         crop_fraction=settings.eval_crop,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         workers=settings.workers,
         threads=settings.threads,
         buffer=settings.buffer,

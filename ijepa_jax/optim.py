@@ -57,6 +57,30 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "mask_token"), params)
 
 
+def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
+    """Layer-wise decay, for fine-tuning: updates of block i of `depth` (from 1) are scaled by decay ** (depth + 1 - i).
+
+    The patch embedding counts as block 0, what comes after the blocks is not scaled (as in BEiT and MAE). For parameters that
+    hold an encoder as `encoder`; put it last in a chain, so that it scales weight decay too.
+    """
+
+    def scale(path, update):
+        names = [entry.key for entry in path]
+        if names[0] != "encoder" or names[1] not in ("blocks", "patch_embed"):
+            return update
+        if names[1] == "patch_embed":
+            return update * decay ** (depth + 1)
+        if names[2] == "scanned":
+            return update * decay ** jnp.arange(depth, 0, -1.0).reshape(-1, *(1,) * (update.ndim - 1))
+        return update * decay ** (depth - int(names[2]))
+
+    def scaled(updates, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(scale, updates)
+
+    return optax.stateless(scaled)
+
+
 def warmup_cosine(start: float, peak: float, final: float, warmup: float, total: float) -> Schedule:
     """Linear warm-up from `start` to `peak`, then a cosine to `final`; the step counts from 1 here, as in the reference."""
 

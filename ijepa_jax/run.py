@@ -39,7 +39,7 @@ class Run:
     test: Source
     total_steps: int
     checkpoints: checkpoint.Checkpoints
-    pooled: Callable[[Any, np.ndarray], np.ndarray]  # (encoder parameters, images) -> features
+    pooled: Callable[[Any, np.ndarray], features.Features]  # (encoder parameters, this process's images) -> features
     bad: BadImages
     check_claim: Callable[[], None]  # see workdir.claim
     writer: metrics_lib.MetricsWriter | None = None
@@ -71,7 +71,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.extractor(method, mesh), bad, check_claim,
+        build.total_steps(config, len(train)), checkpoints, features.extractor(build.encoder(config), mesh), bad, check_claim,
     )  # fmt: skip
 
 

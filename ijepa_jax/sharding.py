@@ -59,6 +59,14 @@ def _place(rows: np.ndarray, mesh: Mesh, count: int) -> jax.Array:
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
+def all_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """All processes' rows of a batch, from this process's; all must call this. They come in `place_batch`'s order."""
+    if jax.process_count() == 1:
+        return batch
+    gather = jax.jit(lambda placed: placed, out_shardings=replicated(mesh))
+    return jax.device_get(gather(place_batch(batch, mesh)))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

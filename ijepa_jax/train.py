@@ -246,7 +246,7 @@ def _end_trace(run: Run) -> None:
 def _probe_data(run: Run, during: bool) -> probe.ProbeData:
     settings = run.config.probe
     return probe.ProbeData(
-        run.train, run.test, partial(_eval_batches, run),
+        run.train, run.test, partial(_eval_batches, run), run.mesh,
         train_images=settings.during_train_images if during else settings.train_images,
         test_images=settings.during_test_images if during else settings.test_images,
         knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
@@ -254,7 +254,7 @@ def _probe_data(run: Run, during: bool) -> probe.ProbeData:
 
 
 def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    for batch in build.eval_batches(run.config, source, rows):
+    for batch in build.eval_batches(run.config, source, rows, run.mesh):
         run.bad.account(source, batch["bad"])
         yield batch
 
@@ -269,7 +269,7 @@ def _probe_baselines(run: Run) -> None:
     """Probes a random encoder and raw pixels on the sample that probes during training use."""
     data = _probe_data(run, during=True)
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
-    pixels = data.measure(features.pixels)
+    pixels = data.measure(features.pixels(run.mesh))
     if run.writer:
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
@@ -277,7 +277,7 @@ def _probe_baselines(run: Run) -> None:
     run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
 
 
-def _probe_during(run: Run, step: int, extract: probe.Extract) -> float:
+def _probe_during(run: Run, step: int, extract: features.Extract) -> float:
     results = _probe_data(run, during=True).measure(extract)
     if run.writer:
         run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
@@ -296,7 +296,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
     data = _probe_data(run, during=False)
     trained = data.measure(partial(run.pooled, state.target))
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
-    compared = probe.compare(trained, random_init, data.measure(features.pixels))
+    compared = probe.compare(trained, random_init, data.measure(features.pixels(run.mesh)))
     if run.writer:
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
         run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})

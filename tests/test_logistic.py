@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ijepa_jax.evaluate import linear
+from ijepa_jax.evaluate import logistic
 
 
 def noisy_classes(count, dims=24, classes=4, seed=0):
@@ -22,7 +22,7 @@ def noisy_classes(count, dims=24, classes=4, seed=0):
 def test_probabilities_are_scikit_learns(count, dims):
     (train, labels), (test, _) = noisy_classes(count, dims), noisy_classes(300, dims, seed=1)
     strengths = [1.0, 0.1, 1e-2, 1e-3]
-    ours = jax.nn.softmax(linear.logits(linear.fit(train, labels, classes=4, l2=strengths), test))
+    ours = jax.nn.softmax(logistic.logits(logistic.fit(train, labels, classes=4, l2=strengths), test))
     scale = np.where(np.arange(dims) == 5, 1, train.std(axis=0, dtype=np.float64))
     standard = [(features - train.mean(axis=0, dtype=np.float64)) / scale for features in (train, test)]
     for l2, probabilities in zip(strengths, ours, strict=True):
@@ -34,14 +34,14 @@ def test_probabilities_are_scikit_learns(count, dims):
 def test_separable_classes_are_separated():
     labels = np.arange(300) % 3
     features = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(300, 3)) * 0.05
-    assert linear.probe(features[:200], labels[:200], features[200:], labels[200:], classes=3) == 100.0
+    assert logistic.probe(features[:200], labels[:200], features[200:], labels[200:], classes=3) == 100.0
 
 
 def test_strength_is_chosen_on_training_images_and_repeats():
     (train, labels), (test, test_labels) = noisy_classes(1500), noisy_classes(500, seed=1)
-    first = linear.probe(train, labels, test, test_labels, classes=4)
-    assert first == linear.probe(linear.prepare(train), labels, test, test_labels, classes=4, l2=linear.L2[::-1])
-    alone = [linear.probe(train, labels, test, test_labels, classes=4, l2=[l2]) for l2 in linear.L2]
+    first = logistic.probe(train, labels, test, test_labels, classes=4)
+    assert first == logistic.probe(logistic.prepare(train), labels, test, test_labels, classes=4, l2=logistic.L2[::-1])
+    alone = [logistic.probe(train, labels, test, test_labels, classes=4, l2=[l2]) for l2 in logistic.L2]
     assert min(abs(first - value) for value in alone) <= 0.4  # two of 500 images: another start, the same optimum
     assert first >= max(alone) - 3.0
 
@@ -51,43 +51,43 @@ def test_many_noise_features_call_for_strong_regularisation():
     labels = rng.integers(0, 2, 600)
     features = np.concatenate([labels[:, None] + rng.normal(size=(600, 1)) * 0.5, rng.normal(size=(600, 150))], axis=1)
     split = features[:200], labels[:200], features[200:], labels[200:]
-    assert linear.probe(*split, classes=2) > linear.probe(*split, classes=2, l2=[1e-5])
+    assert logistic.probe(*split, classes=2) > logistic.probe(*split, classes=2, l2=[1e-5])
 
 
 def test_collapsed_encoder_scores_chance_without_nan():
     labels = np.arange(400) % 4
     for features in (np.zeros((400, 8)), np.full((400, 8), 3.7)):
-        assert linear.probe(features[:200], labels[:200], features[200:], labels[200:], classes=4) == 25.0
-        assert np.isfinite(linear.fit(features, labels, classes=4).weight).all()
+        assert logistic.probe(features[:200], labels[:200], features[200:], labels[200:], classes=4) == 25.0
+        assert np.isfinite(logistic.fit(features, labels, classes=4).weight).all()
 
 
 def test_equal_shapes_compile_once():
     train, labels = noisy_classes(200)
-    linear._select_and_fit.clear_cache()
+    logistic._select_and_fit.clear_cache()
     for turn in range(3):
-        linear.probe(train + turn, labels, train, labels, classes=4)
-    assert linear._select_and_fit._cache_size() == 1
+        logistic.probe(train + turn, labels, train, labels, classes=4)
+    assert logistic._select_and_fit._cache_size() == 1
 
 
 def test_runs_where_implicit_transfers_are_forbidden():
     train, labels = noisy_classes(200)
     with jax.transfer_guard("disallow"):
-        linear.probe(train, labels, train, labels, classes=4)
+        logistic.probe(train, labels, train, labels, classes=4)
 
 
 def test_bad_input_is_named():
     train, labels = noisy_classes(100)
     with pytest.raises(ValueError, match=r"training labels run from 0 to 3, outside 0 \.\. 2"):
-        linear.probe(train, labels, train, labels, classes=3)
+        logistic.probe(train, labels, train, labels, classes=3)
     with pytest.raises(ValueError, match="test labels run from"):
-        linear.probe(train, labels, train, labels - 1, classes=4)
+        logistic.probe(train, labels, train, labels - 1, classes=4)
     with pytest.raises(ValueError, match="all 2: a classifier needs at least two classes"):
-        linear.fit(train, np.full(100, 2), classes=4)
+        logistic.fit(train, np.full(100, 2), classes=4)
     with pytest.raises(ValueError, match="100 of 100 images hold NaN"):
-        linear.fit(train * np.nan, labels, classes=4)
+        logistic.fit(train * np.nan, labels, classes=4)
     with pytest.raises(ValueError, match="must be integers"):
-        linear.fit(train, labels.astype(float), classes=4)
+        logistic.fit(train, labels.astype(float), classes=4)
     with pytest.raises(ValueError, match="l2 must be positive"):
-        linear.fit(train, labels, classes=4, l2=[0.0])
+        logistic.fit(train, labels, classes=4, l2=[0.0])
     with pytest.raises(ValueError, match="test features have 3 dimensions, training features 24"):
-        linear.probe(train, labels, train[:, :3], labels, classes=4)
+        logistic.probe(train, labels, train[:, :3], labels, classes=4)

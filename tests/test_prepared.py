@@ -5,6 +5,8 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 from concurrent import futures
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ijepa_jax.data import images, sources
+from tests import object_store
 
 PIXELS = {split: np.random.default_rng(n).integers(0, 256, (n, 6, 7, 3), np.uint8) for split, n in (("train", 20), ("test", 5))}
 SHARD = "tiny-train.array_record-00000-of-00001"
@@ -211,3 +214,48 @@ def test_other_file_formats_and_damaged_metadata(directory):
 def test_too_low_a_limit_on_open_files_is_named(written, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (128, 4096))
     _refused("tfds:tiny", "1 shards, and this process may only have 128 files open: .* `ulimit -n 1025`", directory=written)
+
+
+def test_fingerprints_are_of_the_part_and_its_shards(written, directory):
+    first = _open("tfds:tiny", "train", written).fingerprint()
+    assert (
+        first == _open(f"tfds:{written}/tiny").fingerprint() == _open("tfds:tiny:train[:100%]", "train", written).fingerprint()
+    )
+    assert first == _open("tfds:tiny", "train", directory).fingerprint()  # a copy that has the times
+    assert first == pickle.loads(pickle.dumps(_open("tfds:tiny", "train", written))).fingerprint()
+    parts = ["train[:5]", "train[5:10]", "train[:6]", "test", "train[:5]+train[6:]"]
+    others = [_open(f"tfds:tiny:{part}", "train", written).fingerprint() for part in parts]
+    assert len({first, *others}) == 6 and others[0] == _open("tfds:tiny:train[:25%]", "train", written).fingerprint()
+    shard = directory / "tiny" / "1.2.0" / SHARD
+    source, status = _open("tfds:tiny", "train", directory), shard.stat()
+    seen = [first]
+    for change in (
+        lambda: os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns + 1)),
+        lambda: (os.truncate(shard, 65536), os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))),
+        lambda: shard.unlink(),
+    ):
+        change()
+        seen.append(source.fingerprint())
+        assert source.fingerprint() == seen[-1]
+    assert len(set(seen)) == 4
+    assert _open("tfds:tiny", "test", directory).fingerprint() == _open("tfds:tiny", "test", written).fingerprint()
+
+
+def test_fingerprints_agree_between_processes(written):
+    script = f"""
+from ijepa_jax.data.sources import open_source
+print(open_source("tfds:{written}/tiny", "train", size=0, seed=0).fingerprint())
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
+    assert done.stdout.strip() == _open("tfds:tiny", "train", written).fingerprint(), done.stderr
+
+
+def test_fingerprints_in_a_bucket(directory, monkeypatch):
+    (directory / "tiny").rename(directory / "bucket")
+    with object_store.mounted(directory, monkeypatch):
+        source = _open("tfds:gs://bucket")
+        before = source.fingerprint()
+        assert before == _open("tfds:gs://bucket/1.2.0").fingerprint() != _open("tfds:gs://bucket", "test").fingerprint()
+        os.utime(directory / "bucket" / "1.2.0" / SHARD, (0, 0))
+        assert source.fingerprint() != before

@@ -6,6 +6,7 @@ import pytest
 
 from ijepa_jax import build, sharding
 from ijepa_jax.data.sources import DataError
+from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate import features, probe
 from tests import small
 
@@ -34,22 +35,25 @@ class Labelled:
 def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
     config = small.config(data__image_size=(24, 24), probe__batch_size=32)
     sources = [Labelled(np.asarray(split) % classes) for split in (train, test)]
-    return probe.ProbeData(*sources, lambda s, rows: build.eval_batches(config, s, rows), 1000, 1000, 20, 0.07)
+    mesh = sharding.make_mesh()
+    return probe.ProbeData(*sources, lambda s, rows: build.eval_batches(config, s, rows, mesh), mesh, 1000, 1000, 20, 0.07)
 
 
 def test_probes_measure_what_features_hold():
-    brightness = lambda images: images.reshape(len(images), -1)[:, ::100].astype(np.float32)  # noqa: E731
+    brightness = lambda images: {"last": images.reshape(len(images), -1)[:, ::100].astype(np.float32)}  # noqa: E731
     results = data().measure(brightness)
     assert results["linear/label"] == 100 and results["rankme"] > 1
-    nothing = data().measure(lambda images: np.zeros((len(images), 4), np.float32))
+    nothing = data().measure(lambda images: {"last": np.zeros((len(images), 4), np.float32)})
     assert nothing["linear/label"] == pytest.approx(100 / 3, abs=1) and np.isfinite(list(nothing.values())).all()
 
 
 def test_every_image_is_counted_once():
     config = small.config(probe__batch_size=32)
     source = Labelled(np.arange(70))
-    found, rows = features.collect(build.eval_batches(config, source, np.arange(70)), lambda images: images[:, 0, 0])
-    assert len(found) == 70 and rows.tolist() == list(range(70))
+    mesh = sharding.make_mesh()
+    batches = build.eval_batches(config, source, np.arange(70), mesh)
+    found, rows = features.collect(batches, lambda images: {"last": images[:, 0, 0]}, mesh)
+    assert len(found["last"]) == 70 and rows.tolist() == list(range(70))
 
 
 def test_classes_only_in_the_test_split_are_refused():
@@ -60,17 +64,18 @@ def test_classes_only_in_the_test_split_are_refused():
 def test_pooled_features_are_the_mean_patch_of_any_batch():
     method = small.method()
     params = method.init(jax.random.key(0))["encoder"]
-    pooled = features.extractor(method, sharding.make_mesh())
+    encoder = Encoder(method.encoder, method.image_size, 3, method.mean, method.std)
+    extract = features.extractor(encoder, sharding.make_mesh())
     images = small.batch(method, size=7)["image"]
-    whole = pooled(params, images)
+    whole = extract(params, images)["last"]
     encoded = method.encoder.apply({"params": params}, (images.astype(np.float32) / 255 - 0.5) / 0.25)
     np.testing.assert_allclose(whole, encoded.mean(1), atol=1e-5)
-    np.testing.assert_allclose(pooled(params, images[:3]), whole[:3], atol=1e-6)
+    np.testing.assert_allclose(extract(params, images[:3])["last"], whole[:3], atol=1e-6)
 
 
 def test_pixels_are_small_and_scaled():
     images = np.full((2, 64, 48, 3), 255, np.uint8)
-    found = features.pixels(images)
+    found = features.pixels(sharding.make_mesh())(images)["last"]
     assert found.shape == (2, 32 * 32 * 3) and (found == 1).all()
 
 

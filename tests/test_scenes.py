@@ -106,3 +106,29 @@ def test_no_scenes():
 def test_bad_input_is_refused(index, size):
     with pytest.raises(ValueError, match="must be"):
         scenes.render(0, index, size)
+
+
+def test_segments_are_the_shapes_of_the_objects_seen(batch):
+    segments = scenes.segments(batch)
+    assert segments.shape == batch.objects.shape and segments.dtype == np.uint8
+    assert scenes.SEGMENTS == ("background", "sphere", "cube", "cylinder")
+    assert np.array_equal(segments == 0, batch.objects == 0)
+    for number in range(scenes.MAX_OBJECTS):
+        kind = np.broadcast_to(batch.shapes[:, number, None, None] + 1, segments.shape)
+        seen = batch.objects == number + 1
+        assert np.array_equal(segments[seen], kind[seen])
+    assert scenes.segments(scenes.render(0, np.arange(0))).shape == (0, 64, 64)
+
+
+def test_segments_differ_in_colour_from_what_is_around_them(batch):
+    segments, images = scenes.segments(batch)[:200], batch.images[:200].astype(np.float32)
+    step = np.abs(np.diff(images, axis=2)).max(-1)
+    border = segments[:, :, 1:] != segments[:, :, :-1]
+    for steps, at in zip(step, border, strict=True):
+        assert steps[at].mean() > 4 * steps[~at].mean()
+    seen = segments > 0
+    near = np.pad(seen, ((0, 0), (3, 3), (3, 3)))
+    near = np.lib.stride_tricks.sliding_window_view(near, (7, 7), (1, 2)).any((3, 4)) & ~seen
+    for image, objects, ground in zip(images, batch.objects, near, strict=False):
+        for number in np.flatnonzero(np.bincount(objects.ravel())[1:] >= 20) + 1:
+            assert np.abs(image[objects == number].mean(0) - image[ground].mean(0)).max() > 5

@@ -4,6 +4,8 @@ import gzip
 import os
 import pathlib
 import pickle
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 from etils.epath import backend
 from PIL import Image
 
-from ijepa_jax.data import images, sources
+from ijepa_jax.data import images, scenes, sources
 from tests import object_store
 
-FASHION_MNIST = pathlib.Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist"
+ROOT = pathlib.Path(__file__).parents[1]
+FASHION_MNIST = ROOT.parent / "shared" / "data" / "fashion-mnist"
 
 
 def _open(name, split="train", **settings):
@@ -234,6 +237,11 @@ def test_object_stores(tmp_path, monkeypatch, scheme):
         assert remote.files == local.files and remote.labels["label"].tolist() == local.labels["label"].tolist()
         assert remote[3] == local[3] and remote.name(3) == f"{scheme}://bucket/photos/{local.files[3]}"
         assert pickle.loads(pickle.dumps(remote))[3] == local[3]
+        before = remote.fingerprint()
+        assert before == _open(f"folder:{scheme}://bucket/photos").fingerprint()
+        with (tmp_path / "bucket" / "photos" / local.files[5]).open("ab") as file:
+            file.write(b"more")
+        assert before != remote.fingerprint()
         (tmp_path / "bucket" / "photos" / local.files[3]).unlink()
         with pytest.raises(OSError):
             remote[3]
@@ -274,3 +282,94 @@ def test_a_split_that_the_data_lack_is_told_from_other_faults(tmp_path):
         with pytest.raises(sources.DataError) as caught:
             _open(name)
         assert not isinstance(caught.value, sources.NoSplit)
+
+
+def test_scenes_tell_the_segment_of_each_pixel():
+    source = _open("scenes", "test", size=300, seed=3, image_size=32)
+    everything = source.segments_at(np.arange(300))  # more than are rendered at once
+    assert everything.shape == (300, 32, 32) and everything.dtype == np.uint8
+    assert source.segment_names == scenes.SEGMENTS and set(np.unique(everything)) == {0, 1, 2, 3}
+    rows = np.array([299, 4, 4])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).segments_at(rows), everything[rows])
+    assert source.segments_at(rows[:0]).shape == (0, 32, 32)
+    alone = source.labels["count"] == 0
+    shape = source.labels["shape"][alone][:, None, None] + 1
+    assert alone.sum() > 10 and ((everything[alone] == 0) | (everything[alone] == shape)).all()
+    difference = np.abs(source.images[alone].astype(int) - np.median(source.images[alone], (1, 2), keepdims=True)).max(-1)
+    assert difference[everything[alone] > 0].mean() > 2 * difference[everything[alone] == 0].mean()
+
+
+def _fingerprint(name, split="train", **settings) -> str:
+    return _open(name, split, **settings).fingerprint()
+
+
+def test_fingerprints_of_pixels_in_memory():
+    pixels, labels = _pixels(12, 6, 5, 3), {"a": np.arange(12), "b": np.arange(12)[::-1]}
+    first = sources.ArraySource(pixels, labels, "one").fingerprint()
+    assert len(first) == 32 and int(first, 16) >= 0
+    same = sources.ArraySource(pixels[::-1][::-1], {"b": labels["b"], "a": labels["a"].astype(np.uint8)}, "another")
+    assert same.fingerprint() == first == pickle.loads(pickle.dumps(same)).fingerprint()
+    pixel, label = pixels.copy(), labels["a"].copy()
+    pixel[7, 3, 2, 1] ^= 1
+    label[5] += 1
+    others = [
+        (pixel, labels),
+        (pixels, labels | {"a": label}),
+        (pixels, {"a": labels["a"]}),
+        (pixels, {"a": labels["a"], "c": labels["b"]}),
+        (pixels, {"a": labels["b"], "b": labels["a"]}),
+        (pixels.reshape(12, 5, 6, 3), labels),
+        (pixels[:11], {task: values[:11] for task, values in labels.items()}),
+        (pixels[::-1], labels),
+    ]
+    assert len({first, *(sources.ArraySource(*other, "one").fingerprint() for other in others)}) == 1 + len(others)
+
+
+def test_fingerprints_of_scenes_are_of_what_they_show():
+    first = _fingerprint("scenes")
+    assert first == _fingerprint("scenes")
+    others = [
+        _fingerprint("scenes", "test"),
+        *(_fingerprint("scenes", **s) for s in ({"seed": 1}, {"size": 9}, {"image_size": 32})),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_fingerprints_of_folders(tmp_path):
+    folder = tmp_path / "photos"
+    for i in range(300):  # more than a thread looks at in one go
+        _save(folder / "train" / ("dogs" if i % 2 else "cats") / f"{i:03}.png", i)
+    _save(folder / "val" / "dogs" / "x.png")
+    (folder / "train" / "dogs" / "nowhere.png").symlink_to("absent")
+    first, name = _fingerprint(f"folder:{folder}"), f"folder:{folder}"
+    assert _fingerprint(name) == first != _fingerprint(name, "test")
+    assert _fingerprint(f"folder:{shutil.copytree(folder, tmp_path / 'copy', symlinks=True)}") == first  # keeps the times
+    file = folder / "train" / "dogs" / "199.png"
+    data, status = file.read_bytes(), file.stat()
+    seen = [first]
+    for change in (
+        lambda: os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1)),
+        lambda: (file.write_bytes(data + b"0"), os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))),
+        lambda: file.rename(file.with_name("1990.png")),
+        lambda: (folder / "train" / "ants").mkdir(),  # which moves the labels of all
+        lambda: _save(folder / "train" / "dogs" / "nowhere.png", 0) and None,
+        lambda: (folder / "train" / "dogs" / "001.png").unlink(),
+    ):
+        change()
+        seen.append(_fingerprint(name))
+        assert _fingerprint(name) == seen[-1]
+    assert len(set(seen)) == len(seen)
+    assert _fingerprint(name, "test") == _fingerprint(name, "test")
+
+
+def test_fingerprints_agree_between_processes(tmp_path):
+    for i in range(30):
+        _save(tmp_path / "photos" / "abc"[i % 3] / f"{i}.png", i)
+    np.savez(tmp_path / "a.npz", images=_pixels(30, 4, 4), labels=np.arange(30))
+    names = [f"folder:{tmp_path}/photos", f"arrays:{tmp_path}/a.npz", "scenes"]
+    script = f"""
+from ijepa_jax.data.sources import open_source
+print(*(open_source(name, "train", size=8, seed=0).fingerprint() for name in {names}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.split() == [_fingerprint(name) for name in names], done.stderr

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Protocol
 
 import grain
 import numpy as np
@@ -22,11 +23,21 @@ from ijepa_jax.signals import end_with_parent
 
 Batch = dict[str, np.ndarray]
 
-_SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE = range(0x1DA7A00, 0x1DA7A05)  # what a random number is for
+_SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE, _AUGMENT = range(0x1DA7A00, 0x1DA7A06)  # what a random number is for
 _ROUNDS = 8  # of the shuffle; with 6, small data sets show a pattern
 _MAX_BAD = 10  # bad images in a row
 _ENDLESS = 1 << 48  # elements
 _PART_BYTES = 16 << 20  # of pixels made at a time: 111 images of 224x224, a tenth of a second of work
+
+
+class Augment(Protocol):
+    """A random change of an image, uint8 [H, W, C] to the same, as a pure function of uniforms in [0, 1); workers pickle it."""
+
+    @property
+    def uniforms(self) -> int:
+        """How many of them a call takes."""
+
+    def __call__(self, image: np.ndarray, u: Sequence[float]) -> np.ndarray: ...
 
 
 def train_batches(
@@ -41,6 +52,7 @@ def train_batches(
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = False,
     color_jitter: float = 0.0,
+    augment: Augment | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -54,7 +66,7 @@ def train_batches(
     With b = batch_size / process_count rows, a batch holds
 
     - `image` uint8 [b, h, w, channels]: random resized crops (flipped half the time if `flip`; jittered with strengths
-      0.8, 0.8, 0.8, 0.2 times `color_jitter`), not normalised;
+      0.8, 0.8, 0.8, 0.2 times `color_jitter`; then changed by `augment`), not normalised;
     - `index` int64 [b]: the global example index, step * batch_size + row;
     - `source` int64 [b]: the example of the source that is shown; each appears once an epoch, in an order shuffled anew for
       every epoch, but for the last len(source) % batch_size of that order, which are dropped;
@@ -88,7 +100,8 @@ def train_batches(
         crop_scale=crop_scale,
         crop_aspect=crop_aspect,
         flip=flip,
-        color_jitter=color_jitter,
+        color_jitter=_ColorJitter(color_jitter) if color_jitter else None,
+        augment=augment,
         exact=exact,
     )
     return _stream(make_batch, start_step, None, local, workers=workers, threads=threads, buffer=buffer)
@@ -102,27 +115,31 @@ def eval_batches(
     image_size: images.Size,
     channels: int,
     crop_fraction: float = 1.0,
+    process_index: int = 0,
+    process_count: int = 1,
     workers: int = 0,
     threads: int | None = None,
     buffer: int = 2,
 ) -> Iterator[Batch]:
-    """The examples `indices` of the source, in order, each once.
+    """This process's rows of batches of the examples `indices` of the source, in order, each once.
 
-    A batch holds `image` uint8 [batch_size, h, w, channels] (central crops, see `images.center_crop`), `index` int64 (the
-    example of the source), `valid` bool and `bad` int64, [batch_size] each. The last batch is padded with black
-    images, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows
-    that are not valid out of every sum.
+    With b = batch_size / process_count rows, a batch holds `image` uint8 [b, h, w, channels] (central crops, see
+    `images.center_crop`), `index` int64 (the example of the source), `valid` bool and `bad` int64, [b] each. The last batch
+    is padded with black images, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1
+    elsewhere: leave rows that are not valid out of every sum.
     """
+    local = batch_size // process_count
     make_batch = _EvalBatches(
         source=source,
         indices=np.asarray(indices, np.int64),
         batch_size=batch_size,
+        rows=range(process_index * local, (process_index + 1) * local),
         image_size=tuple(image_size),
         channels=channels,
         crop_fraction=crop_fraction,
     )
     batches = -(-len(make_batch.indices) // batch_size)
-    return _stream(make_batch, 0, batches, batch_size, workers=workers, threads=threads, buffer=buffer)
+    return _stream(make_batch, 0, batches, local, workers=workers, threads=threads, buffer=buffer)
 
 
 def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -148,6 +165,17 @@ def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
+class _ColorJitter:
+    """`images.color_jitter` with strengths in the usual proportion."""
+
+    strength: float
+    uniforms: ClassVar[int] = images.JITTER_UNIFORMS
+
+    def __call__(self, image: np.ndarray, u: Sequence[float]) -> np.ndarray:
+        return images.color_jitter(image, u, *(strength * self.strength for strength in (0.8, 0.8, 0.8, 0.2)))
+
+
+@dataclasses.dataclass(frozen=True)
 class _TrainBatches:
     """Makes rows of the local batch of a step."""
 
@@ -161,7 +189,8 @@ class _TrainBatches:
     crop_scale: tuple[float, float]
     crop_aspect: tuple[float, float]
     flip: bool
-    color_jitter: float
+    color_jitter: _ColorJitter | None
+    augment: Augment | None
     exact: bool
 
     def __call__(self, step: int, part: slice) -> Batch:
@@ -180,8 +209,9 @@ class _TrainBatches:
         if self.flip:
             mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
-        if self.color_jitter:
-            self._jitter(batch)
+        for purpose, augment in ((_JITTER, self.color_jitter), (_AUGMENT, self.augment)):
+            if augment is not None:
+                self._augment(batch, purpose, augment)
         return batch if self.sampler is None else batch | self.sampler(index)
 
     def _show(self, batch: Batch, row: int, u: Sequence[float]) -> None:
@@ -204,10 +234,9 @@ class _TrainBatches:
                 return
         raise DataError(f"{_MAX_BAD} bad images in a row, the last of them {problem}")
 
-    def _jitter(self, batch: Batch) -> None:
-        strengths = [strength * self.color_jitter for strength in (0.8, 0.8, 0.8, 0.2)]
-        for row, u in enumerate(self._uniforms(_JITTER, batch["index"], images.JITTER_UNIFORMS)):
-            batch["image"][row] = images.color_jitter(batch["image"][row], u, *strengths)
+    def _augment(self, batch: Batch, purpose: int, augment: Augment) -> None:
+        for image, u in zip(batch["image"], self._uniforms(purpose, batch["index"], augment.uniforms).tolist(), strict=True):
+            image[:] = augment(image, u)
 
     def _uniforms(self, purpose: int, index: np.ndarray, count: int) -> np.ndarray:
         return counter.uniform(self.seed, purpose, index[:, None], np.arange(count))
@@ -215,17 +244,18 @@ class _TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatches:
-    """Makes rows of one batch of an evaluation."""
+    """Makes rows of the local part of one batch of an evaluation."""
 
     source: Source
     indices: np.ndarray
     batch_size: int
+    rows: range  # of the global batch, that are this process's
     image_size: images.Size
     channels: int
     crop_fraction: float
 
     def __call__(self, step: int, part: slice) -> Batch:
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
+        positions = step * self.batch_size + np.asarray(self.rows[part], dtype=np.int64)
         index = self.indices[np.minimum(positions, len(self.indices) - 1)]
         valid = positions < len(self.indices)
         pixels = np.zeros((len(index), *self.image_size, self.channels), np.uint8)

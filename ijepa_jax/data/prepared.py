@@ -4,8 +4,9 @@ array_record keeps one open file for each shard it has read from, checks every r
 and gs://. It raises RuntimeError for whatever goes wrong, and gives an empty record for a shard cut off after its first 64 KiB.
 """
 
+import hashlib
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ijepa_jax.data.sources import HELD_OUT, DataError, NoSplit
+from ijepa_jax.data import clevr
+from ijepa_jax.data.sources import HELD_OUT, DataError, NoSplit, file_state, storage_errors
 
 _FILE_FEATURES = ("file", "file_name", "filename")
 _SPARE_FILES = 128  # open files that are none of a data set's shards
@@ -23,6 +25,7 @@ _CHECKS_AT_ONCE = 16
 class TfdsSource:
     """The images of a prepared TFDS split as they were encoded, straight from its ArrayRecord files.
 
+    Tasks are the ClassLabel features, but for CLEVR those of `clevr.labels`.
     Raises `DataError` for a split that is not there and for shards that are missing or damaged.
     """
 
@@ -37,11 +40,14 @@ class TfdsSource:
         self._title = f"{title} {split}"
         self._split = split
         self._image = "image" if "image" in images else images[0]
+        self._file = next((key for key in _FILE_FEATURES if kinds.get(key) == "Text"), None)
         labels = [key for key, kind in kinds.items() if kind == "ClassLabel" and features[key].num_classes]
         self.class_names = {key: features[key].names for key in labels}
+        wanted = [self._image, *labels, *([self._file] if self._file else [])]
+        self._is_clevr = clevr.holds_objects(builder.name, features)
+        if self._is_clevr:
+            self.class_names = clevr.CLASS_NAMES
         self.classes = {key: len(names) for key, names in self.class_names.items()}
-        self._file = next((key for key in _FILE_FEATURES if kinds.get(key) == "Text"), None)
-        wanted = [self._image, *self.classes, *([self._file] if self._file else [])]
         self._features = tfds.features.FeaturesDict({key: features[key] for key in wanted})
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
         try:
@@ -54,7 +60,9 @@ class TfdsSource:
         if not shards:
             raise DataError(f"{self._title} holds no images: it has {_sizes(builder)}")
         _check_shards(shards, self._title)
+        self._full_name = builder.info.full_name
         self._shards = [str(shard.filename) for shard in shards]
+        self._skips = [shard.skip for shard in shards]
         self._ends = np.cumsum([shard.take for shard in shards])
 
     def __len__(self) -> int:
@@ -64,9 +72,30 @@ class TfdsSource:
         return self._read(index, self._parse_image)
 
     def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads the records of these rows alone: those of a whole split can be hundreds of gigabytes."""
-        records = [self._read(int(row), self._parse) for row in rows]
+        """Reads the records of these rows alone: those of a whole split can be hundreds of gigabytes.
+
+        Raises OSError where a record cannot be read, and `DataError` where it is not as CLEVR's are.
+        """
+        records = [self._labels(int(row)) for row in rows]
         return {task: np.array([record[task] for record in records], np.int64) for task in self.classes}
+
+    def _labels(self, index: int) -> Mapping[str, Any]:
+        if not self._is_clevr:
+            return self._read(index, self._parse)
+        coordinates = self._read(index, clevr.pixel_coords)
+        try:
+            return clevr.labels(coordinates)
+        except ValueError as error:
+            raise DataError(f"{self.name(index)}: {error}") from error
+
+    def fingerprint(self) -> str:
+        """Of the data set's name and version, and of the part, length and time of change of each shard file."""
+        with storage_errors(self._shards[0]), futures.ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
+            states = list(pool.map(file_state, self._shards))
+        lines = [f"{self._full_name} {sorted(self.classes.items())}"]
+        for shard, skip, end, state in zip(self._shards, self._skips, self._ends, states, strict=True):
+            lines.append(f"{epath.Path(shard).name} {skip} {end} {state}")
+        return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
     def name(self, index: int) -> str:
         """With the file that the image was made from, where the records tell."""

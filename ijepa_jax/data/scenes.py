@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ijepa_jax import counter
 
 SHAPES = ("sphere", "cube", "cylinder")
+SEGMENTS = ("background", *SHAPES)
 COLOURS = ("grey", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 _RGB = bytes.fromhex("7d7d7d c8262a 2a4ed6 248a2c 965a24 9434c8 2ccad0 f6de34")
 PALETTE = np.frombuffer(_RGB, np.uint8).reshape(len(COLOURS), 3).astype(np.float32)
@@ -89,6 +90,12 @@ def render(seed: int, index: np.ndarray, size: int = 64) -> Scenes:
     arrays = [np.concatenate(field) for field in zip(*(part[:5] for part in parts), strict=True)]
     labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
     return Scenes(*arrays, labels)
+
+
+def segments(scenes: Scenes) -> np.ndarray:
+    """The shape of the object seen at each pixel, uint8 [n, size, size]: indices into SEGMENTS."""
+    kinds = np.pad(scenes.shapes + 1, ((0, 0), (1, 0))).astype(np.uint8)  # by object id; 0 is no object
+    return np.take_along_axis(kinds[:, None], scenes.objects.astype(np.intp), 2)
 
 
 def _render_chunk(seed: int, index: np.ndarray, size: int) -> Scenes:

@@ -7,15 +7,18 @@ for cost anything, in the worker that asks. `open_source` maps the names that co
 import contextlib
 import functools
 import gzip
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from etils import epath
 
 from ijepa_jax import counter
+from ijepa_jax.data import scenes
 
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
 
@@ -65,6 +68,14 @@ class Source(Protocol):
         """Where in the data set the example comes from: a file's path below the folder, or else the split and the index."""
         ...
 
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that identify the examples, their order, content and labels: a key for what is computed of them.
+
+        The same in every process, and wherever the data set lies. Pixels in memory are hashed; of files, their names, lengths
+        and times of change. Found anew by every call. Raises `DataError` or OSError where an object store does not answer.
+        """
+        ...
+
 
 def open_source(
     name: str,
@@ -78,7 +89,7 @@ def open_source(
 ) -> Source:
     """Opens the split `train` or `test` of a data set.
 
-    - `scenes`: `size` generated scenes, a function of `seed`, `image_size` pixels square, rendered here (`progress` is
+    - `scenes`: `size` scenes (a `ScenesSource`), a function of `seed`, `image_size` pixels square, rendered here (`progress` is
       called as that goes on). Tasks count, distance (8 quantile bins, the same for all splits, seeds and sizes), shape, colour.
     - `folder:PATH`: JPEG, PNG and WebP files at any depth, in the order of their paths. Where PATH holds `train` and one of
       `val`, `validation` or `test`, these are the splits; otherwise a hash of its path below PATH puts every tenth file into
@@ -127,8 +138,25 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in readable)
 
 
+def file_state(path: str) -> str:
+    """A file's length and time of change, to tell by whether it is still the same, or that it cannot be read.
+
+    The time is in nanoseconds for local files, in seconds on gs://, and unknown on s3://.
+    """
+    try:
+        if "://" in path:
+            remote = epath.Path(path).stat()
+            return f"{remote.length} {remote.mtime}"
+        local = Path(path).stat()
+        return f"{local.st_size} {local.st_mtime_ns}"
+    except OSError as error:
+        if "://" in path and not isinstance(error, FileNotFoundError):  # a failed request says nothing of the file
+            raise
+        return "unreadable"
+
+
 class LabelledSource:
-    """What a source with all its labels in memory says of them."""
+    """What a source with all its labels in memory says of them; `_content` gives what identifies its images, in pieces."""
 
     labels: Mapping[str, np.ndarray]
     class_names: Mapping[str, Sequence[str]] = {}
@@ -139,6 +167,18 @@ class LabelledSource:
 
     def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {task: labels[rows] for task, labels in self.labels.items()}
+
+    def _content(self) -> Iterator[bytes | np.ndarray]:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for piece in self._content():
+            digest.update(piece)
+        for task, labels in sorted(self.labels.items()):
+            digest.update(f"\0{task}\0".encode())
+            digest.update(np.ascontiguousarray(labels, np.int64))
+        return digest.hexdigest()
 
 
 class ArraySource(LabelledSource):
@@ -161,10 +201,78 @@ class ArraySource(LabelledSource):
     def file(self, index: int) -> str:
         return f"{self._title.split()[-1]} image {index}"
 
+    def _content(self) -> Iterator[bytes | np.ndarray]:
+        yield str(self.images.shape).encode()
+        yield np.ascontiguousarray(self.images)
 
-def _open_scenes(split: str, size: int, seed: int, image_size: int, progress: Progress | None) -> ArraySource:
-    from ijepa_jax.data import scenes
 
+class ScenesSource(ArraySource):
+    """Scenes `index` [N] of the collection `seed`, whose segments can be had too."""
+
+    segment_names = scenes.SEGMENTS
+
+    def __init__(self, images: np.ndarray, labels: Mapping[str, np.ndarray], title: str, seed: int, index: np.ndarray):
+        super().__init__(images, labels, title)
+        self._seed = seed
+        self._index = index
+
+    def segments_at(self, rows: np.ndarray) -> np.ndarray:
+        """What is seen at each pixel of the examples at rows [n]: uint8 [n, H, W], indices into `segment_names`.
+
+        The scenes are rendered anew, as opening the source has done: keep what is needed more than once.
+        """
+        index = self._index[rows]
+        segments = np.empty((len(index), *self.images.shape[1:3]), np.uint8)
+        for start in range(0, len(index), _SCENES_AT_ONCE):
+            part = slice(start, start + _SCENES_AT_ONCE)
+            segments[part] = scenes.segments(scenes.render(self._seed, index[part], size=self.images.shape[1]))
+        return segments
+
+
+class Subset:
+    """Some examples of a source, as a source: those at `rows` int [n], which may repeat."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self._source = source
+        self._rows = np.asarray(rows, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray | bytes:
+        return self._source[int(self._rows[index])]
+
+    @property
+    def classes(self) -> Mapping[str, int]:
+        return self._source.classes
+
+    @property
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return self._source.class_names
+
+    @property
+    def segment_names(self) -> Sequence[str] | None:
+        return getattr(self._source, "segment_names", None)
+
+    def labels_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self._source.labels_at(self._rows[rows])
+
+    def segments_at(self, rows: np.ndarray) -> np.ndarray:
+        return self._source.segments_at(self._rows[rows])
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._rows[index]))
+
+    def file(self, index: int) -> str:
+        return self._source.file(int(self._rows[index]))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(self._rows, digest_size=16)
+        digest.update(self._source.fingerprint().encode())
+        return digest.hexdigest()
+
+
+def _open_scenes(split: str, size: int, seed: int, image_size: int, progress: Progress | None) -> ScenesSource:
     if size < 1:
         raise DataError(f"scenes: cannot generate {size} scenes: give a size of 1 or more")
     index = np.arange(size, dtype=np.int64) + (_TEST_SCENES if split == "test" else 0)
@@ -178,7 +286,7 @@ def _open_scenes(split: str, size: int, seed: int, image_size: int, progress: Pr
         if progress is not None:
             progress(part.stop, size)
     columns = {task: np.concatenate([chunk[task] for chunk in labels]) for task in labels[0]}
-    return ArraySource(images, _scene_classes(columns), f"scenes {split}")
+    return ScenesSource(images, _scene_classes(columns), f"scenes {split}", seed, index)
 
 
 def _scene_classes(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -193,8 +301,6 @@ def _scene_classes(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 @functools.cache
 def _distance_edges() -> np.ndarray:
     """The inner edges of the quantile bins, from 2,048 scenes of their own: the same for every split, seed and size."""
-    from ijepa_jax.data import scenes
-
     reference = scenes.render(0, np.arange(2048, dtype=np.int64) + _REFERENCE_SCENES, size=16)
     return np.quantile(reference.labels["distance"], np.arange(1, _DISTANCE_BINS) / _DISTANCE_BINS)
 

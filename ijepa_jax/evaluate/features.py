@@ -1,68 +1,76 @@
-"""Frozen features of images: average-pooled patch tokens of an encoder, or raw pixels."""
+"""Frozen features of images: representations of an encoder, or raw pixels, collected over a data set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 from jax.sharding import Mesh
 
 from ijepa_jax.data.images import resize
 from ijepa_jax.data.sources import DataError
-from ijepa_jax.methods import IJepa
-from ijepa_jax.sharding import place_rows, replicated
-from ijepa_jax.vit import normalise
+from ijepa_jax.encoder import Encoder
+from ijepa_jax.sharding import all_rows, place_batch, replicated
 
 PIXEL_SIZE = (32, 32)
 
 Batch = dict[str, np.ndarray]
+Features = dict[str, np.ndarray]  # by kind, see `Encoder.represent`
+Extract = Callable[[np.ndarray], Features]  # this process's images uint8 [b, H, W, C] -> features of all processes' images
 
 
-def extractor(method: IJepa, mesh: Mesh, pooled: bool = True) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """A function (encoder parameters, uint8 images [B, H, W, C]) -> float32 [B, D], or [B, N, D] if not `pooled`.
+def extractor(encoder: Encoder, mesh: Mesh, kinds: Sequence[str] = ("last",)) -> Callable[[Any, np.ndarray], Features]:
+    """A function (encoder parameters, this process's rows of a batch of images) -> features of the whole batch.
 
-    It is compiled once for each B, and splits the batch over `mesh`. With several processes all must call it, with the same
-    images, and all get all features.
+    The batch is split over `mesh`, whose size must divide it; the function is compiled once for each size. With several
+    processes all must call it, and all get all features.
     """
+    represent = jax.jit(lambda params, images: encoder.represent(params, images, kinds), out_shardings=replicated(mesh))
 
-    def encode(params, images):
-        tokens_bnd = method.encoder.apply({"params": params}, normalise(images, method.mean, method.std)).astype("float32")
-        return tokens_bnd.mean(axis=1) if pooled else tokens_bnd
-
-    compiled = jax.jit(encode, out_shardings=replicated(mesh))
-
-    def extract(params, images: np.ndarray) -> np.ndarray:
-        rows = -(-len(images) // mesh.size) * mesh.size
-        padded = np.pad(images, ((0, rows - len(images)), *((0, 0),) * 3))
-        return jax.device_get(compiled(params, place_rows(padded, mesh)))[: len(images)]
+    def extract(params, images: np.ndarray) -> Features:
+        return jax.device_get(represent(params, place_batch({"image": images}, mesh)["image"]))
 
     return extract
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """Raw pixels as features: uint8 [B, H, W, C] -> float32 [B, 32 * 32 * C], antialiased, in 0..1."""
-    small = np.stack([resize(image, PIXEL_SIZE) for image in images])
-    return small.reshape(len(small), -1).astype(np.float32) / 255
+def pixels(mesh: Mesh, patch: int = 1, kinds: Sequence[str] = ("last",)) -> Extract:
+    """Raw pixels as features, in 0..1, of uint8 [b, H, W, C].
+
+    `last`: float32 [B, 32 * 32 * C], resized with antialiasing; `patches`: float32 [B, N, patch * patch * C].
+    """
+
+    def extract(images: np.ndarray) -> Features:
+        found = {}
+        if "last" in kinds:
+            small = np.stack([resize(image, PIXEL_SIZE) for image in images])
+            found["last"] = small.reshape(len(small), -1)
+        if "patches" in kinds:
+            found["patches"] = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=patch, q=patch)
+        return all_rows({kind: values.astype(np.float32) / 255 for kind, values in found.items()}, mesh)
+
+    return extract
 
 
-def collect(batches: Iterable[Batch], extract: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] and source indices int64 [N] of all valid rows of evaluation batches, each example once."""
-    features, indices = [], []
+def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
+    """Features [N, ...] by kind, and source indices int64 [N], of all valid rows of evaluation batches, each example once.
+
+    Each process gives its own rows of the batches; all get all features, in the order of the examples.
+    """
+    parts, indices = [], []
     for batch in batches:
-        valid = batch["valid"]
-        features.append(extract(batch["image"])[valid])
-        indices.append(batch["index"][valid])
-    features, indices = np.concatenate(features or [np.zeros((0, 0))]), np.concatenate(indices or [[]])
-    if not len(features):
+        features = extract(batch["image"])
+        rows = all_rows({name: batch[name].astype(np.int32) for name in ("index", "valid")}, mesh)
+        valid = rows["valid"].astype(bool)
+        parts.append({kind: values[valid] for kind, values in features.items()})
+        indices.append(rows["index"][valid])
+    if not sum(map(len, indices)):
         raise DataError("no readable image to evaluate on")
-    return features, indices
+    order = np.argsort(np.concatenate(indices), kind="stable")
+    joined = {kind: np.concatenate([part[kind] for part in parts])[order] for kind in parts[0]}
+    return joined, np.concatenate(indices)[order].astype(np.int64)
 
 
 def sample(count: int, wanted: int) -> np.ndarray:
     """`wanted` of `count` examples (all, if there are fewer), evenly spread, so that sorted folders give every class."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
-
-
-def images_of(batches: Iterator[Batch]) -> np.ndarray:
-    """The valid images of evaluation batches: uint8 [N, H, W, C]."""
-    return np.concatenate([batch["image"][batch["valid"]] for batch in batches])

@@ -90,7 +90,14 @@ def logits(heads: Heads, features) -> jax.Array:
 
 
 def probe(train, train_labels, test, test_labels, *, classes: int, l2=L2, steps: int = STEPS) -> float:
-    """Accuracy in per cent, on test images, of a linear classifier on frozen features.
+    """Accuracy in per cent, on test images (labels int [M]), of `classify`, whose other arguments these are. Raises as it."""
+    test_labels = checked_labels(test_labels, len(test), classes, "test")
+    predicted = classify(train, train_labels, test, classes=classes, l2=l2, steps=steps)
+    return 100.0 * float(np.mean(predicted == test_labels))
+
+
+def classify(train, train_labels, test, *, classes: int, l2=L2, steps: int = STEPS) -> np.ndarray:
+    """The classes int [M] that a linear classifier on frozen features gives test images.
 
     The L2 strength is the best of `l2` on a tenth of the training images held out of a first fit (the stronger of equals);
     the head is then fitted again on all of them. Test images decide nothing.
@@ -99,7 +106,6 @@ def probe(train, train_labels, test, test_labels, *, classes: int, l2=L2, steps:
       train: float [N, D], or the `Basis` that `prepare` makes of them.
       train_labels: int [N].
       test: float [M, D].
-      test_labels: int [M].
       classes, l2, steps: as for `fit`.
 
     Raises:
@@ -107,12 +113,10 @@ def probe(train, train_labels, test, test_labels, *, classes: int, l2=L2, steps:
     """
     basis = train if isinstance(train, Basis) else prepare(train)
     labels, l2 = _checked(train_labels, basis, classes, np.sort(np.atleast_1d(l2))[::-1])
-    test_labels = checked_labels(test_labels, len(test), classes, "test")
     device = jax.device_put((labels, _held_out(len(labels)), l2))
     with jax.default_matmul_precision("float32"):
         head = _select_and_fit(basis, *device, classes=classes, steps=steps)
-    predicted = jax.device_get(logits(head, test))[0].argmax(axis=-1)
-    return 100.0 * float(np.mean(predicted == test_labels))
+    return jax.device_get(logits(head, test))[0].argmax(axis=-1)
 
 
 def _checked(labels, basis: Basis, classes: int, l2) -> tuple[np.ndarray, np.ndarray]:

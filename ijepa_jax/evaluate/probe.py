@@ -1,15 +1,14 @@
 """The probes of a pretraining run: how good are frozen, pooled features, beside a random encoder's and raw pixels."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features as features_lib
-from ijepa_jax.evaluate import knn, linear, rank
-
-Extract = Callable[[np.ndarray], np.ndarray]  # images uint8 [B, H, W, C] -> features [B, D]
+from ijepa_jax.evaluate import knn, logistic, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +17,19 @@ class ProbeData:
 
     train: Source
     test: Source
-    batches: Callable[[Source, np.ndarray], features_lib.Iterator]  # evaluation batches of the examples at some indices
+    batches: Callable[[Source, np.ndarray], Iterator[features_lib.Batch]]  # of the examples at some indices
+    mesh: Mesh
     train_images: int
     test_images: int
     knn_k: int
     knn_temperature: float
 
-    def measure(self, extract: Extract) -> dict[str, float]:
+    def measure(self, extract: features_lib.Extract) -> dict[str, float]:
         """Probe results: linear/TASK and knn/TASK in per cent, rankme and feature_std of the test features."""
         train, train_rows = self._features(self.train, self.train_images, extract)
         test, test_rows = self._features(self.test, self.test_images, extract)
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
-        basis = linear.prepare(train)
+        basis = logistic.prepare(train)
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
         for task in tasks(self.train, self.test):
             labels, truth, classes = train_labels[task], test_labels[task], self.train.classes[task]
@@ -37,15 +37,16 @@ class ProbeData:
                 raise DataError(
                     f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
                 )
-            results[f"linear/{task}"] = linear.probe(basis, labels, test, truth, classes=classes)
+            results[f"linear/{task}"] = logistic.probe(basis, labels, test, truth, classes=classes)
             results[f"knn/{task}"] = knn.accuracy(
                 train, labels, test, truth, classes=classes, k=self.knn_k, temperature=self.knn_temperature
             )
         return results
 
-    def _features(self, source: Source, wanted: int, extract: Extract) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, source: Source, wanted: int, extract: features_lib.Extract) -> tuple[np.ndarray, np.ndarray]:
         rows = features_lib.sample(len(source), wanted)
-        return features_lib.collect(self.batches(source, rows), extract)
+        features, rows = features_lib.collect(self.batches(source, rows), extract, self.mesh)
+        return features["last"], rows
 
 
 def tasks(train: Source, test: Source) -> list[str]:

@@ -1,6 +1,7 @@
 """The pictures of a pretraining run."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -9,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ijepa_jax import build, metrics, processes
+from ijepa_jax.data.images import center_crop, decode
 from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.methods import IJepa
@@ -26,22 +28,26 @@ def draw_pictures(
     method: IJepa,
     target: Any,
     test: Source,
-    pooled: Callable[[Any, np.ndarray], np.ndarray],
+    pooled: Callable[[Any, np.ndarray], features_lib.Features],
     mesh: Mesh,
 ) -> list[str]:
     """Draws the pictures of a run into WORKDIR/report; returns their names.
 
-    `target` holds the target encoder's parameters; `pooled` maps (parameters, images) to pooled features. With several
+    `target` holds the target encoder's parameters; `pooled` is an extractor of pooled features. With several
     processes all must call this; the first one draws.
     """
-    rows = features_lib.sample(len(test), _BANK)
-    bank = features_lib.images_of(build.eval_batches(config, test, rows))
-    chosen = features_lib.sample(len(bank), _IMAGES)
-    size = config.probe.batch_size  # for which `pooled` is compiled already
-    found = np.concatenate([pooled(target, bank[at : at + size]) for at in range(0, len(bank), size)])
-    patches = features_lib.extractor(method, mesh, pooled=False)(target, bank[chosen])
+
+    def collect(rows: np.ndarray, extract: Callable) -> tuple[features_lib.Features, np.ndarray]:
+        return features_lib.collect(build.eval_batches(config, test, rows, mesh), partial(extract, target), mesh)
+
+    bank, rows = collect(features_lib.sample(len(test), _BANK), pooled)
+    chosen = features_lib.sample(len(rows), _IMAGES)
+    patches, _ = collect(rows[chosen], features_lib.extractor(build.encoder(config), mesh, ("patches",)))
     if not processes.is_first():
         return []
+    found = nearest(bank["last"][chosen], bank["last"], 7)[:, 1:]
+    near = np.unique(found)
+    images, near_images = _images(config, test, rows[chosen]), _images(config, test, rows[near])
     folder = workdir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lines = metrics.read(workdir)
@@ -50,10 +56,17 @@ def draw_pictures(
     if any(key.startswith("probe/linear/") for line in lines for key in line):
         draw_probes(folder / "probes.png", lines)
         pictures.append("probes.png")
-    _draw_masks(folder / "masks.png", method, bank[chosen])
-    draw_pca(folder / "pca.png", bank[chosen], patches, method.grid)
-    draw_neighbours(folder / "neighbours.png", bank[chosen], bank, nearest(found[chosen], found, 7)[:, 1:])
+    _draw_masks(folder / "masks.png", method, images)
+    draw_pca(folder / "pca.png", images, patches["patches"], method.grid)
+    draw_neighbours(folder / "neighbours.png", images, near_images, np.searchsorted(near, found))
     return [*pictures, "masks.png", "pca.png", "neighbours.png"]
+
+
+def _images(config: ml_collections.ConfigDict, source: Source, rows: np.ndarray) -> np.ndarray:
+    """The images as the encoder sees them in an evaluation: uint8 [n, H, W, C]."""
+    data = config.data
+    decoded = (decode(source[int(row)], data.channels) for row in rows)
+    return np.stack([center_crop(image, tuple(data.image_size), data.eval_crop) for image in decoded])
 
 
 def _draw_masks(path: epath.Path, method: IJepa, images: np.ndarray) -> None:

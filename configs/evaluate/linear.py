@@ -1,0 +1,25 @@
+"""The paper's sweep of linear heads, at the size of a small checkpoint's own data, without augmentation.
+
+    python launch.py evaluate --config configs/evaluate/linear.py --checkpoint DIR
+
+Heads are compared on a tenth of the training images that they have not seen.
+Hardware: two CPU cores.
+"""
+
+import ml_collections
+
+from ijepa_jax.evaluate import settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this evaluation."""
+    config = settings.default("linear")
+    config.data.train_images = 4000
+    config.data.test_images = 2000
+    config.linear.augment = False
+    config.linear.select = "held_out"
+    config.linear.epochs = 50
+    config.linear.decay_every = 15
+    config.linear.batch_size = 256
+    config.linear.learning_rates = (3.0, 1.0, 0.3)
+    return config

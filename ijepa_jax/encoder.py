@@ -1,0 +1,55 @@
+"""An encoder to be used: its network, the images it is for, and the representations it gives of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ijepa_jax.layers import LayerNorm
+from ijepa_jax.vit import ViT, normalise, patch_grid
+
+KINDS = ("last", "last4", "patches", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A network without its parameters, the size of the images it is given, and how they are normalised."""
+
+    network: ViT
+    image_size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return patch_grid(self.image_size, self.network.patch)
+
+    def init(self, key: jax.Array) -> dict:
+        """Fresh parameters, float32."""
+        return self.network.init(key, jnp.zeros((1, *self.image_size, self.channels)))["params"]
+
+    def represent(self, params: dict, images: jax.Array, kinds: Sequence[str] = ("last",)) -> dict[str, jax.Array]:
+        """Representations of images [B, H, W, C], uint8, or float already normalised; all of them float32.
+
+        - `last`: [B, D], the patches of the last layer, averaged;
+        - `last4`: [B, 4 D], likewise of the last four blocks, each through the final norm (all blocks, where there are fewer);
+        - `patches`: [B, N, D], the last layer in row-major order;
+        - `layers`: [B, depth, D], every block's patches, averaged, without the final norm.
+
+        The paper's linear probe takes the better of the first two (appendix A).
+        """
+        outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True)
+        *blocks, last = (tokens.astype(jnp.float32) for tokens in outputs)
+        norm = LayerNorm(self.network.epsilon, jnp.float32)
+        make = {
+            "last": lambda: last.mean(axis=1),
+            "last4": lambda: jnp.concatenate(
+                [norm.apply({"params": params["norm"]}, tokens).mean(axis=1) for tokens in blocks[-4:]], axis=-1
+            ),
+            "patches": lambda: last,
+            "layers": lambda: jnp.stack([tokens.mean(axis=1) for tokens in blocks], axis=1),
+        }
+        return {kind: make[kind]() for kind in kinds}

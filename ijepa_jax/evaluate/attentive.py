@@ -1,0 +1,75 @@
+"""The attentive probe of V-JEPA (Bardes et al. 2024, arXiv 2404.08471): one learned query looks at all frozen patches."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ijepa_jax.attention import matmul_precision
+from ijepa_jax.layers import Dense, LayerNorm, gelu
+
+
+class Pooler(nn.Module):
+    """A learned query, one block of cross-attention and an MLP, then a linear head: [B, N, D] -> [B, classes]."""
+
+    heads: int
+    classes: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, tokens_bnd: jax.Array) -> jax.Array:
+        b, n, width = tokens_bnd.shape
+        query = self.param("query", nn.initializers.normal(0.02), (width,))
+        normed = LayerNorm(self.epsilon, jnp.float32, name="norm1")(tokens_bnd)
+        q = Dense(width, jnp.float32, name="q")(query[None]).reshape(self.heads, -1)
+        kv = Dense(2 * width, jnp.float32, name="kv")(normed).reshape(b, n, 2, self.heads, -1)
+        precision = matmul_precision(jnp.float32)
+        logits = jnp.einsum("hd,bnhd->bhn", q, kv[:, :, 0], precision=precision) * q.shape[-1] ** -0.5
+        pooled = jnp.einsum("bhn,bnhd->bhd", jax.nn.softmax(logits), kv[:, :, 1], precision=precision)
+        x = query + pooled.reshape(b, width)
+        y = Dense(4 * width, jnp.float32, name="fc1")(LayerNorm(self.epsilon, jnp.float32, name="norm2")(x))
+        x = x + Dense(width, jnp.float32, name="fc2")(gelu(y))
+        return Dense(self.classes, jnp.float32, name="head")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attentive:
+    """A method (see methods/__init__.py) that trains one probe for each task, on `patches` and labels by task."""
+
+    tasks: tuple[tuple[str, int], ...]  # names and numbers of classes
+    heads: int
+    width: int
+
+    def init(self, key: jax.Array) -> dict:
+        """Fresh parameters by task."""
+        tokens = jnp.zeros((1, 1, self.width))
+        keys = jax.random.split(key, len(self.tasks))
+        return {
+            task: Pooler(self.heads, classes).init(k, tokens)["params"]
+            for k, (task, classes) in zip(keys, self.tasks, strict=True)
+        }
+
+    def target(self, params: dict) -> None:
+        """Nothing follows these parameters."""
+
+    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """How much a part of a batch counts: its images."""
+        return jnp.float32(len(batch["patches"]))
+
+    def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """Nothing is added to batches."""
+        return lambda index: {}
+
+    def loss(self, params: dict, target: None, batch: Mapping[str, jax.Array], key: jax.Array):
+        """The mean cross-entropy, over tasks too."""
+        logits = self.logits(params, batch["patches"])
+        losses = [optax.softmax_cross_entropy_with_integer_labels(logits[task], batch[task]).mean() for task, _ in self.tasks]
+        return sum(losses) / len(losses), {}
+
+    def logits(self, params: dict, patches: jax.Array) -> dict[str, jax.Array]:
+        """[B, classes] by task."""
+        return {task: Pooler(self.heads, classes).apply({"params": params[task]}, patches) for task, classes in self.tasks}

@@ -1,0 +1,184 @@
+"""An evaluation: a protocol applied to a checkpoint's encoder and to its baselines, with intervals, as one result."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from ijepa_jax import build, checkpoint, processes, sharding
+from ijepa_jax import config as config_lib
+from ijepa_jax.console import Display
+from ijepa_jax.data.bad import BadImages
+from ijepa_jax.data.sources import DataError, Source, Subset
+from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.evaluate import settings as settings_lib
+from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
+from ijepa_jax.evaluate.protocols import PROTOCOLS, Outcome
+from ijepa_jax.evaluate.statistics import paired_difference, summarise
+from ijepa_jax.evaluate.table import write_tables
+
+_LABELS = ("knn", "logistic", "linear", "attentive", "finetune")  # protocols that need them
+
+
+def evaluate(
+    settings: ml_collections.ConfigDict, path: str, *, out: str = "", command: str = "", display: Display | None = None
+) -> dict[str, Any]:
+    """Evaluates the target encoder of a workdir (its best checkpoint, else its newest); returns the result.
+
+    The result, also written as JSON and Markdown into `out` (by default WORKDIR/evaluate), has `task`, `protocol`, `accuracy`
+    in per cent, its `interval`, `baselines`, `seconds`, and the same for each of several `tasks`, of which the headline is the
+    mean. With several processes all must call this.
+
+    Raises:
+        ValueError: settings that do not fit each other or the checkpoint.
+        DataError: data without labels, without the split, with more classes in the test split, or with one class.
+        CheckpointError: no checkpoint there.
+    """
+    started, display = time.monotonic(), display or Display(quiet=not processes.is_first())
+    settings_lib.check(settings)
+    folder = epath.Path(out) if out else epath.Path(path) / "evaluate"
+    bench, trained, digest, step = open_bench(settings, path, folder, display)
+    protocol = PROTOCOLS[settings.protocol]
+    subjects = [Subject("checkpoint", trained, digest)]
+    outcomes: dict[str, list[Outcome]] = {}
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        with_baselines = subjects + (_baselines(bench, protocol, seed) if settings.baselines else [])
+        for subject in with_baselines:
+            display.log(f"{settings.protocol}, seed {seed}: {subject.name}")
+            outcomes.setdefault(subject.name, []).append(protocol.run(bench, subject, seed))
+    result = {
+        **_headline(settings, outcomes),
+        "seconds": round(time.monotonic() - started, 1),
+        "checkpoint": str(path),
+        "step": step,
+        "digest": digest,
+        "data": bench.run.data.name,
+        "train_images": len(bench.train),
+        "test_images": len(bench.test),
+        "bad_images": len(bench.bad.names),
+        "image_size": list(bench.encoder.image_size),
+        "command": command,
+        "details": {name: [dict(one.details) for one in found] for name, found in outcomes.items()},
+        "settings": config_lib.to_plain(settings),
+    }
+    if processes.is_first():
+        write_tables(folder, _file_name(settings, bench), result)
+    return result
+
+
+def open_bench(
+    settings: ml_collections.ConfigDict, path: str, folder: epath.Path, display: Display
+) -> tuple[Bench, Any, str, int]:
+    """The bench of an evaluation that writes into `folder`; a workdir's target encoder's parameters, their digest and step."""
+    weights, run_settings, step = checkpoint.restore_encoder(path)
+    run = _with_data(config_lib.from_plain(run_settings), settings)
+    encoder = build.encoder(run)
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+    if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
+        raise checkpoint.CheckpointError(f"{path}: the weights are not of the architecture that its settings name")
+    params = jax.tree.map(jax.device_put, weights, sharding.state_shardings(shapes, mesh))
+    train, test = (_open(run, split, settings.data[f"{split}_images"], display) for split in ("train", "test"))
+    tasks = chosen_tasks(settings, train, test) if settings.protocol in _LABELS else {}
+    processes.check_agreement({"training images": len(train), "test images": len(test), **config_lib.flatten(settings)})
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
+    bad = BadImages(listing, len(train) + len(test), run.data.max_bad_fraction, display.log)
+    cache = epath.Path(path) / "features" if settings.cache else None
+    bench = Bench(settings, run, encoder, mesh, train, test, tasks, display, bad, cache)
+    return bench, params, digest_of(weights), step
+
+
+def digest_of(params: Any) -> str:
+    """sha256 over the leaves of a parameter tree, in the order of their paths."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The checkpoint's settings with the evaluation's choice of data."""
+    data = settings.data
+    for key in ("name", "directory"):
+        if data[key]:
+            run.data[key] = data[key]
+    for key, value in (("size", data.size), ("test_size", data.test_size), ("eval_crop", data.crop)):
+        if value is not None:
+            run.data[key] = value
+    if data.image_size is not None:
+        run.data.image_size = (data.image_size, data.image_size)
+    for key in ("workers", "threads", "buffer", "max_bad_fraction"):
+        run.data[key] = data[key]
+    run.data.color_jitter = 0.0
+    run.probe.batch_size = data.batch_size
+    return run
+
+
+def _open(run: ml_collections.ConfigDict, split: str, wanted: int, display: Display) -> Subset:
+    begun = time.monotonic()
+    source: Source = build.source(run, split)
+    rows = features_lib.sample(len(source), wanted or len(source))
+    if not len(rows):
+        raise DataError(f"{run.data.name} has no images in its {split} split")
+    display.log(f"{run.data.name} {split}: {len(rows)} of {len(source)} images ({time.monotonic() - begun:.1f} s)")
+    return Subset(source, rows)
+
+
+def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
+    """An encoder of the same shape with random weights, as pretraining would start with this seed, and raw pixels."""
+    method = build.method(bench.run)
+    fresh = jax.jit(lambda: method.target(method.init(jax.random.key(seed))))
+    params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
+    return [Subject(protocol.random, params, digest_of(params))] + [Subject("pixels", None, "pixels")] * protocol.pixels
+
+
+def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """Accuracies in per cent with intervals: of each task, and of their mean, which is the headline."""
+    tasks = list(outcomes["checkpoint"][0].scores)
+    if not tasks:
+        measured = {name: found[0].details["rank"] for name, found in outcomes.items()}
+        measures = {name: {key: value for key, value in found.items() if key != "cka"} for name, found in measured.items()}
+        ours = measures.pop("checkpoint")
+        return {"task": "rank", "protocol": settings.protocol, **ours, "baselines": measures}
+    scores = {name: {t: 100 * np.stack([o.scores[t] for o in found]) for t in tasks} for name, found in outcomes.items()}
+    per_task = {task: _compared(settings, {name: of[task] for name, of in scores.items()}) for task in tasks}
+    if len(tasks) == 1:
+        return {"task": tasks[0], "protocol": settings.protocol, **per_task[tasks[0]]}
+    mean = _compared(settings, {name: np.mean([*of.values()], axis=0) for name, of in scores.items()})
+    return {"task": f"mean of {', '.join(tasks)}", "protocol": settings.protocol, **mean, "tasks": per_task}
+
+
+def _compared(settings: ml_collections.ConfigDict, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """One task's accuracy of the checkpoint [seeds, N], with its interval, beside the baselines'."""
+    options = {"level": settings.interval.level, "resamples": settings.interval.resamples, "seed": settings.seed}
+    found = {name: summarise(values, **options) for name, values in scores.items()}
+    ours = found.pop("checkpoint")
+    compared = {"accuracy": ours["mean"], **{key: value for key, value in ours.items() if key != "mean"}}
+    compared["baselines"] = {name: value["mean"] for name, value in found.items()}
+    compared["better_by"] = {}
+    for name in found:
+        gain, interval = paired_difference(scores["checkpoint"], scores[name], **options)
+        compared["better_by"][name] = {"points": gain, "interval": list(interval)}
+    return _rounded(compared)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(float(value), 3)
+
+
+def _file_name(settings: ml_collections.ConfigDict, bench: Bench) -> str:
+    place = bench.run.data.name.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
+    share = f"-{settings.data.fraction:g}" if settings.data.fraction < 1 else ""
+    return f"{settings.protocol}{share}-{Path(place).stem}"

@@ -1,0 +1,74 @@
+"""The result of an evaluation as a table: for the terminal, as Markdown and as JSON."""
+
+import json
+from typing import Any
+
+from etils import epath
+from rich.table import Table
+
+_COLUMNS = {"checkpoint": "checkpoint", "random_init": "random init", "supervised": "from scratch", "pixels": "pixels"}
+
+
+def write_tables(folder: epath.Path, name: str, result: dict[str, Any]) -> None:
+    """Writes NAME.json, with all there is, and NAME.md, the table with where it comes from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(markdown(result))
+
+
+def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row of numbers for each task (and their mean), or for each measure."""
+    names = [name for name in _COLUMNS if name in {"checkpoint", *result["baselines"]}]
+    if "accuracy" not in result:
+        measures = ("rankme", "lidar", "feature_std")
+        found = {"checkpoint": result, **result["baselines"]}
+        return ["", *(_COLUMNS[name] for name in names)], [
+            [measure, *(f"{found[name][measure]:.3g}" for name in names)] for measure in measures
+        ]
+    entries = {**result.get("tasks", {}), result["task"] if "tasks" not in result else "mean": result}
+    low_high = f"{100 * result['settings']['interval']['level']:g}% interval"
+    headings = ["task", "checkpoint", low_high, *(_COLUMNS[name] for name in names[1:])]
+    return headings, [
+        [
+            task,
+            f"{entry['accuracy']:.1f}",
+            "{:.1f} .. {:.1f}".format(*entry["interval"]),
+            *(f"{entry['baselines'][name]:.1f}" for name in names[1:]),
+        ]
+        for task, entry in entries.items()
+    ]
+
+
+def terminal(result: dict[str, Any]) -> Table:
+    """The table for a terminal."""
+    headings, lines = rows(result)
+    table = Table(title=f"{result['protocol']} on {result['data']}" + (", accuracy in %" if "accuracy" in result else ""))
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table as Markdown, with the command, the checkpoint and the data."""
+    headings, lines = rows(result)
+    table = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
+    page = ["| " + " | ".join(line) + " |" for line in table]
+    unit = "Accuracy on held-out images, per cent. " if "accuracy" in result else ""
+    seeds = f" Mean of {len(result['seeds'])} seeds." if "seeds" in result else ""
+    return "\n".join(
+        [
+            f"# {result['protocol']} on {result['data']}",
+            "",
+            f"{unit}{result['test_images']:,} test and {result['train_images']:,} training images.{seeds}",
+            "",
+            *page,
+            "",
+            f"Checkpoint `{result['checkpoint']}`, step {result['step']}, digest `{result['digest'][:16]}`; "
+            f"{result['seconds']:.0f} s.",
+            "",
+            *([f"```\n{result['command']}\n```"] if result["command"] else []),
+            "",
+        ]
+    )

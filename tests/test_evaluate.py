@@ -1,0 +1,207 @@
+"""Evaluations: every protocol on a small checkpoint, beside its baselines; what is counted, kept, and refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs.evaluate import attentive, dense, finetune, knn, linear, lowshot, rank
+from ijepa_jax import train
+from ijepa_jax.checkpoint import CheckpointError
+from ijepa_jax.console import Display
+from ijepa_jax.data.sources import DataError
+from ijepa_jax.evaluate import bench as bench_lib
+from ijepa_jax.evaluate import suite, table
+from tests import small
+
+CONFIGS = {module.__name__.rsplit(".", 1)[1]: module for module in (attentive, dense, finetune, knn, linear, lowshot, rank)}
+QUIET = Display(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of twelve steps."""
+    place = tmp_path_factory.mktemp("run")
+    train.pretrain(small.config(), place)
+    return place
+
+
+def settings(name, **changes):
+    """An evaluation of the committed configuration on few images; `changes` are dotted keys with __ for the dot."""
+    config = CONFIGS[name].get_config()
+    few = {"data.train_images": 64, "data.test_images": 32, "data.batch_size": 32, "interval.resamples": 50, "linear.epochs": 2}
+    few |= {
+        "attentive.epochs": 1,
+        "attentive.batch_size": 32,
+        "finetune.epochs": 1,
+        "finetune.batch_size": 32,
+        "rank.images": 32,
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(few | {key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+def evaluate(workdir, name, out="", **changes):
+    return suite.evaluate(settings(name, **changes), str(workdir), out=str(out), command="python launch.py ...", display=QUIET)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "rank"])
+def test_every_protocol_gives_an_accuracy_beside_its_baselines(workdir, tmp_path, name):
+    result = evaluate(workdir, name, out=tmp_path)
+    low, high = result["interval"]
+    assert 0 <= low <= result["accuracy"] <= high <= 100 and result["seconds"] > 0 and result["bad_images"] == 0
+    expected = {"supervised"} if name == "finetune" else {"random_init", "pixels"}
+    assert result["baselines"].keys() == result["better_by"].keys() == expected
+    if name != "dense":
+        assert result["tasks"].keys() == {"count", "distance", "shape", "colour"}
+        assert result["accuracy"] == pytest.approx(np.mean([task["accuracy"] for task in result["tasks"].values()]), abs=0.01)
+    (saved,) = tmp_path.glob("*.json")
+    assert json.loads(saved.read_text())["accuracy"] == result["accuracy"]
+    page = saved.with_suffix(".md").read_text()
+    assert result["digest"][:16] in page and "python launch.py ..." in page and f"{result['accuracy']:.1f}" in page
+    assert table.terminal(result).row_count == (1 if name == "dense" else 5)
+
+
+def test_rank_needs_no_labels_and_gives_measures(workdir, tmp_path):
+    result = evaluate(workdir, "rank", out=tmp_path)
+    assert result["lidar"] >= 1 and 1 <= result["rankme"] <= 32 and result["feature_std"] > 0
+    layers = np.array(result["details"]["checkpoint"][0]["rank"]["cka"])
+    np.testing.assert_allclose(np.diag(layers), 1, atol=1e-3)
+    assert layers.shape == (2, 2) and table.terminal(result).row_count == 3
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(workdir, tmp_path):
+    first, again, other = (
+        evaluate(workdir, "finetune", out=tmp_path, seed=seed, baselines=False, finetune__learning_rate=1e-2)
+        for seed in (0, 0, 1)
+    )
+    assert first["tasks"] == again["tasks"] != other["tasks"]
+
+
+def test_several_seeds_are_averaged_and_their_spread_is_told(workdir, tmp_path):
+    result = evaluate(workdir, "lowshot", out=tmp_path, seeds=2, data__fraction=0.5)
+    assert len(result["seeds"]) == 2 and result["accuracy"] == pytest.approx(np.mean(result["seeds"]), abs=0.01)
+    assert "Mean of 2 seeds" in next(tmp_path.glob("*.md")).read_text()
+
+
+def test_features_are_kept_by_weights_data_and_preparation(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("features"))
+
+    def kept(**changes):
+        before = {*copy.glob("features/*.npz")}
+        evaluate(copy, "knn", out=tmp_path, **changes)
+        return len({*copy.glob("features/*.npz")} - before)
+
+    assert kept() == 6  # two splits of checkpoint, random encoder and pixels
+    assert kept() == kept(knn__k=3) == 0
+    assert kept(data__crop=0.5) == 6 and kept(seed=1, baselines=True) == 2  # another random encoder
+    assert kept(data__train_images=63) == 3 and kept(cache=False, data__test_images=31) == 0
+
+
+def test_every_test_image_is_counted_once_whatever_the_batch(workdir, tmp_path):
+    whole = evaluate(workdir, "knn", out=tmp_path, cache=False, data__batch_size=32)
+    odd = evaluate(workdir, "knn", out=tmp_path, cache=False, data__batch_size=7)
+    assert whole["tasks"] == odd["tasks"] and whole["test_images"] == 32
+
+
+def test_a_share_of_the_labels_is_the_same_of_every_class():
+    labels = np.repeat([0, 1, 2], [100, 50, 3])
+    chosen = bench_lib.share_of_classes(labels, 0.1, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [10, 5, 1]
+    assert not np.array_equal(chosen, bench_lib.share_of_classes(labels, 0.1, seed=1))
+
+
+def arrays(folder, **changes):
+    rng = np.random.default_rng(0)
+    fields = {f"{split}_images": rng.integers(0, 256, (64, 32, 32, 3), np.uint8) for split in ("train", "test")}
+    fields |= {f"{split}_labels": np.arange(64) % 4 for split in ("train", "test")} | changes
+    np.savez(folder / "data.npz", **{key: value for key, value in fields.items() if value is not None})
+    return f"arrays:{folder / 'data.npz'}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": None, "test_labels": None}, "knn needs labels, and the training images have none"),
+        ({"test_labels": None}, "knn needs labels, and the test images have none"),
+        ({"test_labels": np.arange(64) % 5}, "1 more classes in the test split"),
+        ({"train_labels": np.zeros(64, int), "test_labels": np.zeros(64, int)}, "needs two classes or more"),
+        ({"test_images": None, "test_labels": None}, "for the test split expected test_images"),
+    ],
+)
+def test_labels_that_do_not_do_are_refused(workdir, tmp_path, changes, message):
+    name = arrays(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        evaluate(workdir, "knn", out=tmp_path, data__name=name, data__train_images=32)
+
+
+def test_unreadable_images_are_left_out_and_told(workdir, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for i in range(20):
+                shade = np.full((32, 32, 3), 200 if label == "a" else 40, np.uint8)
+                Image.fromarray(shade).save(tmp_path / "data" / split / label / f"{i}.png")
+    (tmp_path / "data/val/a/3.png").write_bytes(b"no image")
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    with pytest.raises(DataError, match="unreadable, more than data.max_bad_fraction"):
+        evaluate(copy, "knn", data__name=f"folder:{tmp_path}/data", data__test_images=0)
+    result = evaluate(copy, "knn", data__name=f"folder:{tmp_path}/data", data__test_images=0, data__max_bad_fraction=0.1)
+    assert result["bad_images"] == 1 and result["accuracy"] == 100
+
+
+def test_a_collapsed_encoder_is_at_chance_without_nan(workdir, tmp_path, monkeypatch):
+    restore = suite.checkpoint.restore_encoder
+
+    def collapsed(path):
+        import jax
+
+        weights, run, step = restore(path)
+        return jax.tree.map(np.zeros_like, weights), run, step
+
+    monkeypatch.setattr(suite.checkpoint, "restore_encoder", collapsed)
+    for name in ("knn", "lowshot", "linear", "attentive", "rank"):
+        result = evaluate(workdir, name, out=tmp_path, baselines=False)
+        assert "NaN" not in json.dumps(result)
+        assert result["rankme"] == pytest.approx(1, abs=0.01) if name == "rank" else result["accuracy"] < 50
+
+
+def test_what_is_no_checkpoint_or_another_architecture_is_refused(workdir, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="is not a workdir"):
+        evaluate(tmp_path, "knn")
+    restore = suite.checkpoint.restore_encoder
+
+    def other(path):
+        weights, run, step = restore(path)
+        return weights, run | {"model": {**run["model"], "width": 48}}, step
+
+    monkeypatch.setattr(suite.checkpoint, "restore_encoder", other)
+    with pytest.raises(CheckpointError, match="not of the architecture"):
+        evaluate(workdir, "knn")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "message"),
+    [
+        ("knn", {"knn__k": 0}, ValueError, "knn.k 0 must be positive"),
+        ("knn", {"protocol": "magic"}, ValueError, "protocol 'magic' is not known"),
+        ("knn", {"data__tasks": "count, taste"}, DataError, "data.tasks names taste: the data have count"),
+        ("knn", {"data__fraction": 2.0}, ValueError, "data.fraction 2.0"),
+        ("linear", {"linear__augment": True}, ValueError, "'held_out' needs linear.augment=False"),
+        ("attentive", {"attentive__heads": 5}, ValueError, "attentive.heads 5 do not divide"),
+    ],
+)
+def test_wrong_settings_are_named(workdir, tmp_path, name, changes, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(workdir, name, out=tmp_path, **changes)
+
+
+def test_segments_are_only_of_scenes(workdir, tmp_path):
+    with pytest.raises(DataError, match="segmentation needs images with masks"):
+        evaluate(workdir, "dense", out=tmp_path, data__name=arrays(tmp_path))
