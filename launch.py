@@ -4,6 +4,7 @@
     python launch.py pretrain --config configs/in1k_vith14.py --workdir DIR  # any other run; the same command continues it
     python launch.py pretrain ... --config.optim.peak_lr=1e-3                # any setting can be overridden
     python launch.py evaluate --config configs/evaluate/knn.py --checkpoint DIR  # or another of configs/evaluate/
+    python launch.py features --checkpoint DIR --data folder:PATH --out features.npz  # for other tools
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
     python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without a TPU
 
@@ -29,6 +30,10 @@ USAGE = {
         "usage: python launch.py evaluate --config configs/evaluate/PROTOCOL.py --checkpoint DIR [--out DIR] "
         "[--mesh data=8,fsdp=4] [--config.KEY=VALUE ...] [--coordinator HOST:PORT --num_processes N --process_id I]"
     ),
+    "features": (
+        "usage: python launch.py features --checkpoint DIR --out FILE.npz [--data NAME] [--directory DIR] [--kind last] "
+        "[--split all] [--coordinator HOST:PORT --num_processes N --process_id I]"
+    ),
     "prepare": (
         "usage: python launch.py prepare --from NAME --out DIR [--short-side 416] [--quality 92] [--workers N] "
         "[--max-bad-fraction 0.01]"
@@ -52,7 +57,15 @@ EVALUATE_HELP = """
     --checkpoint  the workdir of a pretraining run, whose target encoder is evaluated
     --out         where the table goes, as JSON and Markdown; by default WORKDIR/evaluate
 """
-HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP, "evaluate": EVALUATE_HELP}
+FEATURES_HELP = """
+    --checkpoint  the workdir of a pretraining run, whose target encoder is used
+    --out         an .npz file: features, files, split, and label_TASK where there are labels
+    --data        what to take features of, named as for training; by default the checkpoint's own
+    --directory   where tfds data sets are prepared
+    --kind        last (pooled), last4 (of the last four blocks), patches, or layers (every block, pooled)
+    --split       train, test or all
+"""
+HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP, "evaluate": EVALUATE_HELP, "features": FEATURES_HELP}
 
 
 class UsageError(ValueError):
@@ -118,6 +131,27 @@ def evaluate(arguments: list[str]) -> int:
             print(json.dumps({key: value for key, value in result.items() if key not in ("details", "settings")}), flush=True)
 
     return compute(run, cluster, arguments)
+
+
+def features(arguments: list[str]) -> int:
+    """Writes features of a data set to a file; prints what was written as a line of JSON."""
+    try:
+        values = read_features_flags(arguments)
+    except UsageError as error:
+        return fail(str(error))
+
+    def run() -> None:
+        from ijepa_jax import processes
+        from ijepa_jax.console import Display
+        from ijepa_jax.evaluate.extract import extract
+
+        options = {name: values[name].value for name in ("data", "directory", "kind", "split")}
+        display = Display(quiet=not processes.is_first())
+        written = extract(values.checkpoint, values.out, **options, display=display)
+        if processes.is_first():
+            print(json.dumps(written), flush=True)
+
+    return compute(run, cluster_of(values), arguments)
 
 
 def compute(run, cluster: tuple, arguments: list[str]) -> int:
@@ -193,7 +227,7 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "prepare": prepare, "plan": plan}
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "features": features, "prepare": prepare, "plan": plan}
 
 
 def read_flags(arguments: list[str]):
@@ -223,6 +257,32 @@ def read_evaluate_flags(arguments: list[str]):
     if "protocol" not in settings:
         raise UsageError(f"{file} is not the configuration of an evaluation: see configs/evaluate/")
     return settings, values.checkpoint, values.out, cluster_of(values)
+
+
+def read_features_flags(arguments: list[str]):
+    """The flags of `features`; raises UsageError."""
+    from absl import flags
+
+    values = flags.FlagValues()
+    for name, default in (
+        ("checkpoint", None),
+        ("out", None),
+        ("data", ""),
+        ("directory", ""),
+        ("kind", "last"),
+        ("split", "all"),
+    ):
+        flags.DEFINE_string(name, default, "See FEATURES_HELP.", flag_values=values)
+    flags.DEFINE_boolean("debug", False, "Show where an error came from.", flag_values=values)
+    define_cluster(values)
+    try:
+        left = values(["launch.py", *arguments])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{explain(error, arguments)}; {USAGE['features']}") from error
+    missing = [name for name in ("checkpoint", "out") if not values[name].value]
+    if left or missing:
+        raise UsageError(f"{f'unexpected argument {left[0]!r}' if left else f'--{missing[0]} is missing'}. {USAGE['features']}")
+    return values
 
 
 def define_cluster(values) -> None:
@@ -382,6 +442,8 @@ def keep_freed_memory() -> None:
 
 def quieten_background() -> None:
     """Keeps background writers from printing tracebacks of failures that the run itself reports, in one line."""
+    import absl.logging  # noqa: F401 - the logger that is filtered here must be absl's own, which knows who called it
+
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     usual = sys.excepthook

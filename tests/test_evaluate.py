@@ -1,6 +1,8 @@
 """Evaluations: every protocol on a small checkpoint, beside its baselines; what is counted, kept, and refused."""
 
+import importlib
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,10 +14,12 @@ from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.evaluate import bench as bench_lib
+from ijepa_jax.evaluate import settings as settings_lib
 from ijepa_jax.evaluate import suite, table
 from tests import small
 
 CONFIGS = {module.__name__.rsplit(".", 1)[1]: module for module in (attentive, dense, finetune, knn, linear, lowshot, rank)}
+CONFIG_FOLDER = pathlib.Path(knn.__file__).parent
 QUIET = Display(quiet=True)
 
 
@@ -62,6 +66,25 @@ def test_every_protocol_gives_an_accuracy_beside_its_baselines(workdir, tmp_path
     page = saved.with_suffix(".md").read_text()
     assert result["digest"][:16] in page and "python launch.py ..." in page and f"{result['accuracy']:.1f}" in page
     assert table.terminal(result).row_count == (1 if name == "dense" else 5)
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+def test_features_may_be_computed_anew_from_random_crops(workdir, tmp_path, name):
+    changes = {f"{name}__augment": True, "augment__crop_scale": (0.6, 1.0), "baselines": False}
+    changes |= {"linear__select": "test"} if name == "linear" else {}
+    result = evaluate(workdir, name, out=tmp_path, **changes)
+    assert 0 < result["accuracy"] < 100 and result["accuracy"] == evaluate(workdir, name, out=tmp_path, **changes)["accuracy"]
+    assert result["tasks"] != evaluate(workdir, name, out=tmp_path, **changes, seed=1)["tasks"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_FOLDER.glob("*.py") if path.stem != "__init__"))
+def test_every_configuration_is_documented_and_sound(name):
+    module = importlib.import_module(f"configs.evaluate.{name}")
+    settings_lib.check(module.get_config())
+    assert f"launch.py evaluate --config configs/evaluate/{name}.py" in module.__doc__ and "Hardware" in module.__doc__
+    assert name.endswith("_in1k") or (CONFIG_FOLDER / f"{name}_in1k.py").exists()
+    if name.endswith("_in1k"):
+        assert module.get_config().data.name.startswith("tfds:")
 
 
 def test_rank_needs_no_labels_and_gives_measures(workdir, tmp_path):

@@ -27,25 +27,19 @@ SMALL = (
 
 
 class Cluster:
-    """Processes of one run, each with some simulated CPU devices."""
+    """Processes of one command, by default a small run's, each with some simulated CPU devices."""
 
-    def __init__(self, workdir: pathlib.Path, count: int, devices: int, *arguments: str, differing: tuple[str, ...] = ()):
+    def __init__(
+        self, workdir: pathlib.Path, count: int, devices: int, *arguments: str, differing: tuple = (), task: tuple = ()
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         self.logs, self.processes = [], []
         for i in range(count):
-            command = [
-                sys.executable,
-                ROOT / "launch.py",
-                "pretrain",
-                "--config",
-                ROOT / "configs/tiny.py",
-                "--workdir",
-                workdir,
-            ]
-            command += [*SMALL, *arguments, *(differing if i == count - 1 else ())]
+            task = task or ("pretrain", "--config", ROOT / "configs/tiny.py", "--workdir", workdir, *SMALL)
+            command = [sys.executable, ROOT / "launch.py", *task, *arguments, *(differing if i == count - 1 else ())]
             if count > 1:
                 command += ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(i)]
             self.logs.append(workdir.parent / f"{workdir.name}.{count}x{devices}.{i}.log")
@@ -134,6 +128,29 @@ def test_stopped_by_one_and_continued_by_other_numbers_of_processes(tmp_path):
 
 def _leaves(tree) -> list[np.ndarray]:
     return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [np.asarray(tree)]
+
+
+@pytest.mark.slow
+def test_an_evaluation_counts_every_image_once_on_any_number_of_processes_and_devices(tmp_path):
+    """Odd numbers of images, 2 processes x 2 devices and 1 x 8: the same neighbours; heads trained alike."""
+    run = Cluster(tmp_path / "run", 1, 1, "--config.optim.steps=20")
+    assert run.wait() == [0], run.log()
+
+    def evaluate(protocol: str, count: int, devices: int) -> dict:
+        config = ROOT / f"configs/evaluate/{protocol}.py"
+        task = ("evaluate", "--config", config, "--checkpoint", tmp_path / "run", "--out", tmp_path / f"{count}x{devices}")
+        images = ("--config.data.train_images=63", "--config.data.test_images=31", "--config.linear.batch_size=48")
+        cluster = Cluster(tmp_path / "run", count, devices, *images, "--config.cache=False", task=task)
+        assert set(cluster.wait()) == {0}, cluster.log()
+        return json.loads(cluster.log().splitlines()[-1])
+
+    for protocol, points in (("knn", 0.001), ("linear", 1.0)):
+        alone = evaluate(protocol, 1, 1)
+        for count, devices in ((2, 2), (1, 8)):
+            several = evaluate(protocol, count, devices)
+            assert several["test_images"] == 31 and several["digest"] == alone["digest"]
+            assert several["accuracy"] == pytest.approx(alone["accuracy"], abs=points)
+            assert several["baselines"] == pytest.approx(alone["baselines"], abs=points)
 
 
 @pytest.mark.slow

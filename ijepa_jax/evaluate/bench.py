@@ -47,44 +47,57 @@ class Split:
 class Bench:
     """The data side of an evaluation, the same for all that is evaluated.
 
-    `run` holds the checkpoint's settings, with the evaluation's data in place of its own; `train` and `test` are the images
-    chosen of both splits, `tasks` maps the tasks that are evaluated to their numbers of classes.
+    `run` holds the checkpoint's settings, with the evaluation's data in place of its own; `splits` the images chosen of
+    `train` and `test`; `tasks` maps the tasks that are evaluated to their numbers of classes.
     """
 
     settings: ml_collections.ConfigDict
     run: ml_collections.ConfigDict
     encoder: Encoder
     mesh: Mesh
-    train: Source
-    test: Source
+    splits: Mapping[str, Subset]
     tasks: Mapping[str, int]
     display: Display
     bad: BadImages
     cache: epath.Path | None
+
+    @property
+    def train(self) -> Subset:
+        return self.splits["train"]
+
+    @property
+    def test(self) -> Subset:
+        return self.splits["test"]
 
     def features(self, subject: Subject, kinds: Sequence[str], split: str) -> tuple[features_lib.Features, np.ndarray]:
         """Features [N, ...] of the readable images of a split by kind, and these images' rows int64 [N].
 
         Computed by all processes and devices together, and kept for the next time if there is a cache.
         """
-        source: Subset = getattr(self, split)
+        source = self.splits[split]
         path = self._cached(subject, kinds, source)
         if path is not None and processes.all_succeeded(path.exists()):
             with np.load(io.BytesIO(path.read_bytes())) as kept:
                 return {kind: kept[kind] for kind in kinds}, kept["rows"]
-        if subject.params is None:
-            extract = features_lib.pixels(self.mesh, self.encoder.network.patch, kinds)
-        else:
-            extract = functools.partial(self._extractor(tuple(kinds)), subject.params)
-        features, rows = features_lib.collect(self.batches(source), extract, self.mesh)
+        features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
         if path is not None and processes.is_first():
             _save(path, {**features, "rows": rows})
         return features, rows
 
+    def extract(self, subject: Subject, kinds: Sequence[str]) -> features_lib.Extract:
+        """What gives a subject's features of images."""
+        if subject.params is None:
+            return features_lib.pixels(self.mesh, self.encoder.network.patch, kinds)
+        return functools.partial(self._extractor(tuple(kinds)), subject.params)
+
     def split(self, subject: Subject, kinds: Sequence[str], split: str, seed: int = 0) -> Split:
         """A split's features with their labels; of the training split, the share that `data.fraction` and the seed choose."""
         features, rows = self.features(subject, kinds, split)
-        labels = getattr(self, split).labels_at(rows)
+        return self.labelled(features, rows, split, seed)
+
+    def labelled(self, features: features_lib.Features, rows: np.ndarray, split: str, seed: int = 0) -> Split:
+        """Likewise, of features that are there already, of the images at `rows`."""
+        labels = self.splits[split].labels_at(rows)
         labels = {task: labels[task] for task in self.tasks}
         if split == "train" and self.settings.data.fraction < 1:
             chosen = share_of_classes(next(iter(labels.values())), self.settings.data.fraction, seed)
@@ -116,10 +129,7 @@ class Bench:
             raise DataError(f"LiDAR needs more test images than {len(self.test)}: at least {max(2, each)}")
         rows = np.repeat(features_lib.sample(len(self.test), count), views)
         source, found, whole = Subset(self.test, rows), None, np.ones(count, bool)
-        if subject.params is None:
-            extract = features_lib.pixels(self.mesh)
-        else:
-            extract = functools.partial(self._extractor(("last",)), subject.params)
+        extract = self.extract(subject, ("last",))
         self.display.start("views", len(rows))
         for step, batch in enumerate(self._stream(source, each * views, count // each, seed)):
             position = np.where(batch["bad"] < 0, batch["source"], batch["bad"])

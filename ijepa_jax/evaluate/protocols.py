@@ -70,10 +70,10 @@ def by_linear(bench: Bench, subject: Subject, seed: int) -> Outcome:
     if subject.params is None:  # of pixels there is but one layer
         settings = settings.copy_and_resolve_references()
         settings.layers = ("last",)
-    train, test = _both(bench, subject, settings.layers, seed)
+    test = bench.split(subject, settings.layers, "test")
+    train = _kept(bench, subject, settings, settings.layers, seed)
     train, chosen_on = (train, test) if settings.select == "test" else _held_out(train, seed)
-    fresh = settings.augment and subject.params is not None
-    state = _fit_linear(bench, subject, settings, None if fresh else train, len(next(iter(train.labels.values()))), seed)
+    state = _fit_linear(bench, subject, settings, train, seed)
     scores, found = {}, {}
     chosen, tested = (linear.classify(state, settings, split.features) for split in (chosen_on, test))
     for task in bench.tasks:
@@ -92,9 +92,11 @@ def by_linear(bench: Bench, subject: Subject, seed: int) -> Outcome:
 def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """V-JEPA's attentive probe."""
     settings = bench.settings.attentive
-    train, test = _both(bench, subject, ("patches",), seed)
-    count, width = len(train.features["patches"]), train.features["patches"].shape[-1]
-    heads = settings.heads or (bench.encoder.network.heads if subject.params is not None else 1)
+    train = _kept(bench, subject, settings, ("patches",), seed)
+    count, network = _count(bench, train, seed), bench.encoder.network
+    width, heads = network.width, settings.heads or network.heads
+    if subject.params is None:
+        width, heads = network.patch**2 * bench.encoder.channels, settings.heads or 1
     if width % heads:
         raise ValueError(f"attentive.heads {heads} do not divide features of width {width}")
     method = attentive.Attentive(tuple(bench.tasks.items()), heads, width)
@@ -102,15 +104,11 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
     steps = settings.epochs * (count // batch_size)
     rate = warmup_cosine(settings.learning_rate, settings.learning_rate, 0.0, 0, steps)
     optimizer = _adamw(rate, settings.weight_decay)
-    fresh = settings.augment and subject.params is not None
-    batches = bench.training_features(subject, ("patches",), batch_size, steps, seed, None if fresh else train)
+    batches = bench.training_features(subject, ("patches",), batch_size, steps, seed, train)
     params = _train(bench, method, optimizer, batches, steps, seed)
-    logits = jax.jit(method.logits)
-    parts = [
-        jax.device_get(logits(params, test.features["patches"][at : at + batch_size]))
-        for at in range(0, len(test.features["patches"]), batch_size)
-    ]
-    return _judged(test, lambda task, _: np.concatenate([part[task] for part in parts]).argmax(axis=-1), bench.tasks)
+    extract, logits = bench.extract(subject, ("patches",)), jax.jit(method.logits)
+    # patches of all test images at a time would not fit in memory
+    return _judged_by_logits(bench, lambda images: jax.device_get(logits(params, extract(images)["patches"])))
 
 
 def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
@@ -132,9 +130,7 @@ def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     def extract(images: np.ndarray) -> features_lib.Features:
         return jax.device_get(everywhere(params, sharding.place_batch({"image": images}, bench.mesh)["image"]))
 
-    logits, rows = features_lib.collect(bench.batches(bench.test), extract, bench.mesh)
-    test = Split(logits, bench.test.labels_at(rows))
-    return _judged(test, lambda task, _: logits[task].argmax(axis=-1), bench.tasks)
+    return _judged_by_logits(bench, extract)
 
 
 def by_rank(bench: Bench, subject: Subject, seed: int) -> Outcome:
@@ -158,7 +154,7 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
     for split in ("train", "test"):
         features, rows = bench.features(subject, ("patches",), split)
         splits[split] = features["patches"]
-        segments[split] = patch_classes(getattr(bench, split).segments_at(rows), bench.encoder.grid)
+        segments[split] = patch_classes(bench.splits[split].segments_at(rows), bench.encoder.grid)
     chosen = np.random.default_rng(seed).permutation(segments["train"].size)[: bench.settings.segmentation.patches]
     flat = {split: patches.reshape(-1, patches.shape[-1]) for split, patches in splits.items()}
     predicted = logistic.classify(
@@ -190,6 +186,23 @@ def _judged(test: Split, predict: Callable[[str, int], np.ndarray], tasks: Mappi
     return Outcome({task: (predict(task, classes) == test.labels[task]).astype(np.float32) for task, classes in tasks.items()})
 
 
+def _judged_by_logits(bench: Bench, extract: features_lib.Extract) -> Outcome:
+    """Judges a function from images to logits by task."""
+    test = bench.labelled(*features_lib.collect(bench.batches(bench.test), extract, bench.mesh), "test")
+    return _judged(test, lambda task, _: test.features[task].argmax(axis=-1), bench.tasks)
+
+
+def _kept(bench: Bench, subject: Subject, settings, kinds: tuple[str, ...], seed: int) -> Split | None:
+    """Features of the training images, where they are computed once; None where every epoch crops the images anew."""
+    fresh = settings.augment and subject.params is not None
+    return None if fresh else bench.split(subject, kinds, "train", seed)
+
+
+def _count(bench: Bench, train: Split | None, seed: int) -> int:
+    """The number of training images."""
+    return len(bench.training_source(seed)) if train is None else len(next(iter(train.labels.values())))
+
+
 def _held_out(train: Split, seed: int) -> tuple[Split, Split]:
     """The training images without a tenth of them, and that tenth."""
     count = len(next(iter(train.labels.values())))
@@ -201,7 +214,8 @@ def _held_out(train: Split, seed: int) -> tuple[Split, Split]:
     return part(~held_out), part(held_out)
 
 
-def _fit_linear(bench: Bench, subject: Subject, settings, train: Split | None, count: int, seed: int) -> linear.Heads:
+def _fit_linear(bench: Bench, subject: Subject, settings, train: Split | None, seed: int) -> linear.Heads:
+    count = _count(bench, train, seed)
     batch_size = bench.batch_size(settings.batch_size, count)
     per_epoch = count // batch_size
     steps = settings.epochs * per_epoch

@@ -15,7 +15,7 @@ from ijepa_jax import build, checkpoint, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.console import Display
 from ijepa_jax.data.bad import BadImages
-from ijepa_jax.data.sources import DataError, Source, Subset
+from ijepa_jax.data.sources import DataError, NoSplit, Source, Subset
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import settings as settings_lib
 from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
@@ -73,9 +73,12 @@ def evaluate(
 
 
 def open_bench(
-    settings: ml_collections.ConfigDict, path: str, folder: epath.Path, display: Display
+    settings: ml_collections.ConfigDict, path: str, folder: epath.Path, display: Display, optional: Sequence[str] = ()
 ) -> tuple[Bench, Any, str, int]:
-    """The bench of an evaluation that writes into `folder`; a workdir's target encoder's parameters, their digest and step."""
+    """The bench of an evaluation that writes into `folder`; a workdir's target encoder's parameters, their digest and step.
+
+    Both splits are opened, or, where given, those `optional` ones that the data have.
+    """
     weights, run_settings, step = checkpoint.restore_encoder(path)
     run = _with_data(config_lib.from_plain(run_settings), settings)
     encoder = build.encoder(run)
@@ -84,14 +87,21 @@ def open_bench(
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
         raise checkpoint.CheckpointError(f"{path}: the weights are not of the architecture that its settings name")
     params = jax.tree.map(jax.device_put, weights, sharding.state_shardings(shapes, mesh))
-    train, test = (_open(run, split, settings.data[f"{split}_images"], display) for split in ("train", "test"))
-    tasks = chosen_tasks(settings, train, test) if settings.protocol in _LABELS else {}
-    processes.check_agreement({"training images": len(train), "test images": len(test), **config_lib.flatten(settings)})
+    opened = {}
+    for split in optional or ("train", "test"):
+        try:
+            opened[split] = _open(run, split, settings.data[f"{split}_images"], display)
+        except NoSplit:
+            if not optional:
+                raise
+    tasks = chosen_tasks(settings, opened["train"], opened["test"]) if settings.protocol in _LABELS else {}
+    counts = {split: len(source) for split, source in opened.items()}
+    processes.check_agreement({**counts, **config_lib.flatten(settings), "code": processes.code_digest()})
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
-    bad = BadImages(listing, len(train) + len(test), run.data.max_bad_fraction, display.log)
+    bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
     cache = epath.Path(path) / "features" if settings.cache else None
-    bench = Bench(settings, run, encoder, mesh, train, test, tasks, display, bad, cache)
+    bench = Bench(settings, run, encoder, mesh, opened, tasks, display, bad, cache)
     return bench, params, digest_of(weights), step
 
 
