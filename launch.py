@@ -251,11 +251,9 @@ def read_evaluate_flags(arguments: list[str]):
     flags.DEFINE_string("checkpoint", None, "The workdir of a pretraining run.", flag_values=values)
     flags.DEFINE_string("out", "", "Where the table goes.", flag_values=values)
     define_cluster(values)
-    settings, file = read_settings(arguments, values, "evaluate")
+    settings, _ = read_settings(arguments, values, "evaluate")
     if not values.checkpoint:
         raise UsageError(f"--checkpoint is missing. {USAGE['evaluate']}")
-    if "protocol" not in settings:
-        raise UsageError(f"{file} is not the configuration of an evaluation: see configs/evaluate/")
     return settings, values.checkpoint, values.out, cluster_of(values)
 
 
@@ -329,6 +327,11 @@ def read_settings(arguments: list[str], values, command: str):
         raise UsageError(explain(error, arguments)) from error
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {USAGE[command]}")
+    key, kind = (
+        ("protocol", "an evaluation: see configs/evaluate/") if command == "evaluate" else ("method", "a run: see configs/")
+    )
+    if key not in settings:
+        raise UsageError(f"{file} is not the configuration of {kind}")
     return settings, file
 
 

@@ -46,6 +46,7 @@ class Run:
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
     waited: float = 0.0  # for input, of these
+    probed: float = 0.0  # seconds spent in probes during training
     compilations: int = 0
     tracing: bool = False
 

@@ -139,7 +139,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             late = None
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
-            score = _probe_during(run, step, partial(run.pooled, state.target)) if _due_probe(run, step) else None
+            score = _probe_during(run, step, state.target) if _due_probe(run, step) else None
             _report_waiting(run)
             run.check_claim()
             run.checkpoints.save(state, step, run.settings(), score)
@@ -277,8 +277,10 @@ def _probe_baselines(run: Run) -> None:
     run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
 
 
-def _probe_during(run: Run, step: int, extract: features.Extract) -> float:
-    results = _probe_data(run, during=True).measure(extract)
+def _probe_during(run: Run, step: int, target: Any) -> float:
+    begun = time.monotonic()
+    results = _probe_data(run, during=True).measure(partial(run.pooled, target))
+    run.probed += time.monotonic() - begun
     if run.writer:
         run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
         run.writer.flush()
@@ -308,6 +310,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
         "input_wait_share": max(waiting.values()),
         "input_wait_by_process": waiting,
+        "probe_share": round(run.probed / (run.probed + run.seconds), 4) if run.seconds else None,
         "steps": run.total_steps,
         "resumed_from": start_step,
         "compilations": run.compilations,
