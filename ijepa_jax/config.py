@@ -116,6 +116,8 @@ def default() -> ml_collections.ConfigDict:
                 "batch_size": 250,
                 "knn_k": 20,
                 "knn_temperature": 0.07,
+                "lidar_images": 128,  # test images whose crops LiDAR is computed of; 0: not computed
+                "lidar_views": 4,  # crops of each
             },
             "checkpoint": {
                 "every": 1000,  # steps
@@ -133,6 +135,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     optim, data, model = config.optim, config.data, config.model
     flat = flatten(config)
+    if config.probe.lidar_images < 0 or config.probe.lidar_views < 2:
+        raise ValueError(
+            f"probe.lidar_images {config.probe.lidar_images} must not be negative, probe.lidar_views "
+            f"{config.probe.lidar_views} at least 2"
+        )
     for key in _POSITIVE:
         if flat[key] is not None and flat[key] <= 0:
             raise ValueError(f"{key} {flat[key]} must be positive")

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import platform
@@ -246,10 +247,11 @@ def _end_trace(run: Run) -> None:
 def _probe_data(run: Run, during: bool) -> probe.ProbeData:
     settings = run.config.probe
     return probe.ProbeData(
-        run.train, run.test, partial(_eval_batches, run), run.mesh,
+        run.train, run.test, partial(_eval_batches, run), partial(_crops, run), run.mesh,
         train_images=settings.during_train_images if during else settings.train_images,
         test_images=settings.during_test_images if during else settings.test_images,
         knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
+        lidar_images=settings.lidar_images, lidar_views=settings.lidar_views,
     )  # fmt: skip
 
 
@@ -257,6 +259,17 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
     for batch in build.eval_batches(run.config, source, rows, run.mesh):
         run.bad.account(source, batch["bad"])
         yield batch
+
+
+def _crops(run: Run, source: Source, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """Random crops as training has them, of other images, always the same."""
+    settings = run.config.copy_and_resolve_references()
+    settings.optim.batch_size = batch_size
+    stream = build.train_batches(settings, source, None, 0, jax.process_index(), jax.process_count())
+    with contextlib.closing(stream):
+        for batch in itertools.islice(stream, steps):
+            run.bad.account(source, batch["bad"])
+            yield batch
 
 
 def _random_encoder(run: Run) -> Any:

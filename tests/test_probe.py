@@ -1,5 +1,7 @@
 """The probe harness: features counted once, comparisons, baselines; the encoder's features on any batch size."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -36,13 +38,19 @@ def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
     config = small.config(data__image_size=(24, 24), probe__batch_size=32)
     sources = [Labelled(np.asarray(split) % classes) for split in (train, test)]
     mesh = sharding.make_mesh()
-    return probe.ProbeData(*sources, lambda s, rows: build.eval_batches(config, s, rows, mesh), mesh, 1000, 1000, 20, 0.07)
+
+    def crops(source, batch_size, steps):
+        settings = small.config(data__image_size=(24, 24), optim__batch_size=batch_size)
+        return itertools.islice(build.train_batches(settings, source, None, 0, 0, 1), steps)
+
+    batches = lambda s, rows: build.eval_batches(config, s, rows, mesh)  # noqa: E731
+    return probe.ProbeData(*sources, batches, crops, mesh, 1000, 1000, 20, 0.07, lidar_images=8, lidar_views=3)
 
 
 def test_probes_measure_what_features_hold():
     brightness = lambda images: {"last": images.reshape(len(images), -1)[:, ::100].astype(np.float32)}  # noqa: E731
     results = data().measure(brightness)
-    assert results["linear/label"] == 100 and results["rankme"] > 1
+    assert results["linear/label"] == 100 and results["rankme"] > 1 and results["lidar"] > 1
     nothing = data().measure(lambda images: {"last": np.zeros((len(images), 4), np.float32)})
     assert nothing["linear/label"] == pytest.approx(100 / 3, abs=1) and np.isfinite(list(nothing.values())).all()
 
@@ -54,6 +62,15 @@ def test_every_image_is_counted_once():
     batches = build.eval_batches(config, source, np.arange(70), mesh)
     found, rows = features.collect(batches, lambda images: {"last": images[:, 0, 0]}, mesh)
     assert len(found["last"]) == 70 and rows.tolist() == list(range(70))
+
+
+def test_views_are_crops_of_the_image_they_stand_for():
+    of = data(test=range(9), classes=3)
+    shade = lambda images: {"last": images.mean(axis=(1, 2, 3))[:, None]}  # noqa: E731
+    views = features.collect_views(of.test, 9, 4, 8, of.crops, shade, of.mesh)
+    assert views.shape == (8, 4, 1)  # whole batches of two images
+    expected = 60 * of.test.labels_at(features.sample(9, 8))["label"] + 9.5
+    np.testing.assert_allclose(views[..., 0], expected[:, None] * np.ones(4), atol=3)
 
 
 def test_classes_only_in_the_test_split_are_refused():

@@ -21,7 +21,7 @@ from ijepa_jax.data.sources import DataError, Source, Subset
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
-from ijepa_jax.sharding import all_rows, batch_sharding, place_batch, place_rows
+from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
 
 _CACHE_VERSION = 1  # of what features are computed of given weights and images
 
@@ -119,28 +119,12 @@ class Bench:
         self.display.stop()
 
     def views(self, subject: Subject, images: int, views: int, seed: int) -> np.ndarray:
-        """Features [n, views, D] of random crops of test images: LiDAR's surrogate classes. `images` is rounded down.
-
-        An image that cannot be read is left out.
-        """
-        each = -(-max(1, self.settings.data.batch_size // views) // self.mesh.size) * self.mesh.size  # images a batch
-        count = min(images, len(self.test)) // each * each
-        if count < 2:
-            raise DataError(f"LiDAR needs more test images than {len(self.test)}: at least {max(2, each)}")
-        rows = np.repeat(features_lib.sample(len(self.test), count), views)
-        source, found, whole = Subset(self.test, rows), None, np.ones(count, bool)
-        extract = self.extract(subject, ("last",))
-        self.display.start("views", len(rows))
-        for step, batch in enumerate(self._stream(source, each * views, count // each, seed)):
-            position = np.where(batch["bad"] < 0, batch["source"], batch["bad"])
-            features = extract(batch["image"])["last"]
-            given = all_rows({"position": position.astype(np.int32), "bad": batch["bad"].astype(np.int32)}, self.mesh)
-            found = np.zeros((len(rows), features.shape[1]), np.float32) if found is None else found
-            found[given["position"]] = features
-            whole[given["position"][given["bad"] >= 0] // views] = False
-            self.display.update((step + 1) * each * views)
-        self.display.stop()
-        return found.reshape(count, views, -1)[whole]
+        """Features [n, views, D] of random crops of test images: LiDAR's surrogate classes."""
+        return features_lib.collect_views(
+            self.test, images, views, self.settings.data.batch_size,
+            lambda source, batch_size, steps: self._stream(source, batch_size, steps, seed),
+            self.extract(subject, ("last",)), self.mesh,
+        )  # fmt: skip
 
     def training_images(self, batch_size: int, steps: int, seed: int, augment: Any = None) -> Iterator[dict[str, jax.Array]]:
         """Randomly cropped training batches on the devices: `image`, and `label` [B] by task."""

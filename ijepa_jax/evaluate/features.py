@@ -1,6 +1,6 @@
 """Frozen features of images: representations of an encoder, or raw pixels, collected over a data set."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from ijepa_jax.data.images import resize
-from ijepa_jax.data.sources import DataError
+from ijepa_jax.data.sources import DataError, Source, Subset
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.sharding import all_rows, place_batch, replicated
 
@@ -17,6 +17,7 @@ PIXEL_SIZE = (32, 32)
 
 Batch = dict[str, np.ndarray]
 Features = dict[str, np.ndarray]  # by kind, see `Encoder.represent`
+Crops = Callable[[Source, int, int], Iterator[Batch]]  # (source, batch size, steps) -> training batches, one epoch
 Extract = Callable[[np.ndarray], Features]  # this process's images uint8 [b, H, W, C] -> features of all processes' images
 
 
@@ -69,6 +70,31 @@ def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Fea
     order = np.argsort(np.concatenate(indices), kind="stable")
     joined = {kind: np.concatenate([part[kind] for part in parts])[order] for kind in parts[0]}
     return joined, np.concatenate(indices)[order].astype(np.int64)
+
+
+def collect_views(
+    source: Source, images: int, views: int, batch_size: int, crops: Crops, extract: Extract, mesh: Mesh
+) -> np.ndarray:
+    """Features [n, views, D] of random crops of images of a source, spread evenly over it.
+
+    `n` is `images`, or as many as there are, rounded down to what makes whole batches of about `batch_size` crops. An image
+    that cannot be read is left out. Raises DataError where there are not two.
+    """
+    count = min(images, len(source))
+    each = max(1, min(batch_size // views, count) // mesh.size) * mesh.size  # images a batch
+    count = count // each * each
+    if count < 2:
+        raise DataError(f"LiDAR needs two images, and one for each of {mesh.size} devices: there are {len(source)}")
+    rows = np.repeat(sample(len(source), count), views)
+    found, whole = None, np.ones(count, bool)
+    for batch in crops(Subset(source, rows), each * views, count // each):
+        features = extract(batch["image"])["last"]
+        position = np.where(batch["bad"] < 0, batch["source"], batch["bad"])  # what should have been shown
+        given = all_rows({"position": position.astype(np.int32), "bad": batch["bad"].astype(np.int32)}, mesh)
+        found = np.zeros((len(rows), features.shape[1]), np.float32) if found is None else found
+        found[given["position"]] = features
+        whole[given["position"][given["bad"] >= 0] // views] = False
+    return found.reshape(count, views, -1)[whole]
 
 
 def sample(count: int, wanted: int) -> np.ndarray:

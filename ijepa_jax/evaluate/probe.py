@@ -18,17 +18,25 @@ class ProbeData:
     train: Source
     test: Source
     batches: Callable[[Source, np.ndarray], Iterator[features_lib.Batch]]  # of the examples at some indices
+    crops: features_lib.Crops
     mesh: Mesh
     train_images: int
     test_images: int
     knn_k: int
     knn_temperature: float
+    lidar_images: int  # 0: no LiDAR
+    lidar_views: int
 
     def measure(self, extract: features_lib.Extract) -> dict[str, float]:
-        """Probe results: linear/TASK and knn/TASK in per cent, rankme and feature_std of the test features."""
+        """Probe results: linear/TASK and knn/TASK in per cent; rankme, feature_std and lidar of test images."""
         train, train_rows = self._features(self.train, self.train_images, extract)
         test, test_rows = self._features(self.test, self.test_images, extract)
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
+        count = min(self.lidar_images, len(self.test))
+        if count >= max(2, self.mesh.size):
+            crops = count * self.lidar_views  # one batch of them
+            views = features_lib.collect_views(self.test, count, self.lidar_views, crops, self.crops, extract, self.mesh)
+            results["lidar"] = rank.lidar(views)
         basis = logistic.prepare(train)
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
         for task in tasks(self.train, self.test):
@@ -86,6 +94,8 @@ def compare(ijepa: dict[str, float], random_init: dict[str, float], pixels: dict
     else:
         probes = tables["linear"]
     measures = {
-        name: {column: r[name] for column, r in columns.items() if column != "pixels"} for name in ("rankme", "feature_std")
+        name: {column: r[name] for column, r in columns.items() if column != "pixels"}
+        for name in ("rankme", "feature_std", "lidar")
+        if name in ijepa
     }
     return {"probes": probes, "knn": tables["knn"], **measures}

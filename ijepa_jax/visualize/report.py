@@ -26,9 +26,9 @@ def write_report(directory, report: dict) -> None:
 
     Args:
       directory: where to, made if missing; local or cloud storage. Pictures are expected there too.
-      report: `probes` (per cent: {task: {ijepa, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme` and
-        `feature_std` ({ijepa, random_init}), `seconds`, `images_per_s`, `steps`, `params_digest`, `compilations`, `command`,
-        `data`, `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`).
+      report: `probes` (per cent: {task: {ijepa, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme`, `lidar`
+        and `feature_std` ({ijepa, random_init}), `seconds`, `images_per_s`, `steps`, `params_digest`, `compilations`,
+        `command`, `data`, `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`).
         NaN and infinity become null in the JSON, which has no word for them, and a dash in the page.
     """
     directory, report = epath.Path(directory), _plain(report)
@@ -109,7 +109,7 @@ def _probe_section(report: dict, key: str) -> str:
 
 
 def _collapse_table(report: dict) -> str:
-    names = {"rankme": "RankMe (effective rank)", "feature_std": "feature std"}
+    names = {"rankme": "RankMe (effective rank)", "lidar": "LiDAR", "feature_std": "feature std"}
     rows = []
     for key, name in names.items():
         if report.get(key):
