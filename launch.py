@@ -19,12 +19,13 @@ import os
 import platform
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 USAGE = {
     "pretrain": (
         "usage: python launch.py [pretrain] [--config FILE] [--workdir DIR] [--mesh data=8,fsdp=4] [--config.KEY=VALUE ...] "
-        "[--coordinator HOST:PORT --num_processes N --process_id I]"
+        "[--coordinator HOST:PORT --num_processes N --process_id I] [--stopped_code 0]"
     ),
     "evaluate": (
         "usage: python launch.py evaluate --config configs/evaluate/PROTOCOL.py --checkpoint DIR [--out DIR] "
@@ -40,6 +41,12 @@ USAGE = {
     ),
     "plan": "usage: python launch.py plan --config FILE --topology v5e:16x16 [--mesh data=64,fsdp=4] [--config.KEY=VALUE ...]",
 }
+PRETRAIN_HELP = """
+    --config        the run's settings: see configs/
+    --workdir       where the run lives, by default runs/NAME; the same command continues it
+    --mesh          sizes of the device mesh; -1: what is left
+    --stopped_code  exit code of a run that was asked to stop and has saved: not 0 for schedulers that start again what fails
+"""
 PREPARE_HELP = """
     --from              what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes
     --out               where to: a new folder, local or gs:// or s3://; the same command continues what was stopped
@@ -65,7 +72,13 @@ FEATURES_HELP = """
     --kind        last (pooled), last4 (of the last four blocks), patches, or layers (every block, pooled)
     --split       train, test or all
 """
-HELP = {"prepare": PREPARE_HELP, "plan": PLAN_HELP, "evaluate": EVALUATE_HELP, "features": FEATURES_HELP}
+HELP = {
+    "pretrain": PRETRAIN_HELP,
+    "prepare": PREPARE_HELP,
+    "plan": PLAN_HELP,
+    "evaluate": EVALUATE_HELP,
+    "features": FEATURES_HELP,
+}
 
 
 class UsageError(ValueError):
@@ -96,11 +109,11 @@ def fail(message: str) -> int:
 def pretrain(arguments: list[str]) -> int:
     """Pretrains or continues a run, and prints its table of probes."""
     try:
-        config, workdir, cluster = read_flags(arguments)
+        config, workdir, stopped_code, cluster = read_flags(arguments)
     except UsageError as error:
         return fail(str(error))
 
-    def run() -> None:
+    def run() -> int:
         from ijepa_jax import processes, train
 
         try:
@@ -108,6 +121,8 @@ def pretrain(arguments: list[str]) -> int:
         except train.Stopped as stopped:
             if processes.is_first():
                 print(stopped, flush=True)
+            return stopped_code
+        return 0
 
     return compute(run, cluster, arguments)
 
@@ -164,9 +179,11 @@ def compute(run, cluster: tuple, arguments: list[str]) -> int:
 
     try:
         processes.start(*cluster)
-        run()
-    except (ValueError, OSError, RuntimeError) as error:
-        if "--debug" in arguments:
+        return run() or 0
+    except BaseException as error:
+        if "--debug" in arguments or not isinstance(error, (ValueError, OSError, RuntimeError)):
+            traceback.print_exc()
+            processes.leave_others(1)
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         named = (ValueError, OSError, CheckpointError, train.Diverged, train.OutOfMemory, processes.ProcessLost)
@@ -175,7 +192,6 @@ def compute(run, cluster: tuple, arguments: list[str]) -> int:
         code = fail(processes.named(message))
         processes.leave_others(code)
         return code
-    return 0
 
 
 def command_line() -> str:
@@ -231,14 +247,15 @@ COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "features": features, "p
 
 
 def read_flags(arguments: list[str]):
-    """The settings, the workdir and the place among processes that a command line asks for; raises UsageError."""
+    """The settings, the workdir, the exit code of a stopped run and the place among processes; raises UsageError."""
     from absl import flags
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    flags.DEFINE_integer("stopped_code", 0, "Exit code of a run that was asked to stop.", 0, 255, flag_values=values)
     define_cluster(values)
     settings, file = read_settings(arguments, values, "pretrain")
-    return settings, values.workdir or str(Path("runs", Path(file).stem)), cluster_of(values)
+    return settings, values.workdir or str(Path("runs", Path(file).stem)), values.stopped_code, cluster_of(values)
 
 
 def read_evaluate_flags(arguments: list[str]):

@@ -103,12 +103,8 @@ class Checkpoints:
             log(f"checkpoint {unfinished} was never finished: ignored")
         problems = []
         for step in reversed(self.steps()):
-            restored, problem = None, "another process cannot read it"
-            try:
-                restored = self.restore_step(step, shapes)
-            except Exception as error:
-                problem = _first_line(error)
-            if processes.all_succeeded(restored is not None):
+            restored, problem = self._try(step, shapes)
+            if restored is not None:
                 return restored
             problems.append(f"checkpoint {step} in {self.folder} is damaged ({problem})")
             log(f"{problems[-1]}: trying the one before it")
@@ -116,13 +112,28 @@ class Checkpoints:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
 
-    def restore_step(self, step: int, shapes: State) -> Restored:
-        """The checkpoint of one step, verified against the fingerprint taken when it was saved."""
-        notes = self._notes(step)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
+    def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
+        """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""
+        notes, state, problem = None, None, "another process cannot read it"
+        for _ in range(2):  # what a store fails to answer once is not damaged
+            try:
+                notes, state = self._notes(step), self._state(step, shapes)
+                break
+            except (PermissionError, MemoryError) as error:
+                raise CheckpointError(f"cannot read checkpoint {step} in {self.folder}: {_first_line(error)}") from error
+            except Exception as error:
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    raise
+                problem = _first_line(error)
+        # the fingerprint is a program of all processes: none may start it unless all will
+        if not processes.all_succeeded(state is not None):
+            return None, problem
         if fingerprint(state) != notes["fingerprint"]:
-            raise CheckpointError("its contents are not what was saved")
-        return Restored(state, notes["settings"], step)
+            return None, "its contents are not what was saved"
+        return Restored(state, notes["settings"], step), ""
+
+    def _state(self, step: int, shapes: State) -> State:
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
 
     def set_aside(self, after: int) -> None:
         """Renames damaged checkpoints newer than step `after`, so that their steps can be saved again."""
@@ -148,6 +159,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if processes.lost(error):
+                raise
             raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {_first_line(error)}") from error
 
     def _notes(self, step: int) -> dict[str, Any]:

@@ -145,6 +145,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"{key} {flat[key]} must be positive")
     if model.attention not in IMPLEMENTATIONS:
         raise ValueError(f"model.attention {model.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
+    if optim.moment_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"optim.moment_dtype {optim.moment_dtype!r} must be 'float32' or 'bfloat16'")
     if model.remat not in REMAT:
         raise ValueError(f"model.remat {model.remat!r} must be one of {', '.join(REMAT)}")
     if bool(optim.epochs) == bool(optim.steps):

@@ -196,7 +196,9 @@ def suggest(result: dict[str, Any], state_gib: float, gradient_gib: float) -> li
         "more_fsdp": {k: f"--mesh data={data // k},fsdp={fsdp * k}" for k in powers if data % k == 0},
         "more_chips": {k: f"{result['chips'] * k} chips" for k in powers if rows % k == 0},
     }
-    found = [] if result["remat"] == "full" else ["--config.model.remat=full (recomputes activations: far fewer temporaries)"]
+    found = []
+    if result["remat"] != "full" and state_gib + gradient_gib < _ROOM * result["chip_gib"]:
+        found.append("--config.model.remat=full (recomputes activations: far fewer temporaries)")
     for what, changes in choices.items():
         sizes = {change: needed(**{what: factor}) for factor, change in changes.items()}
         smallest = next((change for change, gib in sizes.items() if gib <= _ROOM * result["chip_gib"]), None)

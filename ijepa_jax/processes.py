@@ -29,6 +29,15 @@ class ProcessLost(RuntimeError):
     """Another process of the run is gone; what was saved last is good."""
 
 
+# What the messages of a broken connection hold: gloo's, NCCL's and the coordination service's.
+_LOST = ("onnection", "Gloo", "NCCL", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Socket", "peer")
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    return jax.process_count() > 1 and any(sign in str(error) for sign in _LOST)
+
+
 def start(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
     """Connects the processes of a run; must come before anything else that uses JAX's devices.
 

@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, the placement of batches, and the sharding of the training state."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,8 +64,12 @@ def all_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
     """All processes' rows of a batch, from this process's; all must call this. They come in `place_batch`'s order."""
     if jax.process_count() == 1:
         return batch
-    gather = jax.jit(lambda placed: placed, out_shardings=replicated(mesh))
-    return jax.device_get(gather(place_batch(batch, mesh)))
+    return jax.device_get(_gather(mesh)(place_batch(batch, mesh)))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable:
+    return jax.jit(lambda placed: placed, out_shardings=replicated(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

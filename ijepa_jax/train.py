@@ -22,7 +22,7 @@ from ijepa_jax import build, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.console import Display
-from ijepa_jax.data.sources import Source
+from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
@@ -30,10 +30,6 @@ from ijepa_jax.step import State
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
 from ijepa_jax.workdir import claim
-
-# What the messages of a broken connection hold: gloo's, NCCL's and the coordination service's.
-_LOST = ("onnection", "Gloo", "NCCL", "heartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Socket", "peer")
-
 
 _SLOW = 0.05  # share of its time that a process waits for its input, past which it is named
 
@@ -89,7 +85,7 @@ def _pretrain(
         with stop_requests(several_processes=jax.process_count() > 1) as requests:
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
-            return _finish(run, state, start_step, command, started)
+        return _finish(run, state, start_step, command, started)  # all is saved: a signal may end this
     finally:
         display.stop()
         _end_trace(run)
@@ -104,12 +100,12 @@ def _lost_processes_named() -> Iterator[None]:
     """Makes one line of what JAX raises when another process is gone, or when a device's memory does not suffice."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # gathering through gloo raises ValueError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "RESOURCE_EXHAUSTED" in reason:
             advice = "try model.remat=full, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
             raise OutOfMemory(f"not enough device memory: {advice} ({reason})") from error
-        if jax.process_count() == 1 or not any(sign in str(error) for sign in _LOST):
+        if isinstance(error, DataError | processes.Disagreement) or not processes.lost(error):
             raise
         raise processes.ProcessLost(
             f"another process of the run is gone; start all of them again by the same command, which continues from the last "
@@ -329,7 +325,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "compilations": run.compilations,
         "params_digest": params_digest(state),
         "best_step": run.checkpoints.best_step(),
-        "bad_images": len(run.bad.names),
+        "bad_images": sum(processes.gather_objects(len(run.bad.names))),
         **compared,
         "data": run.config.data.name,
         "command": command,
@@ -355,8 +351,12 @@ def params_digest(state: State) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and the libraries that results depend on."""
-    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "Pillow", "simplejpeg")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
+    libraries = (
+        "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "Pillow", "simplejpeg",
+        "opencv-python-headless", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin",
+    )  # fmt: skip
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions() if distribution.name}
+    return {"python": platform.python_version(), **{name: installed[name] for name in libraries if name in installed}}
 
 
 def environment() -> dict[str, Any]:

@@ -47,9 +47,13 @@ def owner(workdir: epath.Path) -> str:
 
 
 def _take_over(workdir: epath.Path) -> Callable[[], None]:
-    token = uuid.uuid4().hex
+    token = processes.gather_objects(uuid.uuid4().hex)[0]
     if processes.is_first():
         (workdir / _OWNER).write_text(token)
+    processes.wait_for_all("workdir claimed")
+    blind = [place for place, seen in processes.gather_objects([processes.place(), owner(workdir) == token]) if not seen]
+    if blind:
+        raise ValueError(f"{', '.join(blind)} does not see the workdir {workdir} of process 0: give one that all processes see")
 
     def check() -> None:
         mine = not processes.is_first() or owner(workdir) == token

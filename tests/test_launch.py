@@ -48,7 +48,7 @@ def digest(workdir: Path) -> str:
         (["--config.optim.peak_lr=high"], "error: flag --config.optim.peak_lr=high: could not convert string to float: 'high"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
-        (["pretian"], "error: unknown command 'pretian': there is pretrain, prepare, plan."),
+        (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, prepare, plan."),
         (["prepare"], "error: --from is missing. usage: python launch.py prepare --from NAME --out DIR"),
         (["prepare", "--from=folder:x"], "error: --out is missing. usage: "),
         (["prepare", "--from", "x", "--out", "y"], "error: no data named 'x': use one of "),
@@ -205,8 +205,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     rng, kills = random.Random(0), 0
     while not (tmp_path / "killed" / "report" / "report.json").exists() and kills < 20:
         process = start(*arguments, f"--workdir={tmp_path}/killed")
-        wait_for_step(tmp_path / "killed", 30 * (kills + 1), process)
-        time.sleep(rng.random() * 0.2)
+        if kills % 2:  # at any moment: while it starts, restores, trains or saves
+            time.sleep(10 * rng.random())
+        else:
+            wait_for_step(tmp_path / "killed", 30 * (kills + 1), process)
+            time.sleep(rng.random() * 0.2)
         process.kill()
         process.communicate(timeout=120)
         kills += 1

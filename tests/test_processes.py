@@ -30,7 +30,14 @@ class Cluster:
     """Processes of one command, by default a small run's, each with some simulated CPU devices."""
 
     def __init__(
-        self, workdir: pathlib.Path, count: int, devices: int, *arguments: str, differing: tuple = (), task: tuple = ()
+        self,
+        workdir: pathlib.Path,
+        count: int,
+        devices: int,
+        *arguments: str,
+        differing: tuple = (),
+        task: tuple = (),
+        folders: tuple = (),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -42,10 +49,12 @@ class Cluster:
             command = [sys.executable, ROOT / "launch.py", *task, *arguments, *(differing if i == count - 1 else ())]
             if count > 1:
                 command += ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(i)]
+            folder = folders[i] if folders else ROOT
+            folder.mkdir(exist_ok=True)
             self.logs.append(workdir.parent / f"{workdir.name}.{count}x{devices}.{i}.log")
             with self.logs[-1].open("w") as log:
                 self.processes.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
                 )
 
     def log(self, i: int = 0) -> str:
@@ -128,6 +137,36 @@ def test_stopped_by_one_and_continued_by_other_numbers_of_processes(tmp_path):
 
 def _leaves(tree) -> list[np.ndarray]:
     return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [np.asarray(tree)]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_set_aside_by_all(tmp_path):
+    """With weights split over two processes, one of whose parts of the newest checkpoint is damaged."""
+    split = ("--mesh", "data=1,fsdp=2", "--config.model.width=256", "--config.checkpoint.every=10")
+    cluster = Cluster(tmp_path / "run", 2, 1, "--config.optim.steps=20", *split)
+    assert cluster.wait() == [0, 0], cluster.log() + cluster.log(1)
+    (tmp_path / "run" / "report" / "report.json").unlink()
+    largest = max((tmp_path / "run/checkpoints/20/state/ocdbt.process_1/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[100_000:400_000] = bytes(300_000)
+    largest.write_bytes(data)
+    cluster = Cluster(tmp_path / "run", 2, 1, "--config.optim.steps=20", *split)
+    assert cluster.wait() == [0, 0], cluster.log() + cluster.log(1)
+    assert (
+        "checkpoint 20 in" in cluster.log()
+        and "is damaged" in cluster.log()
+        and "continuing from checkpoint 10" in cluster.log()
+    )
+    assert (tmp_path / "run" / "checkpoints" / "damaged-20").is_dir()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_not_all_processes_see_is_refused(tmp_path):
+    task = ("pretrain", "--config", ROOT / "configs/tiny.py", "--workdir", "runs/mine", *SMALL)
+    cluster = Cluster(tmp_path / "run", 2, 1, task=task, folders=(tmp_path / "a", tmp_path / "b"))
+    assert cluster.wait() == [1, 1]
+    for i in range(2):
+        assert "does not see the workdir" in cluster.log(i) and "process 1 on" in cluster.log(i), cluster.log(i)
 
 
 @pytest.mark.slow
