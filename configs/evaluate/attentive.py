@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_images = 2000
     config.data.test_images = 2000
     config.attentive.augment = False
-    config.attentive.epochs = 10
-    config.attentive.batch_size = 128
+    config.attentive.epochs = 12
+    config.attentive.batch_size = 64
+    config.attentive.learning_rate = 3e-3
     return config

@@ -18,8 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.test_images = 2000
     config.linear.augment = False
     config.linear.select = "held_out"
-    config.linear.epochs = 50
-    config.linear.decay_every = 15
+    config.linear.epochs = 100
+    config.linear.decay_every = 40
     config.linear.batch_size = 256
-    config.linear.learning_rates = (3.0, 1.0, 0.3)
+    config.linear.learning_rates = (30.0, 10.0, 3.0)
     return config
