@@ -167,15 +167,20 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
 
 
-def restore_encoder(path: str) -> tuple[Any, dict[str, Any], int]:
-    """The target encoder's parameters (NumPy) of the best or else newest checkpoint of a workdir, its settings and step."""
+def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:
+    """The target encoder's parameters (NumPy) of a workdir's checkpoint, its settings and step.
+
+    `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest. Raises CheckpointError.
+    """
     if not (epath.Path(path) / "checkpoints").is_dir():
         raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'")
     checkpoints = Checkpoints(path, read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise CheckpointError(f"{path} holds no finished checkpoint")
-    step = checkpoints.best_step() or steps[-1]
+    step = {0: checkpoints.best_step() or steps[-1], -1: steps[-1]}.get(step, step)
+    if step not in steps:
+        raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
     item = epath.Path(path) / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(item).item_metadata.tree["target"]

@@ -73,14 +73,14 @@ def _gradients(method: Method, state: State, batch: Batch, key: jax.Array, accum
         share = method.weight(part) / total
         return jax.tree.map(lambda total, x: total + share * x, carry, (loss, metrics, gradients)), None
 
-    parts = jax.tree.map(partial(_interleaved_parts, accumulation), batch)
+    parts = jax.tree.map(partial(interleaved_parts, accumulation), batch)
     part_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
     (loss, metrics), gradients = jax.eval_shape(gradient, state.params, state.target, part_shapes, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, metrics, gradients))
     return jax.lax.scan(add_part, zeros, (parts, jnp.arange(accumulation)))[0]
 
 
-def _interleaved_parts(parts: int, x: jax.Array) -> jax.Array:
+def interleaved_parts(parts: int, x: jax.Array) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...]; part i takes every `parts`-th row, so that no row changes its device."""
     if x.shape[0] % parts:
         raise ValueError(f"a batch of {x.shape[0]} does not divide into {parts} parts for gradient accumulation")

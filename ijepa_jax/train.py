@@ -276,12 +276,13 @@ def _random_encoder(run: Run) -> Any:
 
 def _probe_baselines(run: Run) -> None:
     """Probes a random encoder and raw pixels on the sample that probes during training use."""
-    data = _probe_data(run, during=True)
+    begun, data = time.monotonic(), _probe_data(run, during=True)
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     pixels = data.measure(features.pixels(run.mesh))
     if run.writer:
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
+    run.probed += time.monotonic() - begun
     run.display.log(f"probes of a random encoder: {_one_line(random_init)}")
     run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
 

@@ -61,7 +61,8 @@ def position_table(width: int, grid: tuple[int, int], trained_grid: tuple[int, i
         raise ValueError(f"width {width} must be a multiple of 4 for 2-D sine-cosine positions")
     if trained_grid is not None and tuple(trained_grid) != tuple(grid):
         table = position_table(width, trained_grid).reshape(*trained_grid, width)
-        return np.asarray(jax.image.resize(table, (*grid, width), "bicubic", antialias=False)).reshape(-1, width)
+        with jax.ensure_compile_time_eval():  # a constant, also where the encoder is being traced
+            return np.asarray(jax.image.resize(table, (*grid, width), "bicubic", antialias=False)).reshape(-1, width)
     omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
     row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     angles = [position.reshape(-1, 1) * omega for position in (column, row)]

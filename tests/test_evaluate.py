@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ QUIET = Display(quiet=True)
 def workdir(tmp_path_factory):
     """A run of twelve steps."""
     place = tmp_path_factory.mktemp("run")
-    train.pretrain(small.config(), place)
+    train.pretrain(small.config(checkpoint__keep=5), place)
     return place
 
 
@@ -122,6 +123,9 @@ def test_features_are_kept_by_weights_data_and_preparation(workdir, tmp_path):
     assert kept() == kept(knn__k=3) == 0
     assert kept(data__crop=0.5) == 6 and kept(seed=1, baselines=True) == 2  # another random encoder
     assert kept(data__train_images=63) == 3 and kept(cache=False, data__test_images=31) == 0
+    for path in copy.glob("features/*.npz"):
+        path.write_bytes(path.read_bytes()[:500])
+    assert evaluate(copy, "knn", out=tmp_path)["tasks"] == evaluate(workdir, "knn", out=tmp_path)["tasks"]
 
 
 def test_every_test_image_is_counted_once_whatever_the_batch(workdir, tmp_path):
@@ -152,13 +156,16 @@ def arrays(folder, **changes):
         ({"test_labels": None}, "knn needs labels, and the test images have none"),
         ({"test_labels": np.arange(64) % 5}, "1 more classes in the test split"),
         ({"train_labels": np.zeros(64, int), "test_labels": np.zeros(64, int)}, "needs two classes or more"),
+        ({"train_labels": 2 * (np.arange(64) % 3)}, r"no training image is of the classes \[1, 3\] of the test images"),
+        ({"test_labels": np.full(64, -1)}, "test labels run from -1 to -1, outside 0 .. 3"),
+        ({"train_labels": np.arange(64) % 5 - 1}, "train labels run from -1 to 3"),
         ({"test_images": None, "test_labels": None}, "for the test split expected test_images"),
     ],
 )
 def test_labels_that_do_not_do_are_refused(workdir, tmp_path, changes, message):
     name = arrays(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
-        evaluate(workdir, "knn", out=tmp_path, data__name=name, data__train_images=32)
+        evaluate(workdir, "knn", out=tmp_path, data__name=name, data__train_images=0, data__test_images=0)
 
 
 def test_unreadable_images_are_left_out_and_told(workdir, tmp_path):
@@ -176,23 +183,55 @@ def test_unreadable_images_are_left_out_and_told(workdir, tmp_path):
     with pytest.raises(DataError, match="unreadable, more than data.max_bad_fraction"):
         evaluate(copy, "knn", data__name=f"folder:{tmp_path}/data", data__test_images=0)
     result = evaluate(copy, "knn", data__name=f"folder:{tmp_path}/data", data__test_images=0, data__max_bad_fraction=0.1)
-    assert result["bad_images"] == 1 and result["accuracy"] == 100
+    assert result["bad_images"] == 1 and result["test_images"] == 39 and result["accuracy"] == 100
+    with pytest.raises(DataError, match="1 of 40 test images are unreadable"):  # kept features are no way around it
+        evaluate(copy, "knn", data__name=f"folder:{tmp_path}/data", data__test_images=0)
 
 
 def test_a_collapsed_encoder_is_at_chance_without_nan(workdir, tmp_path, monkeypatch):
     restore = suite.checkpoint.restore_encoder
 
-    def collapsed(path):
-        import jax
-
-        weights, run, step = restore(path)
+    def collapsed(*given):
+        weights, run, step = restore(*given)
         return jax.tree.map(np.zeros_like, weights), run, step
 
     monkeypatch.setattr(suite.checkpoint, "restore_encoder", collapsed)
-    for name in ("knn", "lowshot", "linear", "attentive", "rank"):
+    for name in ("knn", "lowshot", "linear", "attentive", "rank", "dense", "finetune"):
         result = evaluate(workdir, name, out=tmp_path, baselines=False)
         assert "NaN" not in json.dumps(result)
-        assert result["rankme"] == pytest.approx(1, abs=0.01) if name == "rank" else result["accuracy"] < 50
+        if name != "dense":  # where most patches are ground
+            assert result["rankme"] == pytest.approx(1, abs=0.01) if name == "rank" else result["accuracy"] < 50
+
+
+def test_a_diverged_encoder_is_refused(workdir, tmp_path, monkeypatch):
+    restore = suite.checkpoint.restore_encoder
+    broken = lambda *given: (jax.tree.map(lambda leaf: leaf * np.nan, restore(*given)[0]), *restore(*given)[1:])  # noqa: E731
+    monkeypatch.setattr(suite.checkpoint, "restore_encoder", broken)
+    for name in ("knn", "linear", "attentive", "dense", "finetune"):
+        with pytest.raises(ValueError, match="NaN or infinite values: the encoder has diverged"):
+            evaluate(workdir, name, out=tmp_path, baselines=False)
+
+
+def test_seeds_of_finetuning_start_from_the_same_weights(workdir, tmp_path):
+    both = evaluate(workdir, "finetune", out=tmp_path, seeds=2)
+    second = evaluate(workdir, "finetune", out=tmp_path, seed=1)
+    assert both["seeds"][1] == pytest.approx(second["accuracy"], abs=0.01)
+
+
+def test_a_large_batch_is_encoded_in_parts(workdir, tmp_path):
+    changes = {"linear__augment": True, "linear__select": "test", "linear__batch_size": 64, "baselines": False}
+    whole = evaluate(workdir, "linear", out=tmp_path, **changes, data__batch_size=64)
+    parts = evaluate(workdir, "linear", out=tmp_path, **changes, data__batch_size=7)
+    assert parts["accuracy"] == pytest.approx(whole["accuracy"], abs=2)
+
+
+def test_other_image_sizes_and_steps(workdir, tmp_path):
+    assert evaluate(workdir, "knn", out=tmp_path, data__image_size=48)["image_size"] == [48, 48]
+    with pytest.raises(ValueError, match="segmentation needs data.crop 1.0"):
+        evaluate(workdir, "dense", out=tmp_path, data__crop=0.875)
+    assert evaluate(workdir, "knn", out=tmp_path, step=4, baselines=False)["step"] == 4
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 5: it has"):
+        evaluate(workdir, "knn", out=tmp_path, step=5)
 
 
 def test_what_is_no_checkpoint_or_another_architecture_is_refused(workdir, tmp_path, monkeypatch):
@@ -200,8 +239,8 @@ def test_what_is_no_checkpoint_or_another_architecture_is_refused(workdir, tmp_p
         evaluate(tmp_path, "knn")
     restore = suite.checkpoint.restore_encoder
 
-    def other(path):
-        weights, run, step = restore(path)
+    def other(*given):
+        weights, run, step = restore(*given)
         return weights, run | {"model": {**run["model"], "width": 48}}, step
 
     monkeypatch.setattr(suite.checkpoint, "restore_encoder", other)

@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = settings.default("segmentation")
     config.data.train_images = 4000
     config.data.test_images = 2000
+    config.data.crop = 1.0
     return config

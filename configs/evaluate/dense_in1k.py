@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The settings of this evaluation."""
     config = settings.default("linear")
     config.data.name = "tfds:clevr"
+    config.data.crop = 1.0
     config.augment.crop_scale = (1.0, 1.0)
     config.augment.crop_aspect = (1.0, 1.0)
     return config

@@ -1,10 +1,14 @@
 """What a protocol is given: an encoder, labelled images to learn from and to be tested on, and their features."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import io
 import json
+import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +26,7 @@ from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
 from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
+from ijepa_jax.step import interleaved_parts
 
 _CACHE_VERSION = 1  # of what features are computed of given weights and images
 
@@ -60,6 +65,7 @@ class Bench:
     display: Display
     bad: BadImages
     cache: epath.Path | None
+    unreadable: dict[str, int] = dataclasses.field(default_factory=dict)  # images, by split
 
     @property
     def train(self) -> Subset:
@@ -69,20 +75,24 @@ class Bench:
     def test(self) -> Subset:
         return self.splits["test"]
 
-    def features(self, subject: Subject, kinds: Sequence[str], split: str) -> tuple[features_lib.Features, np.ndarray]:
-        """Features [N, ...] of the readable images of a split by kind, and these images' rows int64 [N].
+    def features(
+        self, subject: Subject, kinds: Sequence[str], split: str, most: int | None = None
+    ) -> tuple[features_lib.Features, np.ndarray]:
+        """Features [N, ...] of the readable images of a split (`most` of them) by kind, and these images' rows int64 [N].
 
         Computed by all processes and devices together, and kept for the next time if there is a cache.
         """
-        source = self.splits[split]
-        path = self._cached(subject, kinds, source)
-        if path is not None and processes.all_succeeded(path.exists()):
-            with np.load(io.BytesIO(path.read_bytes())) as kept:
-                return {kind: kept[kind] for kind in kinds}, kept["rows"]
-        features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
-        if path is not None and processes.is_first():
-            _save(path, {**features, "rows": rows})
-        return features, rows
+        chosen = features_lib.sample(len(self.splits[split]), most or len(self.splits[split]))
+        source = Subset(self.splits[split], chosen)
+        path = self._cached(subject, kinds, split, len(chosen))
+        kept = _load(path, kinds) if path is not None else None
+        if not processes.all_succeeded(kept is not None):
+            features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
+            kept = features, chosen[rows]
+            if path is not None and processes.is_first():
+                _save(path, {**features, "rows": kept[1]})
+        self._account(split, len(chosen) - len(kept[1]), len(chosen))
+        return kept
 
     def extract(self, subject: Subject, kinds: Sequence[str]) -> features_lib.Extract:
         """What gives a subject's features of images."""
@@ -97,16 +107,39 @@ class Bench:
 
     def labelled(self, features: features_lib.Features, rows: np.ndarray, split: str, seed: int = 0) -> Split:
         """Likewise, of features that are there already, of the images at `rows`."""
-        labels = self.splits[split].labels_at(rows)
-        labels = {task: labels[task] for task in self.tasks}
+        labels = {task: values[rows] for task, values in self.labels(split).items()}
         if split == "train" and self.settings.data.fraction < 1:
-            chosen = share_of_classes(next(iter(labels.values())), self.settings.data.fraction, seed)
+            chosen = np.isin(rows, self.chosen(seed))
             features = {kind: values[chosen] for kind, values in features.items()}
             labels = {task: values[chosen] for task, values in labels.items()}
         for task, values in labels.items():
             if split == "train" and not np.ptp(values):
                 raise DataError(f"task {task!r}: the {len(values)} training images are all of one class: choose more of them")
         return Split(features, labels)
+
+    @functools.cache  # noqa: B019 - it lives as long as the evaluation
+    def labels(self, split: str) -> dict[str, np.ndarray]:
+        """Labels int64 [N] of all images of a split, by task; read once, as prepared data sets read a record for each.
+
+        Raises DataError for labels that are no class, and for classes that no training image has.
+        """
+        source = self.splits[split]
+        pieces = np.array_split(np.arange(len(source)), max(1, len(source) // 4096))
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            read = list(pool.map(source.labels_at, pieces))
+        found = {task: np.concatenate([part[task] for part in read]) for task in self.tasks}
+        for task, values in found.items():
+            if values.min() < 0 or values.max() >= self.tasks[task]:
+                reach = f"{values.min()} to {values.max()}, outside 0 .. {self.tasks[task] - 1}"
+                raise DataError(f"task {task!r}: {split} labels run from {reach}")
+            unknown = np.setdiff1d(values, self.labels("train")[task]) if split == "test" else ()
+            if len(unknown) and self.settings.data.train_images:
+                self.display.log(
+                    f"task {task!r}: no training image chosen is of the classes {unknown.tolist()} of the test images"
+                )
+            elif len(unknown):
+                raise DataError(f"task {task!r}: no training image is of the classes {unknown.tolist()} of the test images")
+        return found
 
     def batches(self, source: Source) -> Iterator[features_lib.Batch]:
         """Evaluation batches of all images of a source, with progress shown and unreadable images accounted for."""
@@ -119,28 +152,32 @@ class Bench:
         self.display.stop()
 
     def views(self, subject: Subject, images: int, views: int, seed: int) -> np.ndarray:
-        """Features [n, views, D] of random crops of test images: LiDAR's surrogate classes."""
+        """Features [n, views, D] of random crops of test images, as pretraining made them: LiDAR's surrogate classes."""
         return features_lib.collect_views(
             self.test, images, views, self.settings.data.batch_size,
-            lambda source, batch_size, steps: self._stream(source, batch_size, steps, seed),
+            lambda source, batch_size, steps: self._stream(source, batch_size, steps, seed, self.run.data),
             self.extract(subject, ("last",)), self.mesh,
         )  # fmt: skip
 
     def training_images(self, batch_size: int, steps: int, seed: int, augment: Any = None) -> Iterator[dict[str, jax.Array]]:
         """Randomly cropped training batches on the devices: `image`, and `label` [B] by task."""
-        source = self.training_source(seed)
-        for batch in self._stream(source, batch_size, steps, seed, augment):
-            labels = source.labels_at(batch["source"])
-            rows = {"image": batch["image"], **{task: labels[task].astype(np.int32) for task in self.tasks}}
-            yield place_batch(rows, self.mesh)
+        for batch in self._training_rows(batch_size, steps, seed, augment):
+            yield place_batch(batch, self.mesh)
+
+    def _training_rows(self, batch_size: int, steps: int, seed: int, augment: Any = None) -> Iterator[dict[str, np.ndarray]]:
+        """Likewise, this process's rows."""
+        chosen = self.chosen(seed)
+        labels = {task: values[chosen].astype(np.int32) for task, values in self.labels("train").items()}
+        for batch in self._stream(Subset(self.train, chosen), batch_size, steps, seed, self.settings.augment, augment):
+            yield {"image": batch["image"], **{task: values[batch["source"]] for task, values in labels.items()}}
 
     def _stream(
-        self, source: Source, batch_size: int, steps: int, seed: int, augment: Any = None
+        self, source: Source, batch_size: int, steps: int, seed: int, crops: ml_collections.ConfigDict, augment: Any = None
     ) -> Iterator[features_lib.Batch]:
-        """This process's rows of so many batches of random crops of a source."""
-        settings, run = self.settings.augment, self.run.copy_and_resolve_references()
+        """This process's rows of so many batches of random crops of a source, made as `crops` says."""
+        run = self.run.copy_and_resolve_references()
         run.seed, run.optim.batch_size = seed, batch_size
-        run.data.crop_scale, run.data.crop_aspect, run.data.flip = settings.crop_scale, settings.crop_aspect, settings.flip
+        run.data.crop_scale, run.data.crop_aspect, run.data.flip = crops.crop_scale, crops.crop_aspect, crops.flip
         index, count = jax.process_index(), jax.process_count()
         stream = build.train_batches(run, source, None, 0, index, count, augment=augment)
         try:
@@ -150,12 +187,11 @@ class Bench:
         finally:
             stream.close()
 
-    def training_source(self, seed: int) -> Source:
-        """The training images that `data.fraction` and the seed choose."""
+    def chosen(self, seed: int) -> np.ndarray:
+        """The rows of training images that `data.fraction` and the seed choose, of every class of the first task alike."""
         if self.settings.data.fraction == 1:
-            return self.train
-        labels = self.train.labels_at(np.arange(len(self.train)))[next(iter(self.tasks))]
-        return Subset(self.train, share_of_classes(labels, self.settings.data.fraction, seed))
+            return np.arange(len(self.train))
+        return share_of_classes(next(iter(self.labels("train").values())), self.settings.data.fraction, seed)
 
     def training_features(
         self, subject: Subject, kinds: Sequence[str], batch_size: int, steps: int, seed: int, train: Split | None
@@ -163,15 +199,40 @@ class Bench:
         """Training batches of features by kind and labels by task, on the devices: of `train`, or of newly cropped images."""
         if train is None:
             represent = jax.jit(
-                lambda params, images: self.encoder.represent(params, images, kinds), out_shardings=batch_sharding(self.mesh)
+                functools.partial(self._in_parts, tuple(kinds), batch_size), out_shardings=batch_sharding(self.mesh)
             )
-            for batch in self.training_images(batch_size, steps, seed):
-                yield {**represent(subject.params, batch.pop("image")), **batch}
+            for batch in self._training_rows(batch_size, steps, seed):
+                images = batch.pop("image")
+                if subject.params is None:
+                    yield place_batch(
+                        {**features_lib.pixel_features(images, self.encoder.network.patch, kinds), **batch}, self.mesh
+                    )
+                else:
+                    placed = place_batch({"image": images, **batch}, self.mesh)
+                    yield {**represent(subject.params, placed.pop("image")), **placed}
             return
         arrays = {**train.features, **{task: labels.astype(np.int32) for task, labels in train.labels.items()}}
         count = len(next(iter(arrays.values())))
         for rows in shuffled(count, batch_size, steps, seed):
             yield {name: place_rows(values[rows], self.mesh) for name, values in arrays.items()}
+
+    def _in_parts(self, kinds: tuple[str, ...], batch_size: int, params: Any, images: jax.Array) -> features_lib.Features:
+        """Represents a training batch about `data.batch_size` images at a time: a large one would not fit at once."""
+        rows = batch_size // self.mesh.size
+        wanted = -(-batch_size // self.settings.data.batch_size)
+        parts = next(count for count in range(min(wanted, rows), rows + 1) if rows % count == 0)
+        if parts == 1:
+            return self.encoder.represent(params, images, kinds)
+        split = interleaved_parts(parts, images)  # no row changes its device
+        found = jax.lax.map(lambda part: self.encoder.represent(params, part, kinds), split)
+        return {kind: values.swapaxes(0, 1).reshape(batch_size, *values.shape[2:]) for kind, values in found.items()}
+
+    def _account(self, split: str, unreadable: int, count: int) -> None:
+        """Keeps the number of unreadable images of a split; too many stop the evaluation, also where features were kept."""
+        self.unreadable[split] = max(unreadable, self.unreadable.get(split, 0))
+        limit = self.run.data.max_bad_fraction
+        if unreadable > limit * count:
+            raise DataError(f"{unreadable} of {count} {split} images are unreadable, more than data.max_bad_fraction {limit:g}")
 
     def batch_size(self, wanted: int, count: int) -> int:
         """As many images as `wanted`, or as there are, that divide among the devices."""
@@ -184,7 +245,11 @@ class Bench:
     def _extractor(self, kinds: tuple[str, ...]):
         return features_lib.extractor(self.encoder, self.mesh, kinds)
 
-    def _cached(self, subject: Subject, kinds: Sequence[str], source: Subset) -> epath.Path | None:
+    @functools.cache  # noqa: B019 - it lives as long as the evaluation
+    def _fingerprint(self, split: str) -> str:
+        return self.splits[split].fingerprint()
+
+    def _cached(self, subject: Subject, kinds: Sequence[str], split: str, count: int) -> epath.Path | None:
         """Where these features are kept: the name covers weights, images and how these are prepared."""
         if self.cache is None:
             return None
@@ -194,7 +259,7 @@ class Bench:
             "weights": subject.digest,
             "network": str(encoder.network),
             "kinds": list(kinds),
-            "data": source.fingerprint(),
+            "data": [self._fingerprint(split), count],
             "image": [*encoder.image_size, encoder.channels, *encoder.mean, *encoder.std, data.eval_crop],
         }
         name = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -235,10 +300,19 @@ def chosen_tasks(settings: ml_collections.ConfigDict, train: Source, test: Sourc
     return {task: train.classes[task] for task in wanted or found}
 
 
+def _load(path: epath.Path, kinds: Sequence[str]) -> tuple[features_lib.Features, np.ndarray] | None:
+    """Features that were kept, with their rows; None where there are none, or damaged ones."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as kept:
+            return {kind: kept[kind] for kind in kinds}, kept["rows"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
 def _save(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # another evaluation may write the same
     unfinished.write_bytes(buffer.getvalue())
     unfinished.replace(path)

@@ -41,16 +41,18 @@ def pixels(mesh: Mesh, patch: int = 1, kinds: Sequence[str] = ("last",)) -> Extr
     `last`: float32 [B, 32 * 32 * C], resized with antialiasing; `patches`: float32 [B, N, patch * patch * C].
     """
 
-    def extract(images: np.ndarray) -> Features:
-        found = {}
-        if "last" in kinds:
-            small = np.stack([resize(image, PIXEL_SIZE) for image in images])
-            found["last"] = small.reshape(len(small), -1)
-        if "patches" in kinds:
-            found["patches"] = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=patch, q=patch)
-        return all_rows({kind: values.astype(np.float32) / 255 for kind, values in found.items()}, mesh)
+    return lambda images: all_rows(pixel_features(images, patch, kinds), mesh)
 
-    return extract
+
+def pixel_features(images: np.ndarray, patch: int, kinds: Sequence[str]) -> Features:
+    """Those of some images, by the kinds of `pixels`."""
+    found = {}
+    if "last" in kinds:
+        small = np.stack([resize(image, PIXEL_SIZE) for image in images])
+        found["last"] = small.reshape(len(small), -1)
+    if "patches" in kinds:
+        found["patches"] = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=patch, q=patch)
+    return {kind: values.astype(np.float32) / 255 for kind, values in found.items()}
 
 
 def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
@@ -69,6 +71,9 @@ def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Fea
         raise DataError("no readable image to evaluate on")
     order = np.argsort(np.concatenate(indices), kind="stable")
     joined = {kind: np.concatenate([part[kind] for part in parts])[order] for kind in parts[0]}
+    for kind, values in joined.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{kind} features hold NaN or infinite values: the encoder has diverged")
     return joined, np.concatenate(indices)[order].astype(np.int64)
 
 

@@ -71,7 +71,8 @@ def fit(
             widths = {layers: batch[layers].shape[1] for layers in settings.layers}
             state = _init(settings, widths, tasks, optimizer, seed)
             step = jax.jit(partial(_step, optimizer=optimizer), donate_argnums=0)
-        state, loss = step(state, batch)
+        with jax.default_matmul_precision("float32"):  # the heads' products are small, and accelerators round otherwise
+            state, loss = step(state, batch)
         if late is not None:
             watch(i, float(late))
         late = loss
@@ -168,5 +169,6 @@ def _classify_batch(heads, features, moments):
 
 
 def _classify(heads, features: np.ndarray, moments, rows: int = 4096) -> np.ndarray:
-    parts = [_classify_batch(heads, features[at : at + rows], moments) for at in range(0, len(features), rows)]
+    with jax.default_matmul_precision("float32"):
+        parts = [_classify_batch(heads, features[at : at + rows], moments) for at in range(0, len(features), rows)]
     return np.concatenate(jax.device_get(parts), axis=1)

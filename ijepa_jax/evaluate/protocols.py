@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ijepa_jax import sharding
 from ijepa_jax.data.segments import patch_classes
@@ -19,6 +21,7 @@ from ijepa_jax.methods import Method
 from ijepa_jax.optim import Optimizer, decay_mask, warmup_cosine
 from ijepa_jax.step import init, train_step
 
+CKA_IMAGES = 2000  # whose layers are compared
 HELD_OUT = 10  # one of so many training images, where a head is chosen on them
 
 
@@ -117,7 +120,7 @@ def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     network = dataclasses.replace(bench.encoder.network, drop_path=settings.drop_path)
     encoder = dataclasses.replace(bench.encoder, network=network)
     method = finetune.FineTuned(encoder, tasks, settings.mixup, settings.cutmix, settings.smoothing)
-    count = len(bench.training_source(seed))
+    count = len(bench.chosen(seed))
     batch_size = bench.batch_size(settings.batch_size, count)
     per_epoch = count // batch_size
     steps = settings.epochs * per_epoch
@@ -136,12 +139,12 @@ def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
 def by_rank(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """How much of its feature space the encoder uses, and how alike its layers are; no labels, and no accuracy."""
     settings = bench.settings.rank
-    kinds = ("last",) if subject.params is None else ("last", "layers")
-    features, _ = bench.features(subject, kinds, "test")
+    features, _ = bench.features(subject, ("last",), "test")
     found = {"rankme": rank.rankme(features["last"]), "feature_std": rank.feature_std(features["last"])}
     found["lidar"] = rank.lidar(bench.views(subject, settings.images, settings.views, seed))
-    if "layers" in features:
-        found["cka"] = rank.cka_table(list(features["layers"].swapaxes(0, 1))).round(4).tolist()
+    if subject.params is not None:
+        layers, _ = bench.features(subject, ("layers",), "test", CKA_IMAGES)
+        found["cka"] = rank.cka_table(list(layers["layers"].swapaxes(0, 1))).round(4).tolist()
     return Outcome({}, {"rank": found})
 
 
@@ -150,6 +153,8 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
     names, segments = getattr(bench.train, "segment_names", None), {}
     if names is None:
         raise DataError("segmentation needs images with masks: of the data known here, the generated scenes have them")
+    if bench.run.data.eval_crop != 1:
+        raise ValueError(f"segmentation needs data.crop 1.0, as masks are of whole images: it is {bench.run.data.eval_crop}")
     splits = {}
     for split in ("train", "test"):
         features, rows = bench.features(subject, ("patches",), split)
@@ -162,8 +167,9 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
         classes=len(names), l2=tuple(bench.settings.segmentation.l2),
     )  # fmt: skip
     predicted, truth = predicted.reshape(segments["test"].shape), segments["test"]
-    union = {name: float(_iou(predicted == i, truth == i)) for i, name in enumerate(names)}
-    details = {"mean_iou": 100 * float(np.mean([*union.values()])), "iou": {name: 100 * value for name, value in union.items()}}
+    seen = [i for i in range(len(names)) if (predicted == i).any() or (truth == i).any()]
+    union = {names[i]: 100 * _iou(predicted == i, truth == i) for i in seen}
+    details = {"mean_iou": float(np.mean([*union.values()])), "iou": union}
     return Outcome({"segments": (predicted == truth).mean(axis=1)}, {"segmentation": details})
 
 
@@ -194,13 +200,12 @@ def _judged_by_logits(bench: Bench, extract: features_lib.Extract) -> Outcome:
 
 def _kept(bench: Bench, subject: Subject, settings, kinds: tuple[str, ...], seed: int) -> Split | None:
     """Features of the training images, where they are computed once; None where every epoch crops the images anew."""
-    fresh = settings.augment and subject.params is not None
-    return None if fresh else bench.split(subject, kinds, "train", seed)
+    return None if settings.augment else bench.split(subject, kinds, "train", seed)
 
 
 def _count(bench: Bench, train: Split | None, seed: int) -> int:
     """The number of training images."""
-    return len(bench.training_source(seed)) if train is None else len(next(iter(train.labels.values())))
+    return len(bench.chosen(seed)) if train is None else len(next(iter(train.labels.values())))
 
 
 def _held_out(train: Split, seed: int) -> tuple[Split, Split]:
@@ -234,8 +239,6 @@ def _fit_linear(bench: Bench, subject: Subject, settings, train: Split | None, s
 
 
 def _adamw(rate, weight_decay: float) -> Optimizer:
-    import optax
-
     transformation = optax.adamw(rate, weight_decay=weight_decay, mask=decay_mask)
     return Optimizer(transformation, rate, lambda step: weight_decay, lambda step: 1.0)
 
@@ -247,7 +250,9 @@ def _train(
     fresh = jax.jit(partial(init, method, optimizer, seed))
     state = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
     if start:
-        given = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), {k: state.params[k] for k in start}, start)
+        # copies, as the step overwrites its state, and other seeds start from the same weights
+        places = jax.tree.map(lambda leaf: leaf.sharding, {name: state.params[name] for name in start})
+        given = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=places)(start)
         state = state.replace(params={**state.params, **given})
     step = sharding.jit_step(partial(train_step, method=method, optimizer=optimizer, seed=seed), state, bench.mesh)
     bench.display.start("step", steps)
@@ -262,4 +267,4 @@ def _train(
 
 
 def _iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    return (predicted & truth).sum() / max(1, (predicted | truth).sum())
+    return float((predicted & truth).sum() / (predicted | truth).sum())

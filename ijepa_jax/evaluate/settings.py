@@ -25,6 +25,7 @@ def default(protocol: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "protocol": protocol,
+            "step": 0,  # which checkpoint; 0: the best by probe, else the newest; -1: the newest
             "seed": 0,
             "seeds": 1,  # how many seeds, from `seed` on, the protocol is run with
             "data": {

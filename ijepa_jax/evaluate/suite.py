@@ -1,6 +1,8 @@
 """An evaluation: a protocol applied to a checkpoint's encoder and to its baselines, with intervals, as one result."""
 
+import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +45,8 @@ def evaluate(
     started, display = time.monotonic(), display or Display(quiet=not processes.is_first())
     settings_lib.check(settings)
     folder = epath.Path(out) if out else epath.Path(path) / "evaluate"
-    bench, trained, digest, step = open_bench(settings, path, folder, display)
+    splits = ("test",) if settings.protocol == "rank" else ()
+    bench, trained, digest, step = open_bench(settings, path, folder, display, splits)
     protocol = PROTOCOLS[settings.protocol]
     subjects = [Subject("checkpoint", trained, digest)]
     outcomes: dict[str, list[Outcome]] = {}
@@ -51,7 +54,10 @@ def evaluate(
         with_baselines = subjects + (_baselines(bench, protocol, seed) if settings.baselines else [])
         for subject in with_baselines:
             display.log(f"{settings.protocol}, seed {seed}: {subject.name}")
-            outcomes.setdefault(subject.name, []).append(protocol.run(bench, subject, seed))
+            outcome = protocol.run(bench, subject, seed)
+            reached = ", ".join(f"{task} {100 * np.mean(scores):.1f}" for task, scores in outcome.scores.items())
+            display.log(f"{subject.name}: {reached}") if reached else None
+            outcomes.setdefault(subject.name, []).append(outcome)
     result = {
         **_headline(settings, outcomes),
         "seconds": round(time.monotonic() - started, 1),
@@ -59,9 +65,8 @@ def evaluate(
         "step": step,
         "digest": digest,
         "data": bench.run.data.name,
-        "train_images": len(bench.train),
-        "test_images": len(bench.test),
-        "bad_images": len(bench.bad.names),
+        **{f"{split}_images": len(source) - bench.unreadable.get(split, 0) for split, source in bench.splits.items()},
+        "bad_images": sum(bench.unreadable.values()),
         "image_size": list(bench.encoder.image_size),
         "command": command,
         "details": {name: [dict(one.details) for one in found] for name, found in outcomes.items()},
@@ -79,9 +84,12 @@ def open_bench(
 
     Both splits are opened, or, where given, those `optional` ones that the data have.
     """
-    weights, run_settings, step = checkpoint.restore_encoder(path)
-    run = _with_data(config_lib.from_plain(run_settings), settings)
-    encoder = build.encoder(run)
+    weights, run_settings, step = checkpoint.restore_encoder(path, settings.step)
+    run = config_lib.from_plain(run_settings)
+    trained_grid = build.encoder(run).grid
+    encoder = build.encoder(_with_data(run, settings))
+    if encoder.grid != trained_grid:
+        encoder = dataclasses.replace(encoder, network=dataclasses.replace(encoder.network, trained_grid=trained_grid))
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
@@ -92,13 +100,14 @@ def open_bench(
         try:
             opened[split] = _open(run, split, settings.data[f"{split}_images"], display)
         except NoSplit:
-            if not optional:
+            if len(optional) < 2:
                 raise
     tasks = chosen_tasks(settings, opened["train"], opened["test"]) if settings.protocol in _LABELS else {}
     counts = {split: len(source) for split, source in opened.items()}
     processes.check_agreement({**counts, **config_lib.flatten(settings), "code": processes.code_digest()})
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
+    listing.unlink(missing_ok=True)  # of another evaluation
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
     cache = epath.Path(path) / "features" if settings.cache else None
     bench = Bench(settings, run, encoder, mesh, opened, tasks, display, bad, cache)
@@ -144,8 +153,7 @@ def _open(run: ml_collections.ConfigDict, split: str, wanted: int, display: Disp
 
 def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
     """An encoder of the same shape with random weights, as pretraining would start with this seed, and raw pixels."""
-    method = build.method(bench.run)
-    fresh = jax.jit(lambda: method.target(method.init(jax.random.key(seed))))
+    fresh = jax.jit(lambda: bench.encoder.init(jax.random.split(jax.random.key(seed))[0]))  # as IJepa.init
     params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
     return [Subject(protocol.random, params, digest_of(params))] + [Subject("pixels", None, "pixels")] * protocol.pixels
 
@@ -154,8 +162,11 @@ def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequen
     """Accuracies in per cent with intervals: of each task, and of their mean, which is the headline."""
     tasks = list(outcomes["checkpoint"][0].scores)
     if not tasks:
-        measured = {name: found[0].details["rank"] for name, found in outcomes.items()}
-        measures = {name: {key: value for key, value in found.items() if key != "cka"} for name, found in measured.items()}
+        names = ("rankme", "lidar", "feature_std")
+        measures = {
+            subject: {name: float(np.mean([outcome.details["rank"][name] for outcome in found])) for name in names}
+            for subject, found in outcomes.items()
+        }
         ours = measures.pop("checkpoint")
         return {"task": "rank", "protocol": settings.protocol, **ours, "baselines": measures}
     scores = {name: {t: 100 * np.stack([o.scores[t] for o in found]) for t in tasks} for name, found in outcomes.items()}
@@ -190,5 +201,5 @@ def _rounded(value: Any) -> Any:
 
 def _file_name(settings: ml_collections.ConfigDict, bench: Bench) -> str:
     place = bench.run.data.name.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
-    share = f"-{settings.data.fraction:g}" if settings.data.fraction < 1 else ""
-    return f"{settings.protocol}{share}-{Path(place).stem}"
+    mark = hashlib.blake2b(json.dumps(config_lib.to_plain(settings), sort_keys=True).encode(), digest_size=3).hexdigest()
+    return f"{settings.protocol}-{Path(place).stem}-{mark}"

@@ -61,7 +61,7 @@ def markdown(result: dict[str, Any]) -> str:
         [
             f"# {result['protocol']} on {result['data']}",
             "",
-            f"{unit}{result['test_images']:,} test and {result['train_images']:,} training images.{seeds}",
+            f"{unit}{result['test_images']:,} test and {result.get('train_images', 0):,} training images.{seeds}",
             "",
             *page,
             "",
