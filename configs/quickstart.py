@@ -35,7 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.final_lr = 1e-5
     config.optim.momentum = 0.998
     config.optim.clip = 3.0
-    config.probe.every = 600
+    config.probe.every = 800
+    config.probe.during_train_images = 1000
+    config.probe.during_test_images = 500
+    config.probe.lidar_images = 64
     config.probe.train_images = 10000
     config.probe.test_images = 2000
     config.checkpoint.every = 400

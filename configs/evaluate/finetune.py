@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_images = 2000
     config.data.test_images = 1000
     config.augment.crop_scale = (0.6, 1.0)
-    config.finetune.epochs = 5
+    config.finetune.epochs = 4
     config.finetune.warmup = 1.0
     config.finetune.batch_size = 32
     config.finetune.learning_rate = 2e-3
