@@ -258,14 +258,12 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
 
 
 def _crops(run: Run, source: Source, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """Random crops as training has them, of other images, always the same."""
+    """Random crops as training has them, always the same, of images whose bad ones the probes have accounted for."""
     settings = run.config.copy_and_resolve_references()
     settings.optim.batch_size = batch_size
     stream = build.train_batches(settings, source, None, 0, jax.process_index(), jax.process_count())
     with contextlib.closing(stream):
-        for batch in itertools.islice(stream, steps):
-            run.bad.account(source, batch["bad"])
-            yield batch
+        yield from itertools.islice(stream, steps)
 
 
 def _random_encoder(run: Run) -> Any:

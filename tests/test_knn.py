@@ -66,3 +66,15 @@ def test_bad_input_is_named():
         knn.predict(bank, labels, bank, classes=5, temperature=0.0)
     with pytest.raises(ValueError, match="query labels must have shape"):
         knn.accuracy(bank, labels, bank, labels[:3], classes=5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_a_bank_larger_than_the_device_is_gone_through_in_parts(monkeypatch, rows):
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(100, 8)).astype(np.float32), rng.normal(size=(9, 8)).astype(np.float32)
+    bank[50:] = bank[:50]  # of equals the first in the bank comes first, also over parts
+    whole = knn.neighbours(bank, queries, 20)
+    monkeypatch.setattr(knn, "_BANK_BYTES", rows * bank[0].nbytes)
+    parts = knn.neighbours(bank, queries, 20)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-6)

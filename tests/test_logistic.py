@@ -91,3 +91,14 @@ def test_bad_input_is_named():
         logistic.fit(train, labels, classes=4, l2=[0.0])
     with pytest.raises(ValueError, match="test features have 3 dimensions, training features 24"):
         logistic.probe(train, labels, train[:, :3], labels, classes=4)
+
+
+def test_room_for_more_classes_changes_nothing():
+    """A task of three classes in a program of eight: the same predictions, so that tasks can share a program."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 12))
+    labels = rng.integers(0, 3, 400)
+    features = (centres[labels] + 1.5 * rng.normal(size=(400, 12))).astype(np.float32)
+    alone = logistic.classify(features[:300], labels[:300], features[300:], classes=3)
+    roomy = logistic.classify(features[:300], labels[:300], features[300:], classes=3, room=8)
+    assert (alone == roomy).mean() >= 0.99 and roomy.max() < 3 and (roomy == labels[300:]).mean() > 0.6

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import uuid
 import zipfile
@@ -168,7 +169,9 @@ class Bench:
         """Likewise, this process's rows."""
         chosen = self.chosen(seed)
         labels = {task: values[chosen].astype(np.int32) for task, values in self.labels("train").items()}
-        for batch in self._stream(Subset(self.train, chosen), batch_size, steps, seed, self.settings.augment, augment):
+        source = Subset(self.train, chosen)
+        for batch in self._stream(source, batch_size, steps, seed, self.settings.augment, augment):
+            self.bad.account(source, batch["bad"])
             yield {"image": batch["image"], **{task: values[batch["source"]] for task, values in labels.items()}}
 
     def _stream(
@@ -181,9 +184,7 @@ class Bench:
         index, count = jax.process_index(), jax.process_count()
         stream = build.train_batches(run, source, None, 0, index, count, augment=augment)
         try:
-            for _, batch in zip(range(steps), stream, strict=False):
-                self.bad.account(source, batch["bad"])
-                yield batch
+            yield from itertools.islice(stream, steps)
         finally:
             stream.close()
 

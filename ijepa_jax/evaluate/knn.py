@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _QUERIES = 256  # queries compared at a time,
+_BANK_BYTES = 2**30  # of the bank that are on the device at a time
 _BANK = 16384  # with so many bank rows at a time: 16 MiB of similarities, whatever the sizes given
 
 
@@ -60,7 +61,25 @@ def neighbours(bank, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
     bank, queries = checked_features(bank, "bank"), checked_features(queries, "query")
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank features have {bank.shape[1]} dimensions, query features {queries.shape[1]}")
-    k, size = min(k, len(bank)), min(_QUERIES, len(queries))
+    found, start = None, 0
+    for part in np.array_split(bank, -(-bank.nbytes // _BANK_BYTES)):
+        nearest = _neighbours_in(part, queries, min(k, len(part)))
+        nearest = nearest[0] + np.int32(start), nearest[1]
+        found = nearest if found is None else _nearer(found, nearest, k)
+        start += len(part)
+    return found
+
+
+def _nearer(first, second, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of two sets of (indices, similarities) [Q, ...], nearest first; of equals those of the first."""
+    indices, similarities = (np.concatenate(arrays, axis=1) for arrays in zip(first, second, strict=True))
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1)
+
+
+def _neighbours_in(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`neighbours` in a part of the bank that fits on the device."""
+    size = min(_QUERIES, len(queries))
     bank_on_device = jax.device_put(bank)
     found = []
     with jax.default_matmul_precision("float32"):  # else accelerators round features to 8 or 10 bits, which reorders neighbours

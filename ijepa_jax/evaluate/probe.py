@@ -39,13 +39,15 @@ class ProbeData:
             results["lidar"] = rank.lidar(views)
         basis = logistic.prepare(train)
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
-        for task in tasks(self.train, self.test):
+        found = tasks(self.train, self.test)
+        room = max((self.train.classes[task] for task in found), default=None)
+        for task in found:
             labels, truth, classes = train_labels[task], test_labels[task], self.train.classes[task]
             if not np.ptp(labels):
                 raise DataError(
                     f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
                 )
-            results[f"linear/{task}"] = logistic.probe(basis, labels, test, truth, classes=classes)
+            results[f"linear/{task}"] = logistic.probe(basis, labels, test, truth, classes=classes, room=room)
             results[f"knn/{task}"] = knn.accuracy(
                 train, labels, test, truth, classes=classes, k=self.knn_k, temperature=self.knn_temperature
             )

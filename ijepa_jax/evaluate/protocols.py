@@ -59,10 +59,12 @@ def by_logistic(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """L2-regularised logistic regression by L-BFGS: what low-shot results are quoted with, and the probe during training."""
     train, test = _both(bench, subject, ("last",), seed)
     basis = logistic.prepare(train.features["last"])
-    l2 = tuple(bench.settings.logistic.l2)
+    l2, room = tuple(bench.settings.logistic.l2), max(bench.tasks.values())
     return _judged(
         test,
-        lambda task, classes: logistic.classify(basis, train.labels[task], test.features["last"], classes=classes, l2=l2),
+        lambda task, classes: logistic.classify(
+            basis, train.labels[task], test.features["last"], classes=classes, l2=l2, room=room
+        ),
         bench.tasks,
     )
 
