@@ -1,5 +1,7 @@
 """From settings to the parts of a run: method, optimiser, data."""
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -158,6 +160,21 @@ def train_batches(
         threads=settings.threads,
         buffer=settings.buffer,
     )
+
+
+def crops(
+    config: ml_collections.ConfigDict,
+    data: sources.Source,
+    batch_size: int,
+    steps: int,
+    augment: pipeline.Augment | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of so many batches of random crops, without masks."""
+    config = config.copy_and_resolve_references()
+    config.optim.batch_size = batch_size
+    stream = train_batches(config, data, None, 0, jax.process_index(), jax.process_count(), augment)
+    with contextlib.closing(stream):
+        yield from itertools.islice(stream, steps)
 
 
 def eval_batches(

@@ -5,6 +5,7 @@ The position in the data needs no file of its own: batch n is a pure function of
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -202,6 +203,15 @@ def _leaf_sums(state: State) -> list[jax.Array]:
 def fingerprint(state: State) -> list[int]:
     """Checksums of every leaf of a state, computed where the state lies."""
     return [int(x) for x in jax.device_get(_leaf_sums(state))]
+
+
+def digest_of(params: Any) -> str:
+    """sha256 over the leaves of a parameter tree (NumPy or JAX), in the order of their paths; all processes must call it."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _score(metrics) -> float:

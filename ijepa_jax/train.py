@@ -1,8 +1,6 @@
 """The pretraining run: data in; metrics, probes and checkpoints out. The step itself is pure and lives in step.py."""
 
 import contextlib
-import hashlib
-import itertools
 import math
 import os
 import platform
@@ -20,7 +18,7 @@ from etils import epath
 
 from ijepa_jax import build, processes, sharding
 from ijepa_jax import config as config_lib
-from ijepa_jax.checkpoint import CheckpointError
+from ijepa_jax.checkpoint import CheckpointError, digest_of
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
@@ -259,11 +257,7 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
 
 def _crops(run: Run, source: Source, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """Random crops as training has them, always the same, of images whose bad ones the probes have accounted for."""
-    settings = run.config.copy_and_resolve_references()
-    settings.optim.batch_size = batch_size
-    stream = build.train_batches(settings, source, None, 0, jax.process_index(), jax.process_count())
-    with contextlib.closing(stream):
-        yield from itertools.islice(stream, steps)
+    return build.crops(run.config, source, batch_size, steps)
 
 
 def _random_encoder(run: Run) -> Any:
@@ -341,11 +335,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
 
 def params_digest(state: State) -> str:
     """sha256 over the final parameter leaves (trained parameters, then the target's), in the order of their paths."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": state.params, "target": state.target}):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(processes.fetch(leaf)).tobytes())
-    return digest.hexdigest()
+    return digest_of({"params": state.params, "target": state.target})
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import json
 import uuid
 import zipfile
@@ -91,7 +90,7 @@ class Bench:
             features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
             kept = features, chosen[rows]
             if path is not None and processes.is_first():
-                _save(path, {**features, "rows": kept[1]})
+                save_arrays(path, {**features, "rows": kept[1]})
         self._account(split, len(chosen) - len(kept[1]), len(chosen))
         return kept
 
@@ -179,14 +178,9 @@ class Bench:
     ) -> Iterator[features_lib.Batch]:
         """This process's rows of so many batches of random crops of a source, made as `crops` says."""
         run = self.run.copy_and_resolve_references()
-        run.seed, run.optim.batch_size = seed, batch_size
+        run.seed = seed
         run.data.crop_scale, run.data.crop_aspect, run.data.flip = crops.crop_scale, crops.crop_aspect, crops.flip
-        index, count = jax.process_index(), jax.process_count()
-        stream = build.train_batches(run, source, None, 0, index, count, augment=augment)
-        try:
-            yield from itertools.islice(stream, steps)
-        finally:
-            stream.close()
+        return build.crops(run, source, batch_size, steps, augment)
 
     def chosen(self, seed: int) -> np.ndarray:
         """The rows of training images that `data.fraction` and the seed choose, of every class of the first task alike."""
@@ -310,7 +304,8 @@ def _load(path: epath.Path, kinds: Sequence[str]) -> tuple[features_lib.Features
         return None
 
 
-def _save(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an npz file, which is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)

@@ -1,6 +1,5 @@
 """Features of a data set as a file, for other tools."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from ijepa_jax import processes
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import NoSplit
 from ijepa_jax.encoder import KINDS
-from ijepa_jax.evaluate.bench import Bench, Subject
+from ijepa_jax.evaluate.bench import Bench, Subject, save_arrays
 from ijepa_jax.evaluate.settings import default
 from ijepa_jax.evaluate.suite import open_bench
 
@@ -45,9 +44,7 @@ def extract(
         raise NoSplit(f"{bench.run.data.name} has no split {split!r}")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if all(key in part for part in parts)}
     if processes.is_first():
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        target.write_bytes(buffer.getvalue())
+        save_arrays(target, arrays)
     shape = list(arrays["features"].shape)
     return {"out": out, "features": shape, "kind": kind, "checkpoint": str(path), "step": step, "digest": digest}
 

@@ -111,16 +111,7 @@ def open_bench(
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
     cache = epath.Path(path) / "features" if settings.cache else None
     bench = Bench(settings, run, encoder, mesh, opened, tasks, display, bad, cache)
-    return bench, params, digest_of(weights), step
-
-
-def digest_of(params: Any) -> str:
-    """sha256 over the leaves of a parameter tree, in the order of their paths."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
-    return digest.hexdigest()
+    return bench, params, checkpoint.digest_of(weights), step
 
 
 def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -155,7 +146,9 @@ def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
     """An encoder of the same shape with random weights, as pretraining would start with this seed, and raw pixels."""
     fresh = jax.jit(lambda: bench.encoder.init(jax.random.split(jax.random.key(seed))[0]))  # as IJepa.init
     params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
-    return [Subject(protocol.random, params, digest_of(params))] + [Subject("pixels", None, "pixels")] * protocol.pixels
+    return [Subject(protocol.random, params, checkpoint.digest_of(params))] + [
+        Subject("pixels", None, "pixels")
+    ] * protocol.pixels
 
 
 def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
