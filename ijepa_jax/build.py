@@ -1,6 +1,7 @@
 """From settings to the parts of a run: method, optimiser, data."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,17 +29,7 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
     if config.method != "ijepa":
         raise ValueError(f"method {config.method!r} is not known: it must be 'ijepa'")
     config_lib.check(config)
-    encoder, data = encoder_of(config), config.data
-    size = SIZES[config.model.size]
-    predictor = Predictor(
-        width=config.predictor.width,
-        depth=_or(config.predictor.depth, size.predictor_depth),
-        heads=_or(config.predictor.heads, encoder.heads),
-        dtype=encoder.dtype,
-        attention=encoder.attention,
-        scan=encoder.scan,
-        remat=encoder.remat,
-    )
+    encoder, predictor, data = encoder_of(config), predictor_of(config), config.data
     masks = MaskSampler(
         patch_grid(data.image_size, encoder.patch),
         batch_size=config.optim.batch_size,
@@ -51,9 +42,11 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
 
 
 def encoder(config: ml_collections.ConfigDict) -> Encoder:
-    """The encoder, with the images it is for."""
+    """The encoder to be used, with the images it is for: for others its positions are resized."""
     data = config.data
-    return Encoder(encoder_of(config), tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
+    network = encoder_of(config)
+    network = dataclasses.replace(network, trained_grid=patch_grid(data.image_size, network.patch))
+    return Encoder(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
 
 
 def encoder_of(config: ml_collections.ConfigDict) -> ViT:
@@ -68,11 +61,30 @@ def encoder_of(config: ml_collections.ConfigDict) -> ViT:
         depth=_or(model.depth, size.depth),
         heads=_or(model.heads, size.heads),
         mlp_ratio=_or(model.mlp_ratio, size.mlp_ratio),
+        epsilon=model.epsilon,
         dtype=jnp.dtype(model.dtype),
         attention=model.attention,
         scan=model.scan,
         remat=model.remat,
         drop_path=model.drop_path,
+        positions=model.positions,
+        interpolation=model.interpolation,
+    )
+
+
+def predictor_of(config: ml_collections.ConfigDict) -> Predictor:
+    """The predictor's network."""
+    encoder = encoder_of(config)
+    return Predictor(
+        width=config.predictor.width,
+        depth=_or(config.predictor.depth, SIZES[config.model.size].predictor_depth),
+        heads=_or(config.predictor.heads, encoder.heads),
+        epsilon=encoder.epsilon,
+        dtype=encoder.dtype,
+        attention=encoder.attention,
+        scan=encoder.scan,
+        remat=encoder.remat,
+        positions=encoder.positions,
     )
 
 

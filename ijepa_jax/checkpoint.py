@@ -5,9 +5,11 @@ The position in the data needs no file of its own: batch n is a pure function of
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,9 +61,9 @@ class Checkpoints:
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
 
-    def save(self, state: State, step: int, settings: dict[str, Any], score: float | None = None) -> None:
-        """Saves in the background; `score` is the probe by which the best checkpoint is kept."""
-        notes = {"settings": settings, "fingerprint": fingerprint(state)}
+    def save(self, state: Any, step: int, settings: dict[str, Any], score: float | None = None, **notes: Any) -> None:
+        """Saves in the background; `score` is the probe by which the best checkpoint is kept, `notes` are kept with it."""
+        notes = {"settings": settings, "fingerprint": fingerprint(state), **notes}
         with self._failures_named():
             self._manager.save(
                 step,
@@ -89,7 +91,7 @@ class Checkpoints:
 
     def settings(self, step: int) -> dict[str, Any]:
         """The settings kept with a checkpoint."""
-        return self._notes(step)["settings"]
+        return self.notes(step)["settings"]
 
     def restore(self, shapes: State, log: Log) -> Restored | None:
         """The newest checkpoint that can be read, with the shapes and shardings asked for; None where there is none.
@@ -104,6 +106,7 @@ class Checkpoints:
             log(f"checkpoint {unfinished} was never finished: ignored")
         problems = []
         for step in reversed(self.steps()):
+            self._refuse_encoder(step)
             restored, problem = self._try(step, shapes)
             if restored is not None:
                 return restored
@@ -113,12 +116,24 @@ class Checkpoints:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
 
+    def _refuse_encoder(self, step: int) -> None:
+        """Raises CheckpointError for weights that were imported without what training goes on from."""
+        try:
+            notes = self.notes(step)
+        except Exception:  # damaged: `_try` says how
+            return
+        if notes.get("encoder_only"):
+            raise CheckpointError(
+                f"{self.folder.parent} holds an imported encoder, which no run can continue: start from it with "
+                f"--config.warm_start={self.folder.parent} and another --workdir"
+            )
+
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
         """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""
         notes, state, problem = None, None, "another process cannot read it"
         for _ in range(2):  # what a store fails to answer once is not damaged
             try:
-                notes, state = self._notes(step), self._state(step, shapes)
+                notes, state = self.notes(step), self._state(step, shapes)
                 break
             except (PermissionError, MemoryError) as error:
                 raise CheckpointError(f"cannot read checkpoint {step} in {self.folder}: {_first_line(error)}") from error
@@ -164,31 +179,71 @@ class Checkpoints:
                 raise
             raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {_first_line(error)}") from error
 
-    def _notes(self, step: int) -> dict[str, Any]:
+    def notes(self, step: int) -> dict[str, Any]:
+        """What was noted with a checkpoint: its settings, its fingerprint, and where imported weights came from."""
         return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
 
 
-def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:
-    """The target encoder's parameters (NumPy) of a workdir's checkpoint, its settings and step.
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Some of what a checkpoint holds: named trees of NumPy arrays, and the notes kept with them."""
 
-    `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest. Raises CheckpointError.
+    trees: dict[str, Any]
+    notes: dict[str, Any]
+    step: int
+
+
+def _quiet(function):
+    """Keeps what Orbax warns of when it only reads (that it only reads) out of notebooks."""
+
+    @functools.wraps(function)
+    def quiet(*arguments, **options):
+        logger = logging.getLogger("absl")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            return function(*arguments, **options)
+        finally:
+            logger.setLevel(level)
+
+    return quiet
+
+
+@_quiet
+def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) -> Saved:
+    """Parts of a workdir's checkpoint: `target`, `params`, `opt_state`, and `head` where imported weights had one.
+
+    `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest; a path that leads to one
+    checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out. Raises CheckpointError.
     """
-    if not (epath.Path(path) / "checkpoints").is_dir():
+    folder = epath.Path(path)
+    if folder.parent.name == "checkpoints" and folder.name.isdigit() and not step:
+        folder, step = folder.parent.parent, int(folder.name)
+    if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'")
-    checkpoints = Checkpoints(path, read_only=True)
+    checkpoints = Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise CheckpointError(f"{path} holds no finished checkpoint")
-    step = {0: checkpoints.best_step() or steps[-1], -1: steps[-1]}.get(step, step)
+    best = checkpoints.best_step()
+    step = {0: steps[-1] if best is None else best, -1: steps[-1]}.get(step, step) if step not in steps else step
     if step not in steps:
         raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
-    item = epath.Path(path) / "checkpoints" / str(step) / "state"
+    item = folder / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(item).item_metadata.tree["target"]
-        target = {"target": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)}
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        restored = checkpointer.restore(item, ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True))
-    return restored["target"], checkpoints.settings(step), step
+        saved = checkpointer.metadata(item).item_metadata.tree
+        wanted = {
+            part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved[part]) for part in parts if part in saved
+        }
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        trees = checkpointer.restore(item, ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True))
+    return Saved(trees, checkpoints.notes(step), step)
+
+
+def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:
+    """The target encoder's parameters (NumPy) of a workdir's checkpoint, its settings and step, as `restore_parts`."""
+    saved = restore_parts(path, step)
+    return saved.trees["target"], saved.notes["settings"], saved.step
 
 
 @jax.jit

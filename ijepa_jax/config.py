@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from ijepa_jax.attention import IMPLEMENTATIONS
+from ijepa_jax.positions import INTERPOLATIONS
 from ijepa_jax.vit import REMAT
 
 EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
@@ -18,13 +19,14 @@ EXAMPLES = "examples"  # kept with the settings in checkpoints: how many trainin
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
-    "model.dtype", "model.scan", "predictor", "masks", "data.name", "data.size", "data.image_size", "data.channels",
-    "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
+    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "masks", "data.name", "data.size",
+    "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
 )  # fmt: skip
 
 
 _POSITIVE = (
-    "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "predictor.width", "predictor.depth",
+    "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.epsilon", "predictor.width",
+    "predictor.depth",
     "predictor.heads", "data.channels", "data.eval_crop", "data.buffer", "optim.batch_size", "optim.accumulation",
     "probe.train_images", "probe.test_images", "probe.during_train_images", "probe.during_test_images", "probe.batch_size",
     "probe.knn_k", "probe.knn_temperature", "checkpoint.every", "checkpoint.keep", "log.every",
@@ -50,6 +52,9 @@ def default() -> ml_collections.ConfigDict:
                 "scan": False,  # one scanned block instead of unrolled ones: compiles faster
                 "remat": "none",  # or dots, full: recompute activations in the backward pass, for less memory
                 "init": "normal",  # or depth_scaled
+                "epsilon": 1e-6,  # of layer norms
+                "positions": "sincos",  # or table: kept with the weights, never trained, as imported weights bring it
+                "interpolation": "bicubic",  # or bicubic_antialias: how positions are resized for images of another size
             },
             "predictor": {
                 "width": 384,
@@ -147,6 +152,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"model.attention {model.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if optim.moment_dtype not in ("float32", "bfloat16"):
         raise ValueError(f"optim.moment_dtype {optim.moment_dtype!r} must be 'float32' or 'bfloat16'")
+    for key, known in (("positions", ("sincos", "table")), ("interpolation", INTERPOLATIONS)):
+        if model[key] not in known:
+            raise ValueError(f"model.{key} {model[key]!r} must be one of {', '.join(known)}")
     if model.remat not in REMAT:
         raise ValueError(f"model.remat {model.remat!r} must be one of {', '.join(REMAT)}")
     if bool(optim.epochs) == bool(optim.steps):

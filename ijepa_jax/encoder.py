@@ -31,6 +31,14 @@ class Encoder:
         """Fresh parameters, float32."""
         return self.network.init(key, jnp.zeros((1, *self.image_size, self.channels)))["params"]
 
+    def layers(self, params: dict, images: jax.Array) -> list[jax.Array]:
+        """Every block's patches [B, N, D], first to last, before the final norm; images as for `represent`."""
+        return self._outputs(params, images)[:-1]
+
+    def _outputs(self, params: dict, images: jax.Array) -> list[jax.Array]:
+        outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True)
+        return [tokens.astype(jnp.float32) for tokens in outputs]
+
     def represent(self, params: dict, images: jax.Array, kinds: Sequence[str] = ("last",)) -> dict[str, jax.Array]:
         """Representations of images [B, H, W, C], uint8, or float already normalised; all of them float32.
 
@@ -41,8 +49,7 @@ class Encoder:
 
         The paper's linear probe takes the better of the first two (appendix A).
         """
-        outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True)
-        *blocks, last = (tokens.astype(jnp.float32) for tokens in outputs)
+        *blocks, last = self._outputs(params, images)
         norm = LayerNorm(self.network.epsilon, jnp.float32)
         make = {
             "last": lambda: last.mean(axis=1),

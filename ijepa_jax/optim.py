@@ -57,6 +57,18 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "mask_token"), params)
 
 
+def moving_average(momentum: jax.Array, average, params):
+    """momentum * average + (1 - momentum) * params, leaf by leaf; position tables, which are not trained, stay what they are.
+
+    Were they averaged, rounding would move them.
+    """
+
+    def blend(path, old, new):
+        return old if path[-1].key == "positions" else momentum * old + (1 - momentum) * new
+
+    return jax.tree_util.tree_map_with_path(blend, average, params)
+
+
 def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
     """Layer-wise decay, for fine-tuning: updates of block i of `depth` (from 1) are scaled by decay ** (depth + 1 - i).
 

@@ -20,6 +20,7 @@ class Predictor(nn.Module):
     attention: str = "xla"
     scan: bool = False
     remat: str = "none"
+    positions: str = "sincos"  # or table, see ViT
 
     @nn.compact
     def __call__(
@@ -45,7 +46,7 @@ class Predictor(nn.Module):
             [B, M, C, T, D] predictions; those past `target_length` mean nothing.
         """
         (b, c, k, d), (m, t) = context.shape, target_index.shape[1:]
-        positions = jnp.asarray(position_table(self.width, grid), self.dtype)
+        positions = jnp.asarray(position_table(self, self.positions, self.width, grid), self.dtype)
         context = Dense(self.width, self.dtype, name="embed")(context) + positions[context_index]
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
         # added in float32, so that its gradient, a sum over all target tokens of the batch, is summed in float32 too

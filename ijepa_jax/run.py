@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ijepa_jax import build, checkpoint, processes, sharding
+from ijepa_jax import build, checkpoint, positions, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.console import Display
@@ -126,7 +126,9 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
             old = run.checkpoints.settings(step)
         except Exception:  # damaged, in whatever way: `restore` reports it and takes the one before
             continue
-        changed = config_lib.differences({config_lib.EXAMPLES: len(run.train)} | old, settings)
+        examples = old.get(config_lib.EXAMPLES, len(run.train))  # imported weights do not tell
+        old = {config_lib.EXAMPLES: examples, **config_lib.to_plain(config_lib.from_plain(old))}
+        changed = config_lib.differences(old, settings)
         fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
         show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
         if fixed:
@@ -138,18 +140,32 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
 
 def _warm_start(run: Run, state: State) -> State:
     """Puts given encoder weights into a fresh state: context encoder and target start from them."""
-    weights, _, step = checkpoint.restore_encoder(run.config.warm_start)
+    path = run.config.warm_start
+    weights, _, step = checkpoint.restore_encoder(path)
+    if "positions" in weights and run.config.model.positions == "sincos":
+        weights = _without_positions(run, weights)
     wanted, given = _shapes(state.target), _shapes(weights)
     wrong = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
     if wrong:
         show = "; ".join(f"{name}: wanted {wanted.get(name)}, given {given.get(name)}" for name in wrong[:5])
-        raise ValueError(f"warm_start {run.config.warm_start} does not fit the model in {len(wrong)} tensors: {show}")
+        raise ValueError(f"warm_start {path} does not fit the model in {len(wrong)} tensors: {show}")
 
     def placed(like):
         return jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), like, weights)
 
-    run.display.log(f"warm start from {run.config.warm_start}, checkpoint {step}")
+    run.display.log(f"warm start from {path}, checkpoint {step}")
     return state.replace(params={**state.params, "encoder": placed(state.params["encoder"])}, target=placed(state.target))
+
+
+def _without_positions(run: Run, weights: dict) -> dict:
+    """Imported weights for a model that computes its positions, which must be the same."""
+    computed = positions.sincos(run.method.encoder.width, run.method.grid)
+    if computed.shape != weights["positions"].shape or np.abs(computed - weights["positions"]).max() > 1e-5:
+        raise ValueError(
+            f"warm_start {run.config.warm_start} brings positions that are not the sine-cosine ones of a grid of "
+            f"{run.method.grid}: set model.positions=table and the data.image_size that they are for"
+        )
+    return {name: leaf for name, leaf in weights.items() if name != "positions"}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

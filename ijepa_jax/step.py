@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.methods import Batch, Method
-from ijepa_jax.optim import Optimizer
+from ijepa_jax.optim import Optimizer, moving_average
 
 
 @flax.struct.dataclass
@@ -45,7 +45,7 @@ def train_step(
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     momentum = optimizer.momentum(state.step)
-    target = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state.target, method.target(params))
+    target = moving_average(momentum, state.target, method.target(params))
     metrics = {
         "loss": loss,
         **metrics,

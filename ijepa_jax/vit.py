@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from ijepa_jax import positions as tables
 from ijepa_jax.attention import attend
 from ijepa_jax.layers import Dense, LayerNorm, gelu
 
@@ -50,25 +51,6 @@ REMAT = {
 }
 
 
-def position_table(width: int, grid: tuple[int, int], trained_grid: tuple[int, int] | None = None) -> np.ndarray:
-    """Fixed 2-D sine-cosine position table: float32 [rows * columns, width].
-
-    The first half of the features encodes the column, the second half the row; each half is [sin(pos * w), cos(pos * w)]
-    with w_i = 10000 ** (-i / (width / 4)). Computed for the grid at hand; with `trained_grid`, the table of that grid is
-    resized by bicubic interpolation instead.
-    """
-    if width % 4:
-        raise ValueError(f"width {width} must be a multiple of 4 for 2-D sine-cosine positions")
-    if trained_grid is not None and tuple(trained_grid) != tuple(grid):
-        table = position_table(width, trained_grid).reshape(*trained_grid, width)
-        with jax.ensure_compile_time_eval():  # a constant, also where the encoder is being traced
-            return np.asarray(jax.image.resize(table, (*grid, width), "bicubic", antialias=False)).reshape(-1, width)
-    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    angles = [position.reshape(-1, 1) * omega for position in (column, row)]
-    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
-
-
 def patch_grid(image: Sequence[int], patch: int) -> tuple[int, int]:
     """(rows, columns) of patches of an image (height, width, ...); raises ValueError where they do not divide."""
     height, width = image[:2]
@@ -82,6 +64,15 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> np.ndarray | jax.Array:
+    """The position table [N, width] of a module: computed, or its parameter `positions`, which gets no gradient."""
+    if kind == "sincos":
+        return tables.sincos(width, grid)
+    if kind != "table":
+        raise ValueError(f"positions {kind!r} must be 'sincos' or 'table'")
+    return jax.lax.stop_gradient(module.param("positions", lambda _: jnp.asarray(tables.sincos(width, grid))))
 
 
 def take_tokens(x_bnd: jax.Array, index_bk: jax.Array) -> jax.Array:
@@ -171,8 +162,9 @@ class Blocks(nn.Module):
 class ViT(nn.Module):
     """Vision Transformer without class token; parameters are float32, compute is in `dtype`.
 
-    Any image size that divides into patches works, square or not: positions are computed for the grid at hand, or, with
-    `trained_grid`, resized from that grid by bicubic interpolation.
+    Any image size that divides into patches works, square or not. Positions are sine-cosine tables computed for the grid at
+    hand (`sincos`), or a table that is a parameter, `positions`, but never trained (`table`), as weights of other projects
+    bring it. With `trained_grid` they are those of that grid, resized.
     """
 
     patch: int
@@ -186,7 +178,9 @@ class ViT(nn.Module):
     scan: bool = False
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
+    positions: str = "sincos"  # or table
     trained_grid: tuple[int, int] | None = None
+    interpolation: str = "bicubic"  # a name of positions.INTERPOLATIONS
 
     @nn.compact
     def __call__(
@@ -212,7 +206,9 @@ class ViT(nn.Module):
         """
         grid = patch_grid(images.shape[1:], self.patch)
         patches = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
-        positions = jnp.asarray(position_table(self.width, grid, self.trained_grid), self.dtype)
+        trained_grid = self.trained_grid or grid
+        table = position_table(self, self.positions, self.width, trained_grid)
+        positions = tables.resized(table, trained_grid, grid, self.interpolation).astype(self.dtype)
         if keep is None:
             positions = positions[None]
         else:

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ijepa_jax.interop.reference import from_reference
+from ijepa_jax.interop.layout import from_reference
 from ijepa_jax.masks import MaskSampler
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import make_optimizer
@@ -96,7 +96,9 @@ def _optimizer(meta: dict):
 
 
 def _tensors(recording: dict, prefix: str) -> dict[str, np.ndarray]:
-    return {key.removeprefix(prefix): value for key, value in recording.items() if key.startswith(prefix)}
+    """One module's tensors; position tables are computed here, not taken from the recording."""
+    tensors = {key.removeprefix(prefix): value for key, value in recording.items() if key.startswith(prefix)}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("pos_embed")}
 
 
 def _batch(recording: dict, step: int) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ijepa_jax.interop.reference import from_reference, parameter_path
+from ijepa_jax.interop.layout import from_reference, parameter_path
 from tests import parity
 
 
@@ -52,4 +52,5 @@ def test_layouts():
     image = np.random.default_rng(1).normal(size=(2, 2, 3)).astype(np.float32)
     kernel = from_reference({"patch_embed.proj.weight": convolution})["patch_embed"]["kernel"]
     np.testing.assert_allclose(image.reshape(-1) @ kernel, np.einsum("dcpq,pqc->d", convolution, image), rtol=1e-5)
-    assert from_reference({"mask_token": np.zeros((1, 1, 7)), "predictor_pos_embed": np.zeros(3)}).keys() == {"mask_token"}
+    tree = from_reference({"mask_token": np.zeros((1, 1, 7)), "predictor_pos_embed": np.zeros((1, 4, 7))})
+    assert {name: leaf.shape for name, leaf in tree.items()} == {"mask_token": (7,), "positions": (4, 7)}

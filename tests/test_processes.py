@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-import launch
 from ijepa_jax import checkpoint, processes, workdir
+from ijepa_jax.commandline import UsageError, parse_mesh
 from ijepa_jax.metrics import MetricsWriter, read
 from tests import equivalence, object_store
 
@@ -275,8 +275,8 @@ def test_places_are_given_as_a_whole_or_not_at_all():
 
 @pytest.mark.parametrize("text", ["data", "data=x", "rows=3", "data=2 fsdp=3"])
 def test_meshes_that_cannot_be_read_are_refused(text):
-    with pytest.raises(launch.UsageError, match="must be like data=8,fsdp=4"):
-        launch.parse_mesh(text)
+    with pytest.raises(UsageError, match="must be like data=8,fsdp=4"):
+        parse_mesh(text)
 
 
 def test_facts_of_one_process_agree():

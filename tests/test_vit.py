@@ -7,7 +7,7 @@ import pytest
 
 from ijepa_jax import layers
 from ijepa_jax.attention import attend
-from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid, position_table
+from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid
 
 # METHOD: published parameter counts of the encoders, positions not counted
 COUNTS = {
@@ -36,24 +36,6 @@ def test_every_published_size_has_its_parameter_count(name, patch, scan):
     vit = ViT(patch, size.width, size.depth, size.heads, size.mlp_ratio, scan=scan)
     shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert parameter_count(shapes["params"]) == COUNTS[name, patch]
-
-
-def test_positions_encode_the_column_first_then_the_row():
-    table = position_table(16, (3, 5)).reshape(3, 5, 16)
-    omega = 10000.0 ** (-np.arange(4) / 4)
-    for row in range(3):
-        for column in range(5):
-            halves = [np.concatenate([np.sin(at * omega), np.cos(at * omega)]) for at in (column, row)]
-            np.testing.assert_allclose(table[row, column], np.concatenate(halves), atol=1e-7)
-
-
-def test_positions_of_a_trained_grid_are_resized_on_request():
-    assert position_table(16, (6, 6), trained_grid=(6, 6)).tolist() == position_table(16, (6, 6)).tolist()
-    resized = position_table(16, (6, 4), trained_grid=(3, 4)).reshape(6, 4, 16)
-    assert resized.shape == (6, 4, 16) and np.isfinite(resized).all()
-    # the column code does not depend on the row, and interpolation along rows must keep that
-    np.testing.assert_allclose(resized[1:, :, :8], np.broadcast_to(resized[:1, :, :8], (5, 4, 8)), atol=1e-5)
-    assert np.abs(resized - position_table(16, (6, 4)).reshape(6, 4, 16)).max() > 0.1
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (8, 24), (20, 12)])

@@ -86,10 +86,8 @@ def open_bench(
     """
     weights, run_settings, step = checkpoint.restore_encoder(path, settings.step)
     run = config_lib.from_plain(run_settings)
-    trained_grid = build.encoder(run).grid
-    encoder = build.encoder(_with_data(run, settings))
-    if encoder.grid != trained_grid:
-        encoder = dataclasses.replace(encoder, network=dataclasses.replace(encoder.network, trained_grid=trained_grid))
+    network = build.encoder(run).network
+    encoder = dataclasses.replace(build.encoder(_with_data(run, settings)), network=network)
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):

@@ -1,54 +1,222 @@
-"""The names and tensor layouts of the authors' released code, and ours.
+"""Training checkpoints of the authors' released code (`.pth.tar`): whole, with the optimiser's state, both ways."""
 
-theirs (encoder)             theirs (predictor)            ours
-patch_embed.proj.weight                                    patch_embed/kernel   [D, C, p, p] -> [p * p * C, D]
-blocks.I.attn.qkv.weight     predictor_blocks.I.attn...    blocks/I/qkv/kernel  [out, in] -> [in, out]
-blocks.I.mlp.fc1.bias        predictor_blocks.I.mlp...     blocks/I/fc1/bias
-norm.weight                  predictor_norm.weight         norm/scale
-                             predictor_embed.weight        embed/kernel
-                             mask_token                    mask_token           [1, 1, W] -> [W]
-pos_embed                    predictor_pos_embed           (computed)
-"""
+from pathlib import Path
+from typing import Any
 
-import re
-
+import ml_collections
 import numpy as np
 
-_RENAMES = (
-    (r"^predictor_", ""),
-    (r"\b(attn|mlp)\.", ""),
-    (r"^patch_embed\.proj\.", "patch_embed."),
-    (r"(norm\d?)\.weight$", r"\1.scale"),
-    (r"\.weight$", ".kernel"),
+from ijepa_jax import build
+from ijepa_jax.interop import torch_files
+from ijepa_jax.interop.layout import (
+    architecture,
+    check_shapes,
+    depth_of,
+    encoder_names,
+    from_reference,
+    predictor_names,
+    to_reference,
+)
+from ijepa_jax.interop.weights import (
+    Architecture,
+    Tensors,
+    Training,
+    Weights,
+    WeightsError,
+    check_finite,
+    check_names,
+    settings_for,
 )
 
-
-def from_reference(tensors: dict[str, np.ndarray]) -> dict:
-    """A parameter tree from the tensors of one reference module (encoder or predictor); position tables are left out."""
-    tree: dict = {}
-    for name, tensor in tensors.items():
-        if name.endswith("pos_embed"):
-            continue
-        path = parameter_path(name)
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = _to_our_layout(path, np.asarray(tensor))
-    return tree
+_OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
+_MODULES = ("encoder", "predictor", "target_encoder")
 
 
-def parameter_path(name: str) -> tuple[str, ...]:
-    """Where a reference tensor lies in our tree: 'blocks.0.attn.qkv.weight' -> ('blocks', '0', 'qkv', 'kernel')."""
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return tuple(name.split("."))
+def read_reference(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
+    """The target encoder of an authors' training checkpoint; the whole training state where all of it is there.
+
+    Raises WeightsError where tensors are missing, unexpected or of wrong shapes, or the optimiser's state does not fit.
+    """
+    return from_checkpoint(torch_files.read(path), str(path), heads, base)
 
 
-def _to_our_layout(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    if path == ("mask_token",):
-        return tensor.reshape(-1)
-    if path[-1] != "kernel":
-        return tensor
-    if tensor.ndim == 4:  # a convolution with stride = kernel is a linear map of each patch's pixels
-        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-    return tensor.T
+def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
+    """The same from the objects of such a file."""
+    if not isinstance(saved, dict) or "target_encoder" not in saved:
+        keys = ", ".join(map(str, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
+        raise WeightsError(f"{source} is no I-JEPA training checkpoint: it holds {keys}, and no target_encoder")
+    modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
+    facts = _facts(saved, source)
+    told = facts.pop("heads", None)
+    options = {"heads": told or heads, "told": told is not None, "epsilon": facts.pop("epsilon", 1e-6)}
+    shown = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
+    settings = settings_for(shown, "bicubic", base, **facts)
+    training = None
+    if {*_MODULES, "opt"} <= {*saved}:
+        if architecture(modules["encoder"], f"{source} (encoder)", **options) != shown:
+            raise WeightsError(f"{source}: encoder and target_encoder are of different architectures")
+        _set_predictor(settings, modules["predictor"], shown, source, fixed=base is not None)
+        training = _training(saved, modules, source)
+        if base is None and training.batch_size:
+            settings.optim.batch_size = training.batch_size
+    origin = {"format": "reference", "file": source, "epoch": int(saved.get("epoch") or 0)}
+    step = training.step if training else 0
+    return Weights(from_reference(modules["target_encoder"]), settings, origin, training=training, step=step)
+
+
+def _facts(saved: dict, source: str) -> dict[str, Any]:
+    """What files that we wrote tell besides: heads, epsilon, mean and std."""
+    try:
+        found = saved.get(_OURS, {})
+        facts = {name: kind(found[name]) for name, kind in (("heads", int), ("epsilon", float)) if name in found}
+        return facts | {name: tuple(map(float, found[name])) for name in ("mean", "std") if name in found}
+    except (TypeError, ValueError, AttributeError):
+        raise WeightsError(f"{source} ({_OURS}) is damaged: {str(found)[:100]}") from None
+
+
+def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
+    """One module's tensors, their names without the prefix that data-parallel training gives them."""
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        raise WeightsError(f"{source} is not a module's tensors by name")
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    check_finite(tensors, source)
+    return tensors
+
+
+def _set_predictor(settings, tensors: Tensors, encoder: Architecture, source: str, fixed: bool) -> None:
+    """Puts the predictor's sizes into the settings; with `fixed` they must be there already."""
+    source = f"{source} (predictor)"
+    depth = depth_of(tensors)
+    check_names([*tensors], predictor_names(max(depth, 1)), source)
+    width = tensors["predictor_embed.weight"].shape[0]
+    grid = encoder.image_size[0] // encoder.patch * (encoder.image_size[1] // encoder.patch)
+    shapes = {
+        "mask_token": (1, 1, width), "predictor_pos_embed": (1, grid, width), "predictor_embed": (width, encoder.width),
+        "attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (4 * width, width),
+        "mlp.fc2": (width, 4 * width), "predictor_proj": (encoder.width, width), "predictor_proj.bias": (encoder.width,),
+    }  # fmt: skip
+    check_shapes(tensors, shapes, width, source)
+    if fixed:
+        wanted = build.predictor_of(settings)
+        if (wanted.width, wanted.depth) != (width, depth):
+            raise WeightsError(
+                f"{source} is {width} wide and {depth} deep; the configuration's is {wanted.width} and {wanted.depth}"
+            )
+    else:
+        settings.predictor.width, settings.predictor.depth = width, depth
+
+
+def parameter_groups(modules: dict[str, Tensors]) -> list[list[tuple[str, str]]]:
+    """(module, tensor) of each parameter by group of the authors' optimiser, which numbers them through in this order."""
+
+    def group(module: str, decayed: bool) -> list[tuple[str, str]]:
+        tensors = modules[module].items()
+        return [(module, name) for name, t in tensors if ("bias" not in name and t.ndim != 1) == decayed]
+
+    return [group(module, decayed) for decayed in (True, False) for module in ("encoder", "predictor")]
+
+
+def _training(saved: dict, modules: dict[str, Tensors], source: str) -> Training:
+    groups = parameter_groups(modules)
+    try:
+        state, saved_groups = saved["opt"]["state"], saved["opt"]["param_groups"]
+        counts = [len(group["params"]) for group in saved_groups]
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{source} (opt) is not the state of a torch optimiser: {error!r} is missing") from None
+    if counts != [len(group) for group in groups]:
+        raise WeightsError(
+            f"{source} (opt) has groups of {counts} parameters; those of this model are {[len(g) for g in groups]}"
+        )
+    moments = tuple({module: {} for module in ("encoder", "predictor")} for _ in range(2))
+    steps = set()
+    for index, (module, name) in enumerate(parameter for group in groups for parameter in group):
+        weights = modules[module][name]
+        if index not in state and not name.endswith("pos_embed"):
+            raise WeightsError(f"{source} (opt) has no moments of {module}'s {name}")
+        found = state.get(index, {})
+        steps |= {int(found["step"])} if "step" in found else set()
+        for moment, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
+            value = found.get(key, np.zeros(weights.shape, np.float32))
+            if np.shape(value) != weights.shape:
+                raise WeightsError(f"{source} (opt): {key} of {module}'s {name} has shape {list(np.shape(value))}")
+            moment[module][name] = value
+    if len(steps) != 1:
+        raise WeightsError(f"{source} (opt): parameters were stepped {sorted(steps)} times; they must all be the same")
+    for moment in moments:
+        for module, tensors in moment.items():
+            check_finite(tensors, f"{source} (moments of {module})")
+    params, first, second = ({name: from_reference(tree[name]) for name in moments[0]} for tree in (modules, *moments))
+    batch_size = int(saved.get("batch_size") or 0) * int(saved.get("world_size") or 1)
+    return Training(params, (first, second), steps.pop(), batch_size)
+
+
+def write_reference(weights: Weights, folder: Path) -> str:
+    """Writes checkpoint.pth.tar, as the authors' code saves it, with all that training goes on from, if it is there.
+
+    Names start with `module.`, as data-parallel training has them. Needs torch, which writes the file.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
+    patch, training = weights.settings.model.patch, weights.training
+    depth = len(weights.encoder["blocks"])
+    target = to_reference(weights.encoder, encoder_names(depth), patch)
+    network, data = build.encoder_of(weights.settings), weights.settings.data
+    facts = {"heads": network.heads, "epsilon": network.epsilon, "mean": list(data.mean), "std": list(data.std)}
+    saved: dict[str, Any] = {"encoder": target, "target_encoder": target, "epoch": 0, _OURS: facts}
+    if training:
+        names = {"encoder": encoder_names(depth), "predictor": predictor_names(len(training.params["predictor"]["blocks"]))}
+        modules, *moments = (
+            {name: to_reference(tree[name], names[name], patch) for name in names}
+            for tree in (training.params, *training.moments)
+        )
+        saved |= modules
+        saved["opt"] = _optimizer_state(training.step, modules, moments, weights.settings)
+        saved |= _bookkeeping(training, weights.settings)
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tensors(part) for key, part in value.items()}
+        return torch.from_numpy(np.array(value, np.float32)) if isinstance(value, np.ndarray) else value
+
+    for module in _MODULES:
+        if module in saved:
+            saved[module] = {f"module.{name}": tensor for name, tensor in saved[module].items()}
+    file = folder / "checkpoint.pth.tar"
+    unfinished = file.with_name(f"{file.name}.tmp")
+    torch.save(tensors(saved), unfinished)
+    unfinished.replace(file)
+    return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
+
+
+def _optimizer_state(step: int, modules: dict[str, Tensors], moments: list[dict[str, Tensors]], settings) -> dict[str, Any]:
+    """The state dict of the authors' AdamW; position tables have no state there, as they get no gradient."""
+    groups, state, numbered = parameter_groups(modules), {}, []
+    for group in groups:
+        numbered.append(list(range(sum(map(len, numbered)), sum(map(len, numbered)) + len(group))))
+        for index, (module, name) in zip(numbered[-1], group, strict=True):
+            if not name.endswith("pos_embed"):
+                first, second = (moment[module][name] for moment in moments)
+                state[index] = {"step": np.array(step, np.float32), "exp_avg": first, "exp_avg_sq": second}
+    optim = settings.optim
+    common = {"lr": optim.peak_lr, "betas": (optim.b1, optim.b2), "eps": optim.eps, "amsgrad": False, "maximize": False}
+    return {
+        "state": state,
+        "param_groups": [
+            {**common, "weight_decay": 0.0 if index > 1 else optim.weight_decay, "WD_exclude": index > 1, "params": params}
+            for index, params in enumerate(numbered)
+        ],
+    }
+
+
+def _bookkeeping(training: Training, settings) -> dict[str, Any]:
+    """What else such a file holds: the epoch that it ended, the batch, a gradient scaler's state, which ours has not."""
+    examples = training.examples or training.batch_size
+    return {
+        "epoch": training.step // max(1, examples // training.batch_size), "batch_size": training.batch_size, "world_size": 1,
+        "loss": 0.0, "lr": settings.optim.peak_lr,
+        "scaler": {
+            "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0,
+        },
+    }  # fmt: skip

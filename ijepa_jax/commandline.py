@@ -1,0 +1,164 @@
+"""What a command line asks of a command: flags as data, with the settings of a configuration file among them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood: one line that names what was given and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a command; without a default it is of the kind given, and None where it is not given."""
+
+    shown: str  # what stands for its value in the line of usage
+    help: str
+    default: Any = None
+    required: bool = False
+    kind: type = str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: what runs it, its flags, and, where it has a configuration, of what that must be."""
+
+    run: Callable[[SimpleNamespace], int]
+    flags: dict[str, Flag]
+    config: str = ""  # the key that its configuration must have; empty: it has none
+    config_required: str = ""  # what is said where none is given; empty: the quickstart's is taken
+
+
+def flags_of(command: Command) -> dict[str, Flag]:
+    """All flags of a command but its configuration's."""
+    return {**command.flags, "debug": Flag("", "show where an error came from", False)}
+
+
+def usage(name: str, command: Command) -> str:
+    """The line that shows how a command is called."""
+    parts = [name]
+    if command.config:
+        parts.append("--config FILE" if command.config_required else "[--config FILE] [--config.KEY=VALUE ...]")
+    for flag, spec in flags_of(command).items():
+        shown = f"--{flag.replace('_', '-')} {spec.shown}".strip()
+        parts.append(shown if spec.required else f"[{shown}]")
+    return f"usage: python launch.py {' '.join(parts)}"
+
+
+def described(command: Command) -> str:
+    """What the flags of a command mean."""
+    flags = {"config": Flag("", "settings: see configs/; keys can be overridden")} if command.config else {}
+    flags |= flags_of(command)
+    return "\n".join(f"    --{flag.replace('_', '-'):<18}{spec.help}" for flag, spec in flags.items())
+
+
+def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
+    """What a command line gives a command; raises UsageError."""
+    values = flags.FlagValues()
+    for flag, spec in flags_of(command).items():
+        define(flag, spec, values)
+    arguments = [underscored(argument) for argument in arguments]
+    given = SimpleNamespace()
+    if command.config:
+        given.config_file, given.config_given = config_file(arguments, name, command)
+        left = read_config(given.config_file, arguments, values)
+    else:
+        left = read_flags(arguments, values, usage(name, command))
+    if left:
+        raise UsageError(f"unexpected argument {left[0]!r}. {usage(name, command)}")
+    missing = [flag for flag, spec in command.flags.items() if spec.required and not values[flag].value]
+    if missing:
+        raise UsageError(f"--{missing[0]} is missing. {usage(name, command)}")
+    vars(given).update({key: value for key, value in values.flag_values_dict().items() if key in flags_of(command)})
+    if command.config:
+        given.config = values.config
+        if command.config not in given.config:
+            kind = "an evaluation: see configs/evaluate/" if command.config == "protocol" else "a run: see configs/"
+            raise UsageError(f"{given.config_file} is not the configuration of {kind}")
+        if getattr(given, "mesh", None):
+            given.config.mesh.update(parse_mesh(given.mesh))
+    return given
+
+
+def define(name: str, spec: Flag, values: Any) -> None:
+    """Declares a flag to absl."""
+    kind = spec.kind if spec.default is None else type(spec.default)
+    declare = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
+    bounds = {"lower_bound": spec.low, "upper_bound": spec.high} if kind in (int, float) else {}
+    declare(name, spec.default, spec.help, flag_values=values, **bounds)
+
+
+def read_flags(arguments: list[str], values: Any, usage: str) -> list[str]:
+    """Reads a command line without a configuration; returns what is left of it."""
+    try:
+        left = values(["launch.py", *arguments])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{explain(error, arguments)}; {usage}") from error
+    if any(value != value for value in values.flag_values_dict().values()):
+        raise UsageError(f"a number must be given. {usage}")
+    return left
+
+
+def read_config(file: str, arguments: list[str], values: Any) -> list[str]:
+    """Reads a command line with a configuration into `values.config`; returns what is left of it."""
+    try:
+        config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
+        left = values(["launch.py", *arguments])[1:]
+        _ = values.config  # reads it
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
+        raise UsageError(explain(error, arguments)) from error
+    return left
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a mesh that are written data=8,fsdp=4: either may be left out, or -1; raises UsageError."""
+    sizes = dict(part.partition("=")[::2] for part in text.split(","))
+    if not sizes.keys() <= {"data", "fsdp"} or not all(size.removeprefix("-").isdigit() for size in sizes.values()):
+        raise UsageError(f"--mesh {text!r} must be like data=8,fsdp=4 (-1: what is left)")
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def underscored(argument: str) -> str:
+    """--short-side=3 as absl knows it, --short_side=3; settings keep their names."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config"):
+        return argument
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value
+
+
+def config_file(arguments: list[str], name: str, command: Command) -> tuple[str, bool]:
+    """The configuration file that a command line names, the quickstart's where it names none, and whether it names one."""
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            file = value if equals else next(iter(arguments[i + 1 :]), "")
+            if not Path(file).is_file():
+                raise UsageError(f"no configuration file {file!r}: see configs/")
+            return file, True
+    if command.config_required:
+        raise UsageError(f"--config is missing: {command.config_required}. {usage(name, command)}")
+    return str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"), False
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """One line for an error in reading settings; for an unknown key, the nearest there is."""
+    text = " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\", "").split()).strip("' ")
+    if isinstance(error, (AttributeError, KeyError)):
+        unknown = text.split("'")[0]
+        given = next((argument.split("=")[0] for argument in arguments if unknown in argument), unknown)
+        _, _, nearest = text.partition("Did you mean ")
+        hint = (
+            f"did you mean {given.replace(unknown, nearest.split()[0])}?"
+            if nearest
+            else "ijepa_jax/config.py lists all there are"
+        )
+        return f"unknown setting {given}: {hint}"
+    return text

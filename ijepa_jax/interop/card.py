@@ -1,0 +1,78 @@
+"""The model card of an exported encoder: what it is, how it was made and how well it does, from the run's own files."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from ijepa_jax.interop.weights import Weights, architecture_of
+
+_LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytorch"}
+
+
+def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, command: str) -> str:
+    """A README.md in Markdown, with the metadata block that model hubs read."""
+    shape, origin = architecture_of(weights.settings), weights.origin
+    size = f"{shape.image_size[0]}x{shape.image_size[1]}"
+    imported = origin["format"] != "ijepa_jax"
+    made = f"Imported from {origin['file']} ({origin['format']})." if imported else _training(weights)
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {_LIBRARIES[facts['format']]}",
+            "tags: [ijepa, self-supervised, image-feature-extraction]",
+            "---",
+            "",
+            f"# I-JEPA encoder, {shape.width} wide, {shape.depth} blocks, patches of {shape.patch}, images of {size}",
+            "",
+            f"The {facts['encoder']} encoder of an Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR",
+            "2023, arXiv 2301.08243). It has no class token: average its patches for one vector an image.",
+            "",
+            made,
+            "",
+            "| | |",
+            "|---|---|",
+            f"| width, depth, heads, MLP | {shape.width}, {shape.depth}, {shape.heads}, {shape.hidden} |",
+            f"| layer-norm epsilon | {shape.epsilon:g} |",
+            f"| pixels | 0..1, minus {list(weights.settings.data.mean)}, over {list(weights.settings.data.std)} |",
+            f"| step | {facts['step']} |",
+            f"| sha256 of the parameters | {facts['digest']} |",
+            f"| written by | `{command or 'ijepa_jax'}` |",
+            "",
+            "```python",
+            load,
+            "```",
+            "",
+            *_results(path),
+        ]
+    )
+
+
+def _training(weights: Weights) -> str:
+    config = weights.settings
+    masks = config.masks
+    blocks = f"{masks.num_targets} target blocks of {list(masks.target_scale)} of the image"
+    return (
+        f"Pretrained for {weights.step} steps of {config.optim.batch_size} images on `{config.data.name}` without labels; "
+        f"peak learning rate {config.optim.peak_lr:g}, {blocks}, {masks.context_patches} "
+        f"context patches ({masks.mode}), predictor {config.predictor.width} wide, seed {config.seed}."
+    )
+
+
+def _results(path: str) -> list[str]:
+    """The tables of the run's own report and of its evaluations, where they are."""
+    workdir, lines = epath.Path(path), []
+    if workdir.parent.name == "checkpoints":
+        workdir = workdir.parent.parent
+    report = workdir / "report" / "report.json"
+    if report.exists():
+        found = json.loads(report.read_text())
+        lines += ["## Probes at the end of its run", "", "| | trained | random init | pixels |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | {row['ijepa']:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |"
+            for name, row in found.get("probes", {}).items()
+        ]
+        lines += ["", "Accuracy in per cent of linear probes of frozen features on held-out images.", ""]
+    for file in sorted((workdir / "evaluate").glob("*.md")):
+        lines += [f"## Evaluation: {file.stem}", "", file.read_text().strip(), ""]
+    return lines

@@ -1,0 +1,207 @@
+"""Weights from any of the formats that are known, and to them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ijepa_jax import build, checkpoint, positions
+from ijepa_jax import config as config_lib
+from ijepa_jax.interop import card, huggingface, layout, reference, tensor_files, timm, torch_files
+from ijepa_jax.interop.weights import Training, Weights, WeightsError
+from ijepa_jax.step import State
+
+FORMATS = ("huggingface", "timm", "reference")
+ENCODERS = ("target", "context")
+
+
+def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None = None) -> Weights:
+    """The encoder of a workdir of ours, or of weights in one of the foreign formats, recognised by what is there.
+
+    Args:
+        path: a workdir or one of its checkpoints; a folder of transformers' or timm's; a file of theirs, or of the authors'.
+        step: which checkpoint of a workdir, see `checkpoint.restore_parts`.
+        encoder: `target` or `context`; what was imported without its training state has the target only.
+        heads: of the attention, where neither a configuration nor a known size tells.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        CheckpointError: a workdir without a readable checkpoint.
+        WeightsError: foreign weights that cannot be used.
+    """
+    if _is_workdir(path):
+        return from_workdir(path, step, encoder)
+    if encoder != "target":
+        raise WeightsError(f"{path}: of foreign weights only the target encoder can be taken; import them to have both")
+    return read_foreign(path, heads)
+
+
+def _is_workdir(path: str) -> bool:
+    return "://" in path or Path(path, "checkpoints").is_dir() or Path(path).parent.name == "checkpoints"
+
+
+def read_foreign(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
+    """Weights of another project; `base`: settings that a run that continues them shall have."""
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no file or folder {path}")
+    if source.is_dir():
+        return _read_folder(source, heads, base)
+    if source.suffix == ".safetensors":
+        tensors = tensor_files.read(source)
+        if any("patch_embeddings" in name for name in tensors):
+            raise WeightsError(f"{path} is transformers' file: give the folder that it lies in, for its config.json")
+        return timm.from_tensors(tensors, {}, path, heads, base)
+    saved = torch_files.read(path)
+    if isinstance(saved, dict) and all(isinstance(value, np.ndarray) for value in saved.values()) and saved:
+        return timm.from_tensors({name: np.asarray(x, np.float32) for name, x in saved.items()}, {}, path, heads, base)
+    return reference.from_checkpoint(saved, path, heads, base)
+
+
+def _read_folder(folder: Path, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} is neither a workdir (no 'checkpoints') nor a model's folder (no config.json)")
+    config = tensor_files.read_json(folder / "config.json")
+    if "model_type" in config or "architecture" not in config:
+        return huggingface.read_huggingface(str(folder), base)
+    return timm.read_timm(str(folder), heads, base)
+
+
+def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training: bool = False) -> Weights:
+    """Weights of a checkpoint of ours, with its head if it has one, and, if asked for, what training goes on from."""
+    if encoder not in ENCODERS:
+        raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
+    wanted = ["target", "head", *["params"] * (encoder == "context" or training), *["opt_state"] * training]
+    saved = checkpoint.restore_parts(path, step, wanted)
+    trees, notes = saved.trees, saved.notes
+    if encoder == "context" and "params" not in trees:
+        raise WeightsError(f"{path} holds a target encoder only: it was imported without its training state")
+    kept = None
+    if "opt_state" in trees:
+        moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
+        settings = notes["settings"]
+        examples = settings.get(config_lib.EXAMPLES, 0)
+        kept = Training(trees["params"], moments, saved.step, settings["optim"]["batch_size"], examples)
+    return Weights(
+        trees["target"] if encoder == "target" else trees["params"]["encoder"],
+        config_lib.from_plain(notes["settings"]),
+        notes.get("origin", {"format": "ijepa_jax", "file": str(path)}),
+        trees.get("head"),
+        tuple(notes.get("labels", ())),
+        kept,
+        saved.step,
+    )
+
+
+def _branch(tree: Any, name: str) -> Any:
+    """The first branch of that name in nested dicts and lists, None where there is none."""
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, branch in branches:
+        if key == name:
+            return branch
+        if (found := _branch(branch, name)) is not None:
+            return found
+    return None
+
+
+def import_weights(
+    source: str, out: str, *, heads: int | None = None, base: ml_collections.ConfigDict | None = None
+) -> dict[str, Any]:
+    """Writes foreign weights as a workdir, which all other commands take; returns what was read, in numbers.
+
+    A whole training checkpoint becomes one that `pretrain` continues; `base` are the settings of that run.
+
+    Raises:
+        FileNotFoundError, WeightsError: nothing there, or nothing that can be used.
+        ValueError: `out` holds checkpoints already.
+    """
+    weights = read_foreign(source, heads, base)
+    if Path(out, "checkpoints").is_dir() and any(Path(out, "checkpoints").iterdir()):
+        raise ValueError(f"--out {out} holds checkpoints already: give another folder")
+    settings = config_lib.to_plain(weights.settings)
+    checkpoints = checkpoint.Checkpoints(out)
+    if weights.training:
+        checkpoints.save(_state(weights), weights.step, settings, origin=weights.origin)
+    else:
+        parts = {"target": _laid_out(weights.encoder, weights), **({"head": weights.head} if weights.head else {})}
+        checkpoints.save(parts, weights.step, settings, origin=weights.origin, labels=weights.labels, encoder_only=True)
+    checkpoints.close()
+    return {
+        "out": out, **weights.origin, "step": weights.step, "continues": weights.training is not None,
+        "classes": len(weights.head["bias"]) if weights.head else 0, "digest": checkpoint.digest_of(weights.encoder),
+    }  # fmt: skip
+
+
+def _laid_out(tree: dict, weights: Weights) -> dict:
+    return layout.stacked(tree) if weights.settings.model.scan else tree
+
+
+def _state(weights: Weights) -> State:
+    """The state of training that goes on from what came with the weights."""
+    training, settings = weights.training, weights.settings.copy_and_resolve_references()
+    if not (settings.optim.epochs or settings.optim.steps):
+        settings.optim.epochs = 1 + settings.optim.warmup  # any: the state of the optimiser does not hold its schedules
+    optimizer = build.optimizer(settings, 10**9)
+    params, first, second = (
+        {name: jax.tree.map(jnp.asarray, _laid_out(tree[name], weights)) for name in tree}
+        for tree in (training.params, *training.moments)
+    )
+    count = jnp.asarray(training.step, jnp.int32)
+    shapes = jax.eval_shape(optimizer.transformation.init, params)
+    opt_state = optax.tree.set(shapes, mu=first, nu=second, count=count)
+    opt_state = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), opt_state, shapes)
+    return State(count, params, jax.tree.map(jnp.asarray, _laid_out(weights.encoder, weights)), opt_state)
+
+
+def export_weights(
+    path: str, out: str, fmt: str, *, step: int = 0, encoder: str = "target", command: str = ""
+) -> dict[str, Any]:
+    """Writes an encoder of ours in a foreign format, with a model card; returns what was written and how to load it.
+
+    `reference` writes the whole training state, where there is one, so that the authors' code can continue it.
+
+    Raises:
+        CheckpointError: no readable checkpoint there.
+        WeightsError: a format that is not known or that cannot hold this encoder.
+        ValueError: `out` holds files already.
+    """
+    if fmt not in FORMATS:
+        raise WeightsError(f"--format {fmt!r} is not known: it must be one of {', '.join(FORMATS)}")
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"--out {out} holds files already: give another folder")
+    weights = _for_export(from_workdir(path, step, encoder, training=fmt == "reference"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
+    load = write[fmt](weights, folder)
+    facts = {"format": fmt, "encoder": encoder, "step": weights.step, "digest": checkpoint.digest_of(weights.encoder)}
+    (folder / "README.md").write_text(card.model_card(path, weights, facts, load, command))
+    return {"out": out, **facts, "load": load, "files": sorted(file.name for file in folder.iterdir())}
+
+
+def _for_export(weights: Weights) -> Weights:
+    """The same with blocks by number, and with position tables where they are computed."""
+
+    def plain(tree: dict, width: int, leaf: np.ndarray | None = None) -> dict:
+        """`leaf`: what stands for a position table; by default the computed one."""
+        tree = layout.unstacked(tree)
+        if "positions" in tree:
+            return tree
+        table = positions.sincos(width, grid)
+        return {**tree, "positions": table if leaf is None else np.zeros_like(table)}
+
+    grid, training = build.encoder(weights.settings).grid, weights.training
+    encoder = plain(weights.encoder, weights.encoder["norm"]["scale"].shape[0])
+    if training is not None:
+        widths = {name: training.params[name]["norm"]["scale"].shape[0] for name in training.params}
+        params, *moments = (
+            {name: plain(tree[name], width, leaf) for name, width in widths.items()}
+            for tree, leaf in ((training.params, None), *((moment, np.zeros(())) for moment in training.moments))
+        )
+        training = dataclasses.replace(training, params=params, moments=tuple(moments))
+    return dataclasses.replace(weights, encoder=encoder, training=training)

@@ -1,0 +1,183 @@
+"""The names and layouts of tensors in the authors' released code, and ours.
+
+theirs (encoder)             theirs (predictor)            ours
+patch_embed.proj.weight                                    patch_embed/kernel   [D, C, p, p] -> [p * p * C, D]
+blocks.I.attn.qkv.weight     predictor_blocks.I.attn...    blocks/I/qkv/kernel  [out, in] -> [in, out]
+blocks.I.mlp.fc1.bias        predictor_blocks.I.mlp...     blocks/I/fc1/bias
+norm.weight                  predictor_norm.weight         norm/scale
+                             predictor_embed.weight        embed/kernel
+                             mask_token                    mask_token           [1, 1, W] -> [W]
+pos_embed                    predictor_pos_embed           positions            [1, N, D] -> [N, D]
+
+timm names an encoder's tensors the same way.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ijepa_jax.interop.weights import (
+    Architecture,
+    Tensors,
+    WeightsError,
+    check_names,
+    checked_heads,
+    heads_of,
+    square_grid,
+)
+
+_RENAMES = (
+    (r"^(predictor_)?pos_embed$", "positions"),
+    (r"^predictor_", ""),
+    (r"\b(attn|mlp)\.", ""),
+    (r"^patch_embed\.proj\.", "patch_embed."),
+    (r"(norm\d?)\.weight$", r"\1.scale"),
+    (r"\.weight$", ".kernel"),
+)
+_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+def encoder_names(depth: int) -> list[str]:
+    """All tensors of an encoder, in the order in which its modules hold them."""
+    return ["pos_embed", *_pairs("patch_embed.proj"), *_blocks("blocks", depth), *_pairs("norm")]
+
+
+def predictor_names(depth: int) -> list[str]:
+    """Likewise of a predictor."""
+    start = ["mask_token", "predictor_pos_embed", *_pairs("predictor_embed")]
+    return [*start, *_blocks("predictor_blocks", depth), *_pairs("predictor_norm"), *_pairs("predictor_proj")]
+
+
+def _blocks(name: str, depth: int) -> Iterator[str]:
+    for index in range(depth):
+        for layer in _BLOCK:
+            yield from _pairs(f"{name}.{index}.{layer}")
+
+
+def _pairs(layer: str) -> tuple[str, str]:
+    return f"{layer}.weight", f"{layer}.bias"
+
+
+def depth_of(names: Any) -> int:
+    """How many blocks there are among names of tensors."""
+    indices = [int(found[1]) for name in names if (found := re.match(r"(?:predictor_)?blocks\.(\d+)\.", name))]
+    return max(indices, default=-1) + 1
+
+
+def from_reference(tensors: Tensors) -> dict:
+    """A parameter tree, float32, from the tensors of one reference module (encoder or predictor)."""
+    tree: dict = {}
+    for name, tensor in tensors.items():
+        path = parameter_path(name)
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = _to_our_layout(path, np.asarray(tensor, np.float32))
+    return tree
+
+
+def to_reference(tree: dict, names: list[str], patch: int = 0) -> dict[str, np.ndarray]:
+    """The tensors of one reference module, in the order of their names; `patch` is the side of an encoder's patches."""
+    tensors = {}
+    for name in names:
+        path = parameter_path(name)
+        leaf: Any = tree
+        for part in path:
+            leaf = leaf[part]
+        tensors[name] = np.ascontiguousarray(_to_their_layout(path, np.asarray(leaf), patch))
+    return tensors
+
+
+def parameter_path(name: str) -> tuple[str, ...]:
+    """Where a reference tensor lies in our tree: 'blocks.0.attn.qkv.weight' -> ('blocks', '0', 'qkv', 'kernel')."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return tuple(name.split("."))
+
+
+def _to_our_layout(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    if path == ("mask_token",):
+        return tensor.reshape(-1)
+    if path == ("positions",):
+        return tensor.reshape(tensor.shape[-2:])
+    if path[-1] != "kernel":
+        return tensor
+    if tensor.ndim == 4:  # a convolution with stride = kernel is a linear map of each patch's pixels
+        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+    return tensor.T
+
+
+def _to_their_layout(path: tuple[str, ...], leaf: np.ndarray, patch: int) -> np.ndarray:
+    if path == ("mask_token",):
+        return leaf.reshape(1, 1, -1)
+    if path == ("positions",):
+        return leaf[None]
+    if path[-1] != "kernel":
+        return leaf
+    if path[0] == "patch_embed":
+        return leaf.reshape(patch, patch, -1, leaf.shape[-1]).transpose(3, 2, 0, 1)
+    return leaf.T
+
+
+def stacked(tree: dict) -> dict:
+    """A tree with its blocks stacked, as a network that scans over them has it."""
+    blocks = [tree["blocks"][str(index)] for index in range(len(tree["blocks"]))]
+    return {**tree, "blocks": {"scanned": _map(lambda *leaves: np.stack(leaves), *blocks)}}
+
+
+def unstacked(tree: dict) -> dict:
+    """The same tree with its blocks by number, as names of tensors have it; one that has them so already is itself."""
+    if "scanned" not in tree["blocks"]:
+        return tree
+    blocks = tree["blocks"]["scanned"]
+    depth = len(blocks["norm1"]["scale"])
+    return {**tree, "blocks": {str(index): _map(lambda leaf, index=index: leaf[index], blocks) for index in range(depth)}}
+
+
+def _map(function, *trees: dict) -> dict:
+    if not isinstance(trees[0], dict):
+        return function(*trees)
+    return {key: _map(function, *(tree[key] for tree in trees)) for key in trees[0]}
+
+
+def architecture(
+    tensors: Tensors,
+    source: str,
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    *,
+    told: bool = False,
+    epsilon: float = 1e-6,
+) -> Architecture:
+    """The architecture that an encoder's tensors, by their reference names, show: all must be there, in the right shapes.
+
+    Tensors do not show the number of heads: where the weights' own configuration has `told` it, it is taken as it is.
+    """
+    depth = depth_of(tensors)
+    patches = tensors.get("patch_embed.proj.weight")
+    if patches is not None and patches.ndim == 5:
+        raise WeightsError(f"{source}: patches of {patches.shape[2]} frames: these are weights of a video model, V-JEPA's")
+    check_names([*tensors], encoder_names(max(depth, 1)), source)
+    width, channels, patch = patches.shape[:3]
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    count = tensors["pos_embed"].shape[-2]
+    grid = (image_size[0] // patch, image_size[1] // patch) if image_size else square_grid(count, source)
+    heads = checked_heads(width, heads, source) if told else heads_of(width, depth, heads, source)
+    shapes = {
+        "pos_embed": (1, grid[0] * grid[1], width), "patch_embed.proj.weight": (width, channels, patch, patch),
+        "attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden),
+    }  # fmt: skip
+    check_shapes(tensors, shapes, width, source)
+    return Architecture(width, depth, heads, hidden, patch, channels, (grid[0] * patch, grid[1] * patch), epsilon)
+
+
+def check_shapes(tensors: Tensors, shapes: dict[str, tuple[int, ...]], width: int, source: str) -> None:
+    """Raises WeightsError where a tensor is not of the shape given for its name or its layer; others are [width]."""
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        known = shapes.get(name) or shapes.get(re.sub(r"^\w+\.\d+\.", "", layer), (width,))
+        wanted = known if kind != "bias" else known[:1]
+        if tensor.shape != wanted:
+            raise WeightsError(f"{source}: tensor {name} has shape {list(tensor.shape)}, not {list(wanted)}")

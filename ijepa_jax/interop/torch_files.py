@@ -1,0 +1,191 @@
+"""PyTorch checkpoint files, read without PyTorch and without running any code of theirs.
+
+`torch.save` (1.6 and newer) writes an uncompressed zip archive: NAME/data.pkl, a pickle of the objects, and one record
+NAME/data/KEY for each storage, a flat array that tensors are strided views of. A pickle may call any function of any
+module, so this one is read by a machine that knows a short table of names, all others being refused before any use.
+"""
+
+import io
+import math
+import os
+import pathlib
+import pickle
+import zipfile
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from ijepa_jax.interop.weights import WeightsError
+
+_ZIP = b"PK\x03\x04"
+_BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that such files start with
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """The objects that `torch.save` wrote to a file, with tensors and parameters as read-only NumPy arrays.
+
+    Arrays keep shape, strides and dtype (bfloat16 as `ml_dtypes.bfloat16`), and those of one storage share its memory;
+    the whole file is read and its checksums verified. Ordered dicts come as dicts without attributes, `torch.Size` as a
+    tuple, `torch.device` as 'cuda:0', `torch.float32` as 'float32'.
+
+    Raises WeightsError for a file that is damaged, of another format, or whose pickle asks for anything else than
+    tensors, dicts, lists, tuples, text and numbers; OSError, such as FileNotFoundError, for one that cannot be opened.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        try:
+            _check_format(file)
+            with zipfile.ZipFile(file) as archive:
+                return _TensorUnpickler(archive, _check_records(archive, os.fstat(file.fileno()).st_size)).load()
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        except Exception as error:  # damaged bytes make zipfile and pickle raise nearly anything
+            raise WeightsError(f"{path}: damaged, or no file of torch.save: {repr(error)[:200]}") from error
+
+
+def _check_format(file: BinaryIO) -> None:
+    head = file.read(512)
+    if head.startswith(_BEFORE_1_6) or head[257:262] == b"ustar":
+        raise WeightsError(
+            "written in PyTorch's format before 1.6; save it again: torch.save(torch.load(f, weights_only=True), f)"
+        )
+    if not head.startswith(_ZIP):
+        raise WeightsError("not a file of torch.save: it does not start as a zip archive")
+    if not zipfile.is_zipfile(file):
+        raise WeightsError("truncated: it starts as a zip archive and has no end of one")
+
+
+def _check_records(archive: zipfile.ZipFile, file_size: int) -> str:
+    """Where in the archive the records lie ('NAME/'); refuses what torch.save does not write."""
+    records = archive.infolist()
+    names = archive.namelist()
+    roots = [name.removesuffix("data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise WeightsError("not a file of torch.save: a zip archive without one NAME/data.pkl")
+    if any(name.startswith((f"{roots[0]}code/", f"{roots[0]}constants.pkl")) for name in names):
+        raise WeightsError("a TorchScript program; save its tensors: torch.save(torch.jit.load(f).state_dict(), f)")
+    if any(record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size for record in records):
+        raise WeightsError("has compressed records, which torch.save does not write")
+    if sum(record.file_size for record in records) > file_size:
+        raise WeightsError("its records are declared larger than the file")
+    if f"{roots[0]}byteorder" in names and archive.read(f"{roots[0]}byteorder") != b"little":
+        raise WeightsError("written on a big-endian machine; save it again on a little-endian one")
+    return roots[0]
+
+
+class _Storage(np.ndarray):
+    """All values of one storage: only these are known to be contiguous, so only these may be viewed with other strides."""
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple) -> np.ndarray:
+    if not (isinstance(storage, _Storage) and type(size) is type(stride) is tuple and len(size) == len(stride)):
+        raise WeightsError("its pickle builds a tensor from something else than a storage, a size and strides")
+    if not all(isinstance(number, int) and number >= 0 for number in (offset, *size, *stride)):
+        raise WeightsError("its pickle builds a tensor with a negative or odd size, stride or offset")
+    if math.prod(size) == 0:
+        return np.empty(0, storage.dtype).reshape(size)
+    if offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) >= storage.size:
+        raise WeightsError(f"its pickle builds a tensor that reaches past its storage of {storage.size} values")
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride])
+
+
+def _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None) -> np.ndarray:
+    if metadata:
+        raise WeightsError("its pickle builds a tensor that is to be negated or conjugated")
+    return _rebuild_tensor(storage, offset, size, stride)
+
+
+_DTYPES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_GLOBALS = {
+    "collections.OrderedDict": lambda: {},
+    "torch.Size": lambda size: size,
+    "torch.device": lambda kind, index=None: kind if index is None else ":".join((kind, format(index, "d"))),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, requires_grad, hooks, state: tensor,
+    **{f"torch.{dtype}": dtype for dtype in _DTYPES.values()},
+    **{f"torch.{kind}": np.dtype(getattr(ml_dtypes, dtype, dtype)) for kind, dtype in _DTYPES.items()},
+}
+_OPCODES = """PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET BINPERSID GLOBAL STACK_GLOBAL
+NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT"""
+
+
+class _TensorUnpickler(pickle._Unpickler):
+    """Pickle's machine with the operations of state dicts only.
+
+    Python's own one and not the C one, which reserves as much memory as a damaged memo index says and lets BUILD set
+    attributes of any object.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # at once, so that its checksum comes first
+        self.archive, self.root = archive, root
+        self.storages: dict[tuple[str, np.dtype], _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        wanted = f"{module}.{name}"
+        if wanted not in _GLOBALS:
+            wanted = ascii(wanted[:100])[1:-1]
+            raise WeightsError(f"its pickle asks for {wanted}, which plain tensors do not need: refused, nothing was executed")
+        return _GLOBALS[wanted]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", np.dtype() as dtype, str(key), str(), int(count)):
+                pass
+            case _:
+                raise WeightsError("its pickle names something else than a storage")
+        if (key, dtype) not in self.storages:
+            content = self.archive.read(f"{self.root}data/{key}")
+            self.storages[key, dtype] = np.frombuffer(content, dtype).view(_Storage)
+        storage = self.storages[key, dtype]
+        if storage.size != count:
+            raise WeightsError(f"its storage {key[:100]!a} has {storage.size} values of {dtype}, not the {count} declared")
+        return storage
+
+    def load_reduce(self) -> None:
+        if not isinstance(self.stack[-1], tuple):  # an array would be unpacked element by element
+            raise WeightsError("its pickle calls with something else than a tuple")
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        self.stack.pop()  # attributes, such as a state dict's `_metadata`
+        if not isinstance(self.stack[-1], dict):
+            raise WeightsError("its pickle sets the state of something else than an ordered dict")
+
+    def load_setitem(self) -> None:
+        _check_entries(self.stack[-3], self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_entries(self.metastack[-1][-1], self.stack[::2])
+        super().load_setitems()
+
+    def refuse(self) -> None:
+        raise WeightsError("its pickle has an operation that plain tensors do not need: refused, nothing was executed")
+
+    dispatch = dict.fromkeys(range(256), refuse)  # the method for each operation's code
+    dispatch |= {
+        code: pickle._Unpickler.dispatch[code] for code in b"".join(getattr(pickle, name) for name in _OPCODES.split())
+    }
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build}
+    dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+
+
+def _check_entries(target: Any, keys: list) -> None:
+    """Keys are plain, since hashing a tuple nested deeply enough overflows the C stack."""
+    if type(target) is not dict or not all(key is None or isinstance(key, (str, int, float)) for key in keys):
+        raise WeightsError("its pickle has a dict with keys other than text and numbers")

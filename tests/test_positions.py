@@ -1,0 +1,81 @@
+"""Position tables, and how they are resized."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from ijepa_jax.optim import moving_average
+from ijepa_jax.positions import INTERPOLATIONS, resized, sincos
+from ijepa_jax.step import init, train_step
+from ijepa_jax.vit import ViT
+from tests import small
+
+
+def test_positions_encode_the_column_first_then_the_row():
+    table = sincos(16, (3, 5)).reshape(3, 5, 16)
+    omega = 10000.0 ** (-np.arange(4) / 4)
+    for row in range(3):
+        for column in range(5):
+            halves = [np.concatenate([np.sin(at * omega), np.cos(at * omega)]) for at in (column, row)]
+            np.testing.assert_allclose(table[row, column], np.concatenate(halves), atol=1e-7)
+
+
+@pytest.mark.parametrize("new", [(4, 6), (8, 6), (7, 11), (3, 4), (2, 13), (1, 1), (16, 24)])
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+def test_tables_are_resized_as_torch_does(name, new):
+    table = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
+    image = torch.tensor(table).reshape(1, 4, 6, 8).permute(0, 3, 1, 2)
+    antialias = name == "bicubic_antialias"
+    wanted = torch.nn.functional.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=antialias)
+    found = resized(table, (4, 6), new, name)
+    np.testing.assert_allclose(found, wanted.permute(0, 2, 3, 1).reshape(-1, 8), atol=2e-6)
+
+
+def test_an_unknown_interpolation_is_named():
+    with pytest.raises(ValueError, match="interpolation 'linear' must be one of bicubic, bicubic_antialias"):
+        resized(sincos(8, (2, 2)), (2, 2), (3, 3), "linear")
+
+
+def test_a_table_is_a_parameter_that_starts_as_the_computed_one():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 24, 3)), jnp.float32)
+    computed, carried = (ViT(4, 16, 1, 2, positions=kind) for kind in ("sincos", "table"))
+    params = carried.init(jax.random.key(0), images)["params"]
+    assert params["positions"].tolist() == sincos(16, (4, 6)).tolist()
+    without = {name: leaf for name, leaf in params.items() if name != "positions"}
+    np.testing.assert_array_equal(carried.apply({"params": params}, images), computed.apply({"params": without}, images))
+    moved = {**params, "positions": params["positions"] * 2}
+    assert np.abs(carried.apply({"params": moved}, images) - computed.apply({"params": without}, images)).max() > 0.01
+
+
+@pytest.mark.parametrize("size", [(8, 16), (24, 24)])
+def test_positions_of_a_trained_grid_are_resized_on_request(size):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, *size, 3)), jnp.float32)
+    table = np.random.default_rng(1).normal(size=(24, 16)).astype(np.float32)
+    grid = (size[0] // 4, size[1] // 4)
+    at_hand = ViT(4, 16, 1, 2, positions="table")
+    params = {**at_hand.init(jax.random.key(0), images)["params"], "positions": resized(table, (4, 6), grid, "bicubic")}
+    trained = ViT(4, 16, 1, 2, positions="table", trained_grid=(4, 6))
+    found = trained.apply({"params": {**params, "positions": table}}, images)
+    np.testing.assert_allclose(found, at_hand.apply({"params": params}, images), atol=1e-6)
+
+
+def test_training_leaves_tables_as_they_are_to_the_bit():
+    method = small.method(positions="table")
+    optimizer = small.optimizer()
+    state = init(method, optimizer, seed=0)
+    step = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0))
+    odd = np.random.default_rng(0).normal(size=state.params["encoder"]["positions"].shape).astype(np.float32)
+    for tree in (state.params["encoder"], state.target):
+        tree["positions"] = jnp.asarray(odd)
+    before = np.asarray(state.params["predictor"]["positions"])
+    for index in range(3):
+        state, _ = step(state, small.batch(method, start=4 * index))
+    for found in (state.params["encoder"]["positions"], state.target["positions"]):
+        assert np.asarray(found).tobytes() == odd.tobytes()
+    assert np.asarray(state.params["predictor"]["positions"]).tobytes() == before.tobytes()
+    averaged = moving_average(jnp.float32(0.9), {"kernel": jnp.ones(2)}, {"kernel": jnp.zeros(2)})
+    np.testing.assert_allclose(averaged["kernel"], 0.9)
