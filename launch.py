@@ -8,6 +8,7 @@
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
     python launch.py import --from WEIGHTS --out DIR                         # weights of the authors, transformers, timm
     python launch.py export --checkpoint DIR --format huggingface --out DIR  # and back: huggingface, timm or reference
+    python launch.py benchmark --model vit_huge --patch 14 --batch 128       # the training step, timed
     python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without a TPU
 
 Nothing in ijepa_jax/ reads flags or the environment; this file does.
@@ -175,7 +176,8 @@ def import_(given: SimpleNamespace) -> int:
     out = shlex.quote(given.out)
     print(f"evaluate it with: python launch.py evaluate --config configs/evaluate/knn_in1k.py --checkpoint {out}")
     if read["continues"] and base is not None:
-        options = "--config.model.positions=table"
+        overrides = [argument for argument in sys.argv if argument.startswith("--config.")]
+        options = shlex.join([*overrides, "--config.model.positions=table"])
         print(f"continue it with: python launch.py pretrain --config {given.config_file} {options} --workdir {out}")
     elif read["continues"]:
         print("it holds a whole training state: import it with --config FILE, the settings of its run, to continue that")
@@ -197,6 +199,29 @@ def export(given: SimpleNamespace) -> int:
         return fail(one_line(error))
     print(f"load it with: {written['load']}")
     print(json.dumps(written), flush=True)
+    return 0
+
+
+def benchmark(given: SimpleNamespace) -> int:
+    """Times the training step; prints what was measured as a line of JSON."""
+    if given.cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()
+    import jax
+
+    from ijepa_jax import benchmark as timing
+
+    fields = [field for field in timing.Workload.__dataclass_fields__ if field != "dtype"]
+    dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
+    options = dict(option.split("=", 1) for option in given.compiler_options.split(",") if option)
+    try:
+        result = timing.benchmark(work, steps=given.steps, warmup=given.warmup, data=given.data, compiler_options=options)
+    except (ValueError, OSError, RuntimeError) as error:
+        if given.debug:
+            raise
+        return fail(one_line(error))
+    print(json.dumps(result), flush=True)
     return 0
 
 
@@ -296,6 +321,29 @@ COMMANDS = {
             "out": Flag("DIR", "a new folder", required=True),
             "encoder": Flag("target", "target or context", "target"),
             "step": Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1),
+        },
+    ),
+    "benchmark": Command(
+        benchmark,
+        {
+            "model": Flag("vit_huge", "a named size", "vit_huge"),
+            "patch": Flag("14", "side of a patch, in pixels", 14, low=1),
+            "image": Flag("224", "side of the images, in pixels", 224, low=1),
+            "batch": Flag("128", "images a step, over all devices", 128, low=1),
+            "context": Flag("72", "patches that the context encoder sees of an image", 72, low=1),
+            "target": Flag("42", "patches of a target block", 42, low=1),
+            "blocks": Flag("4", "target blocks", 4, low=1),
+            "predictor_width": Flag("384", "width of the predictor", 384, low=4),
+            "predictor_depth": Flag("12", "its depth", 12, low=1),
+            "steps": Flag("20", "that are timed", 20, low=1),
+            "warmup": Flag("5", "steps before these", 5, low=1),
+            "dtype": Flag("bfloat16", "of the computation; by default float32 on CPUs, else bfloat16", ""),
+            "attention": Flag("xla", "xla or cudnn", "xla"),
+            "scan": Flag("", "scan over blocks instead of unrolling them", False),
+            "remat": Flag("none", "none, dots or full", "none"),
+            "data": Flag("NAME", "also feed the step with this data set, named as for training", ""),
+            "compiler_options": Flag("KEY=VALUE,...", "options of the compiler", ""),
+            "cpu": Flag("", "on the CPU, also where there is an accelerator", False),
         },
     ),
     "plan": Command(

@@ -17,12 +17,24 @@ The pieces of training compose freely:
     state, metrics = step(state, {"image": images, **sampler(index)})
 """
 
-from ijepa_jax import masks, methods, optim
-from ijepa_jax.predictor import Predictor
-from ijepa_jax.pretrained import Pretrained, load, preprocess
-from ijepa_jax.step import State, init, train_step
-from ijepa_jax.vit import SIZES, ViT
+import importlib
+from typing import Any
 
-__all__ = [
-    "SIZES", "Predictor", "Pretrained", "State", "ViT", "init", "load", "masks", "methods", "optim", "preprocess", "train_step",
-]  # fmt: skip
+_PLACES = {
+    "masks": "masks", "methods": "methods", "optim": "optim", "SIZES": "vit", "ViT": "vit", "Predictor": "predictor",
+    "State": "step", "init": "step", "train_step": "step", "Pretrained": "pretrained", "load": "pretrained",
+    "preprocess": "pretrained",
+}  # fmt: skip
+__all__ = [*_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is: a launcher must set its environment before JAX comes."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'ijepa_jax' has no attribute {name!r}")
+    module = importlib.import_module(f"ijepa_jax.{_PLACES[name]}")
+    return module if name == _PLACES[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -106,7 +106,6 @@ class Checkpoints:
             log(f"checkpoint {unfinished} was never finished: ignored")
         problems = []
         for step in reversed(self.steps()):
-            self._refuse_encoder(step)
             restored, problem = self._try(step, shapes)
             if restored is not None:
                 return restored
@@ -116,17 +115,19 @@ class Checkpoints:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
 
-    def _refuse_encoder(self, step: int) -> None:
-        """Raises CheckpointError for weights that were imported without what training goes on from."""
-        try:
-            notes = self.notes(step)
-        except Exception:  # damaged: `_try` says how
+    def refuse_encoder_only(self) -> None:
+        """Raises CheckpointError where there are weights that were imported without what training goes on from."""
+        for step in self.steps():
+            with contextlib.suppress(Exception):  # damaged: `restore` says how
+                if self.notes(step).get("encoder_only"):
+                    break
+        else:
             return
-        if notes.get("encoder_only"):
-            raise CheckpointError(
-                f"{self.folder.parent} holds an imported encoder, which no run can continue: start from it with "
-                f"--config.warm_start={self.folder.parent} and another --workdir"
-            )
+        workdir = self.folder.parent
+        raise CheckpointError(
+            f"{workdir} holds an imported encoder, which no run can continue: start from it with "
+            f"--config.warm_start={workdir} and another --workdir"
+        )
 
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
         """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""

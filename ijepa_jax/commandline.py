@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 
 class UsageError(ValueError):
@@ -109,6 +108,8 @@ def read_flags(arguments: list[str], values: Any, usage: str) -> list[str]:
 
 def read_config(file: str, arguments: list[str], values: Any) -> list[str]:
     """Reads a command line with a configuration into `values.config`; returns what is left of it."""
+    from ml_collections import config_flags  # not there on a bare GPU image, where `benchmark` runs
+
     try:
         config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
         left = values(["launch.py", *arguments])[1:]

@@ -4,6 +4,17 @@ from ijepa_jax.methods import IJepa
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.vit import ViT
 
+PEAK_TFLOPS = {"v5e": 197.0, "v5p": 459.0, "v6e": 918.0, "h200": 989.0, "h100": 989.0, "a100": 312.0}  # dense bfloat16
+_KINDS = {  # what JAX calls these chips
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+}  # fmt: skip
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """The dense bfloat16 peak of a chip by JAX's name for it, in TFLOP/s; None where it is not known."""
+    named = _KINDS.get(device_kind) or next((chip for chip in ("h200", "h100", "a100") if chip in device_kind.lower()), "")
+    return PEAK_TFLOPS.get(named)
+
 
 def step_flops(method: IJepa) -> dict[str, int]:
     """Floating-point operations that the method needs for an image and step: {"context": ..., "target": ..., "predictor": ...}.

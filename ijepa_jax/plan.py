@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from ijepa_jax import build, sharding
 from ijepa_jax.collectives import count_collectives
-from ijepa_jax.flops import step_flops
+from ijepa_jax.flops import PEAK_TFLOPS, step_flops
 from ijepa_jax.methods import IJepa
 from ijepa_jax.step import init
 
@@ -35,12 +35,12 @@ class Chip(NamedTuple):
 
 
 CHIPS = {  # memory of TPUs as libtpu limits it, of GPUs what the datasheet's gigabytes come to
-    "v5e": Chip(197, 15.75, (16, 16)),
-    "v5p": Chip(459, 95.74, (16, 16, 24)),
-    "v6e": Chip(918, 31.25, (16, 16)),
-    "h200": Chip(989, 131.3),
-    "h100": Chip(989, 74.5),
-    "a100": Chip(312, 74.5),
+    "v5e": Chip(PEAK_TFLOPS["v5e"], 15.75, (16, 16)),
+    "v5p": Chip(PEAK_TFLOPS["v5p"], 95.74, (16, 16, 24)),
+    "v6e": Chip(PEAK_TFLOPS["v6e"], 31.25, (16, 16)),
+    "h200": Chip(PEAK_TFLOPS["h200"], 131.3),
+    "h100": Chip(PEAK_TFLOPS["h100"], 74.5),
+    "a100": Chip(PEAK_TFLOPS["a100"], 74.5),
     "gpu": Chip(None, None),
     "cpu": Chip(None, None),
 }

@@ -91,6 +91,7 @@ def start(run: Run) -> tuple[State, int]:
     shapes = jax.eval_shape(fresh)
     shardings = sharding.state_shardings(shapes, run.mesh)
     settings = run.settings()
+    run.checkpoints.refuse_encoder_only()
     _refuse_changes(run, settings)
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
     restored = run.checkpoints.restore(placed, run.display.log)

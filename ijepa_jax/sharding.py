@@ -82,13 +82,13 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _leaf_spec(leaf.shape, mesh.shape["fsdp"])), shapes)
 
 
-def jit_step(step: Callable, state: Any, mesh: Mesh) -> Callable:
+def jit_step(step: Callable, state: Any, mesh: Mesh, compiler_options: dict | None = None) -> Callable:
     """Compiles `step(state, batch) -> (state, metrics)`, donating the state and keeping every leaf of it where it is.
 
     Were the outputs' places left to the compiler, a leaf could come back elsewhere, and the second step compile again.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)))
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)), compiler_options=compiler_options)
 
 
 def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:

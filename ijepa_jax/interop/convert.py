@@ -13,7 +13,7 @@ import optax
 from ijepa_jax import build, checkpoint, positions
 from ijepa_jax import config as config_lib
 from ijepa_jax.interop import card, huggingface, layout, reference, tensor_files, timm, torch_files
-from ijepa_jax.interop.weights import Training, Weights, WeightsError
+from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
 from ijepa_jax.step import State
 
 FORMATS = ("huggingface", "timm", "reference")
@@ -68,7 +68,10 @@ def _read_folder(folder: Path, heads: int | None, base: ml_collections.ConfigDic
         raise WeightsError(f"{folder} is neither a workdir (no 'checkpoints') nor a model's folder (no config.json)")
     config = tensor_files.read_json(folder / "config.json")
     if "model_type" in config or "architecture" not in config:
-        return huggingface.read_huggingface(str(folder), base)
+        weights = huggingface.read_huggingface(str(folder), base)
+        if heads not in (None, found := architecture_of(weights.settings).heads):
+            raise WeightsError(f"{folder}: its configuration has {found} heads, not {heads}")
+        return weights
     return timm.read_timm(str(folder), heads, base)
 
 
@@ -163,7 +166,8 @@ def export_weights(
 ) -> dict[str, Any]:
     """Writes an encoder of ours in a foreign format, with a model card; returns what was written and how to load it.
 
-    `reference` writes the whole training state, where there is one, so that the authors' code can continue it.
+    `reference` writes the whole training state beside the target encoder, where there is one, so that the authors' code can
+    continue it; the context encoder is written alone, in the place of both.
 
     Raises:
         CheckpointError: no readable checkpoint there.
@@ -175,7 +179,8 @@ def export_weights(
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out {out} holds files already: give another folder")
-    weights = _for_export(from_workdir(path, step, encoder, training=fmt == "reference"))
+    whole = fmt == "reference" and encoder == "target"
+    weights = _for_export(from_workdir(path, step, encoder, training=whole))
     folder.mkdir(parents=True, exist_ok=True)
     write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
     load = write[fmt](weights, folder)

@@ -22,9 +22,20 @@ import ml_collections
 import numpy as np
 
 from ijepa_jax.interop import layout, tensor_files
-from ijepa_jax.interop.weights import Weights, WeightsError, architecture_of, check_finite, settings_for
+from ijepa_jax.interop.weights import (
+    Architecture,
+    Weights,
+    WeightsError,
+    architecture_of,
+    check_finite,
+    check_head,
+    check_names,
+    settings_for,
+    take_head,
+)
 
-_RENAMES = (
+_RENAMES = (  # from names of state_dict() to those of files
+    (r"^ijepa\.", ""),
     (r"^layers\.", "encoder.layer."),
     (r"\.attention\.([qkv])_proj\.", lambda found: f".attention.attention.{_PARTS['qkv'.index(found[1])]}."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
@@ -44,6 +55,10 @@ _TOP = {
     "layernorm": "norm",
 }
 _POSITIONS = "embeddings.position_embeddings"
+_DEFAULTS = {  # of transformers' configuration
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True,
+}  # fmt: skip
 
 
 def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -> Weights:
@@ -52,76 +67,103 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     Raises WeightsError for a model of another kind, and where tensors are missing, unexpected or of wrong shapes.
     """
     folder = Path(path)
-    config = tensor_files.read_json(folder / "config.json")
-    _check_config(config, path)
-    tensors = tensor_files.read_folder(folder)
+    config = _checked_config(tensor_files.read_json(folder / "config.json"), path)
+    tensors = _file_names(tensor_files.read_folder(folder), path)
     check_finite(tensors, path)
-    head = None
-    if "classifier.weight" in tensors and "classifier.bias" in tensors:
-        head = {"kernel": tensors.pop("classifier.weight").T, "bias": tensors.pop("classifier.bias")}
-    named = _reference_names({name.removeprefix("ijepa."): tensor for name, tensor in tensors.items()}, path)
-    size = config.get("image_size", 224)
-    image_size = tuple(size) if isinstance(size, list) else (size, size)
-    heads, epsilon = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-12)
-    shown = layout.architecture(named, path, heads, image_size, told=True, epsilon=epsilon)
+    head = take_head(tensors, "classifier")
+    check_names([*tensors], _names(max(layout.depth_of(tensors, r"encoder\.layer"), 1)), path)
+    named = _reference_names(tensors, path)
+    heads, epsilon = config["num_attention_heads"], config["layer_norm_eps"]
+    shown = layout.architecture(named, path, heads, config["image_size"], told=True, epsilon=epsilon)
     _check_sizes(config, shown, path)
-    labels = config.get("id2label") or {}
-    names = tuple(labels[key] for key in sorted(labels, key=int)) if head else ()
+    labels = _labels(config, path) if head else ()
+    check_head(head, labels, shown.width, path)
     settings = settings_for(shown, "bicubic", base, **_preprocessing(folder))
-    return Weights(layout.from_reference(named), settings, {"format": "huggingface", "file": path}, head, names)
+    return Weights(layout.from_reference(named), settings, {"format": "huggingface", "file": path}, head, labels)
 
 
-def _check_config(config: dict[str, Any], source: str) -> None:
-    """Refuses models of other kinds, and options that our encoder does not have."""
-    if config.get("model_type") != "ijepa":
-        raise WeightsError(f"{source}/config.json is of model_type {config.get('model_type')!r}, not 'ijepa'")
-    for key, ours in (("hidden_act", "gelu"), ("qkv_bias", True)):
-        if config.get(key, ours) != ours:
-            raise WeightsError(f"{source}/config.json has {key} {config[key]!r}: I-JEPA's encoders have {ours!r}")
-
-
-def _check_sizes(config: dict[str, Any], shown, source: str) -> None:
-    """Refuses tensors that are not of the configuration's sizes; where it is silent, these are transformers' defaults."""
-    for key, default, found in (
-        ("hidden_size", 768, shown.width),
-        ("num_hidden_layers", 12, shown.depth),
-        ("intermediate_size", 3072, shown.hidden),
-        ("patch_size", 16, shown.patch),
-        ("num_channels", 3, shown.channels),
+def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
+    """The configuration, with defaults where it is silent; refuses models of other kinds and what our encoder does not have."""
+    if found.get("model_type") != "ijepa":
+        raise WeightsError(f"{source}/config.json is of model_type {found.get('model_type')!r}, not 'ijepa'")
+    config = {**_DEFAULTS, **found}
+    size, heads, epsilon = (config[key] for key in ("image_size", "num_attention_heads", "layer_norm_eps"))
+    size = [size, size] if isinstance(size, int) else size
+    for key, valid, wanted in (
+        ("hidden_act", config["hidden_act"] == "gelu", "'gelu'"),
+        ("qkv_bias", config["qkv_bias"] is True, "true"),
+        ("num_attention_heads", isinstance(heads, int), "a whole number"),
+        ("layer_norm_eps", isinstance(epsilon, float) and 0 < epsilon < 1, "small and positive"),
+        ("image_size", isinstance(size, list) and [type(side) for side in size] == [int, int], "a number or a pair"),
     ):
-        if config.get(key, default) != found:
-            raise WeightsError(f"{source}/config.json has {key} {config.get(key, default)}, its tensors {found}")
+        if not valid:
+            raise WeightsError(f"{source}/config.json has {key} {config[key]!r}: it must be {wanted}")
+    return {**config, "image_size": tuple(size)}
+
+
+def _check_sizes(config: dict[str, Any], shown: Architecture, source: str) -> None:
+    """Refuses tensors that are not of the configuration's sizes."""
+    for key, found in (
+        ("hidden_size", shown.width),
+        ("num_hidden_layers", shown.depth),
+        ("intermediate_size", shown.hidden),
+        ("patch_size", shown.patch),
+        ("num_channels", shown.channels),
+    ):
+        if config[key] != found:
+            raise WeightsError(f"{source}/config.json has {key} {config[key]}, its tensors {found}")
+
+
+def _labels(config: dict[str, Any], source: str) -> tuple[str, ...]:
+    """The names of the classes in their order; none where the configuration leaves them to transformers."""
+    named = config.get("id2label") or {}
+    if not isinstance(named, dict) or {*named} != {str(index) for index in range(len(named))}:
+        raise WeightsError(f"{source}/config.json has an id2label that does not name classes 0, 1, ...")
+    return tuple(str(named[str(index)]) for index in range(len(named)))
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
     """Mean and std from preprocessor_config.json; without one, ours."""
     file = folder / "preprocessor_config.json"
     found = tensor_files.read_json(file) if file.is_file() else {}
-    return {ours: tuple(found[theirs]) for theirs, ours in (("image_mean", "mean"), ("image_std", "std")) if theirs in found}
+    return {ours: found[theirs] for theirs, ours in (("image_mean", "mean"), ("image_std", "std")) if theirs in found}
+
+
+def _file_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """The same tensors under the names that files of an `IJepaModel` have."""
+    named: dict[str, np.ndarray] = {}
+    for found, tensor in tensors.items():
+        name = found
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if name in named:
+            raise WeightsError(f"{source} has {name} twice, under two names")
+        named[name] = tensor
+    return named
+
+
+def _names(depth: int) -> list[str]:
+    """All tensors of an encoder, as files name them."""
+    parts = [f"attention.attention.{part}" for part in _PARTS]
+    layers = [f"encoder.layer.{index}.{layer}" for index in range(depth) for layer in (*parts, *_LAYERS)]
+    return [_POSITIONS, *(f"{layer}.{kind}" for layer in (*_TOP, *layers) for kind in ("weight", "bias"))]
 
 
 def _reference_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """The same tensors under the authors' names; those without one keep theirs."""
+    """All tensors of an encoder under the authors' names."""
     named: dict[str, np.ndarray] = {}
-    parts: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
         layer, _, kind = name.rpartition(".")
-        if found := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)", layer):
-            parts.setdefault(f"blocks.{found[1]}.attn.qkv.{kind}", {})[found[2]] = tensor
+        if found := re.fullmatch(r"(encoder\.layer\.(\d+)\.attention\.attention)\.query", layer):
+            parts = [tensors[f"{found[1]}.{part}.{kind}"] for part in _PARTS]
+            if len({part.shape for part in parts}) > 1 or not tensor.ndim:
+                raise WeightsError(f"{source}: {found[1]}.query, key and value have different shapes, or none")
+            named[f"blocks.{found[2]}.attn.qkv.{kind}"] = np.concatenate(parts)
         elif (found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", layer)) and found[2] in _LAYERS:
             named[f"blocks.{found[1]}.{_LAYERS[found[2]]}.{kind}"] = tensor
-        elif name == _POSITIONS:
-            named["pos_embed"] = tensor
-        else:
-            named[f"{_TOP.get(layer, layer)}.{kind}" if layer else name] = tensor
-    for name, found in parts.items():
-        missing = [part for part in _PARTS if part not in found]
-        if missing or len({part.shape for part in found.values()}) > 1:
-            raise WeightsError(f"{source}: {name} is not whole: {', '.join(missing) or 'parts of different shapes'}")
-        named[name] = np.concatenate([found[part] for part in _PARTS])
-    return named
+        elif layer in _TOP:
+            named[f"{_TOP[layer]}.{kind}"] = tensor
+    return {**named, "pos_embed": tensors[_POSITIONS]}
 
 
 def write_huggingface(weights: Weights, folder: Path) -> str:
@@ -157,7 +199,7 @@ def write_huggingface(weights: Weights, folder: Path) -> str:
 
 
 def _their_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The authors' tensors under the names of transformers' files."""
+    """The authors' tensors under the names that files of an `IJepaModel` have."""
     layers, top = ({ours: theirs for theirs, ours in table.items()} for table in (_LAYERS, _TOP))
     named: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():

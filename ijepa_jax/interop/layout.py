@@ -13,7 +13,7 @@ timm names an encoder's tensors the same way.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,9 @@ def _pairs(layer: str) -> tuple[str, str]:
     return f"{layer}.weight", f"{layer}.bias"
 
 
-def depth_of(names: Any) -> int:
-    """How many blocks there are among names of tensors."""
-    indices = [int(found[1]) for name in names if (found := re.match(r"(?:predictor_)?blocks\.(\d+)\.", name))]
+def depth_of(names: Iterable[str], blocks: str = r"(?:predictor_)?blocks") -> int:
+    """How many blocks there are among names of tensors that start as `blocks`, of which there are never thousands."""
+    indices = [int(found[1]) for name in names if (found := re.match(rf"{blocks}\.(\d{{1,3}})\.", name))]
     return max(indices, default=-1) + 1
 
 
@@ -160,6 +160,9 @@ def architecture(
     if patches is not None and patches.ndim == 5:
         raise WeightsError(f"{source}: patches of {patches.shape[2]} frames: these are weights of a video model, V-JEPA's")
     check_names([*tensors], encoder_names(max(depth, 1)), source)
+    for name, rank in (("pos_embed", 3), ("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc1.weight", 2)):
+        if tensors[name].ndim != rank or not tensors[name].size:
+            raise WeightsError(f"{source}: tensor {name} has shape {list(tensors[name].shape)}, not {rank} positive dimensions")
     width, channels, patch = patches.shape[:3]
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     count = tensors["pos_embed"].shape[-2]

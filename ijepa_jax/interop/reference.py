@@ -30,6 +30,8 @@ from ijepa_jax.interop.weights import (
 
 _OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
 _MODULES = ("encoder", "predictor", "target_encoder")
+_KINDS = {"heads": int, "predictor_heads": int, "epsilon": float}
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def read_reference(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
@@ -43,12 +45,14 @@ def read_reference(path: str, heads: int | None = None, base: ml_collections.Con
 def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
     """The same from the objects of such a file."""
     if not isinstance(saved, dict) or "target_encoder" not in saved:
+        _refuse_by_name(saved, source)
         keys = ", ".join(map(str, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
         raise WeightsError(f"{source} is no I-JEPA training checkpoint: it holds {keys}, and no target_encoder")
     modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
     facts = _facts(saved, source)
-    told = facts.pop("heads", None)
-    options = {"heads": told or heads, "told": told is not None, "epsilon": facts.pop("epsilon", 1e-6)}
+    options = {**_heads(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
+    options["image_size"] = facts.pop("image_size", None)
+    predictor_heads = facts.pop("predictor_heads", None)
     shown = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
     settings = settings_for(shown, "bicubic", base, **facts)
     training = None
@@ -57,30 +61,62 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
             raise WeightsError(f"{source}: encoder and target_encoder are of different architectures")
         _set_predictor(settings, modules["predictor"], shown, source, fixed=base is not None)
         training = _training(saved, modules, source)
-        if base is None and training.batch_size:
-            settings.optim.batch_size = training.batch_size
-    origin = {"format": "reference", "file": source, "epoch": int(saved.get("epoch") or 0)}
+        if base is None:
+            settings.optim.batch_size = training.batch_size or settings.optim.batch_size
+            settings.predictor.heads = None if predictor_heads == shown.heads else predictor_heads
+    origin = {"format": "reference", "file": source, "epoch": _number(saved, "epoch", source)}
     step = training.step if training else 0
     return Weights(from_reference(modules["target_encoder"]), settings, origin, training=training, step=step)
 
 
+def _refuse_by_name(saved: Any, source: str) -> None:
+    """Raises WeightsError for what other projects keep as `model`, saying whose it is, where its tensors tell."""
+    tensors = saved.get("model") if isinstance(saved, dict) else None
+    if isinstance(tensors, dict):
+        check_names([*map(str, tensors)], encoder_names(max(depth_of(map(str, tensors)), 1)), f"{source} (model)")
+
+
+def _heads(told: int | None, given: int | None, base: ml_collections.ConfigDict | None, source: str) -> dict[str, Any]:
+    """How many heads, by the file itself, or else as given, or else as in the settings of the run."""
+    if given and told not in (None, given):
+        raise WeightsError(f"{source}: it tells of {told} heads, not {given}")
+    if not (told or given) and base is not None:
+        given = build.encoder_of(base).heads
+    return {"heads": told or given, "told": told is not None}
+
+
+def _number(saved: dict, key: str, source: str) -> int:
+    """A whole number of a file, 0 where it is not there."""
+    try:
+        return int(saved.get(key) or 0)
+    except (TypeError, ValueError, OverflowError):
+        raise WeightsError(f"{source} ({key}) is not a number: {' '.join(str(saved[key]).split())[:100]}") from None
+
+
 def _facts(saved: dict, source: str) -> dict[str, Any]:
-    """What files that we wrote tell besides: heads, epsilon, mean and std."""
+    """What files that we wrote tell besides: heads, epsilon, the images' size, mean and std."""
     try:
         found = saved.get(_OURS, {})
-        facts = {name: kind(found[name]) for name, kind in (("heads", int), ("epsilon", float)) if name in found}
-        return facts | {name: tuple(map(float, found[name])) for name in ("mean", "std") if name in found}
-    except (TypeError, ValueError, AttributeError):
-        raise WeightsError(f"{source} ({_OURS}) is damaged: {str(found)[:100]}") from None
+        facts = {name: kind(found[name]) for name, kind in _KINDS.items() if name in found}
+        facts |= {name: tuple(map(float, found[name])) for name in ("mean", "std") if name in found}
+        if "image_size" in found:
+            height, width = map(int, found["image_size"])
+            facts["image_size"] = height, width
+        return facts
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        raise WeightsError(f"{source} ({_OURS}) is damaged: {' '.join(str(found).split())[:100]}") from None
 
 
 def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
     """One module's tensors, their names without the prefix that data-parallel training gives them."""
     if not isinstance(tensors, dict) or not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
         raise WeightsError(f"{source} is not a module's tensors by name")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    check_finite(tensors, source)
-    return tensors
+    named = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if len(named) < len(tensors):
+        twice = sorted(name for name in named if name in tensors and f"module.{name}" in tensors)
+        raise WeightsError(f"{source} has tensors twice, with and without 'module.': {', '.join(twice[:8])}")
+    check_finite(named, source)
+    return named
 
 
 def _set_predictor(settings, tensors: Tensors, encoder: Architecture, source: str, fixed: bool) -> None:
@@ -88,7 +124,7 @@ def _set_predictor(settings, tensors: Tensors, encoder: Architecture, source: st
     source = f"{source} (predictor)"
     depth = depth_of(tensors)
     check_names([*tensors], predictor_names(max(depth, 1)), source)
-    width = tensors["predictor_embed.weight"].shape[0]
+    width = tensors["predictor_norm.weight"].size
     grid = encoder.image_size[0] // encoder.patch * (encoder.image_size[1] // encoder.patch)
     shapes = {
         "mask_token": (1, 1, width), "predictor_pos_embed": (1, grid, width), "predictor_embed": (width, encoder.width),
@@ -118,27 +154,21 @@ def parameter_groups(modules: dict[str, Tensors]) -> list[list[tuple[str, str]]]
 
 def _training(saved: dict, modules: dict[str, Tensors], source: str) -> Training:
     groups = parameter_groups(modules)
-    try:
-        state, saved_groups = saved["opt"]["state"], saved["opt"]["param_groups"]
-        counts = [len(group["params"]) for group in saved_groups]
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{source} (opt) is not the state of a torch optimiser: {error!r} is missing") from None
-    if counts != [len(group) for group in groups]:
-        raise WeightsError(
-            f"{source} (opt) has groups of {counts} parameters; those of this model are {[len(g) for g in groups]}"
-        )
+    parameters = [parameter for group in groups for parameter in group]
     moments = tuple({module: {} for module in ("encoder", "predictor")} for _ in range(2))
     steps = set()
-    for index, (module, name) in enumerate(parameter for group in groups for parameter in group):
-        weights = modules[module][name]
-        if index not in state and not name.endswith("pos_embed"):
+    for (module, name), state in zip(parameters, _states(saved["opt"], groups, source), strict=True):
+        shape = modules[module][name].shape
+        if not state and not name.endswith("pos_embed"):
             raise WeightsError(f"{source} (opt) has no moments of {module}'s {name}")
-        found = state.get(index, {})
-        steps |= {int(found["step"])} if "step" in found else set()
+        if state:
+            steps.add(_number(state, "step", f"{source} (opt)"))
         for moment, key in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
-            value = found.get(key, np.zeros(weights.shape, np.float32))
-            if np.shape(value) != weights.shape:
-                raise WeightsError(f"{source} (opt): {key} of {module}'s {name} has shape {list(np.shape(value))}")
+            value = state.get(key) if state else np.zeros(shape, np.float32)
+            if not isinstance(value, np.ndarray) or value.shape != shape:
+                raise WeightsError(
+                    f"{source} (opt): {key} of {module}'s {name} has shape {list(np.shape(value))}, not {list(shape)}"
+                )
             moment[module][name] = value
     if len(steps) != 1:
         raise WeightsError(f"{source} (opt): parameters were stepped {sorted(steps)} times; they must all be the same")
@@ -146,8 +176,26 @@ def _training(saved: dict, modules: dict[str, Tensors], source: str) -> Training
         for module, tensors in moment.items():
             check_finite(tensors, f"{source} (moments of {module})")
     params, first, second = ({name: from_reference(tree[name]) for name in moments[0]} for tree in (modules, *moments))
-    batch_size = int(saved.get("batch_size") or 0) * int(saved.get("world_size") or 1)
+    batch_size = _number(saved, "batch_size", source) * (_number(saved, "world_size", source) or 1)
     return Training(params, (first, second), steps.pop(), batch_size)
+
+
+def _states(opt: Any, groups: list[list[tuple[str, str]]], source: str) -> list[dict[str, Any]]:
+    """AdamW's state of each parameter, in their order; empty for those that are not trained, position tables."""
+    try:
+        counts = [len(group["params"]) for group in opt["param_groups"]]
+        numbers = [number for group in opt["param_groups"] for number in group["params"]]
+        states = [opt["state"].get(number, {}) for number in numbers]
+        unknown = {*opt["state"]} - {*numbers} | {key for state in states for key in state.keys() - _ADAMW}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{source} (opt) is not the state of a torch optimiser: {repr(error)[:100]}") from None
+    if counts != [len(group) for group in groups]:
+        raise WeightsError(
+            f"{source} (opt) has groups of {counts} parameters; those of this model are {[len(g) for g in groups]}"
+        )
+    if unknown:
+        raise WeightsError(f"{source} (opt) has what AdamW's state has not: {', '.join(sorted(map(str, unknown))[:8])}")
+    return states
 
 
 def write_reference(weights: Weights, folder: Path) -> str:
@@ -163,7 +211,10 @@ def write_reference(weights: Weights, folder: Path) -> str:
     depth = len(weights.encoder["blocks"])
     target = to_reference(weights.encoder, encoder_names(depth), patch)
     network, data = build.encoder_of(weights.settings), weights.settings.data
-    facts = {"heads": network.heads, "epsilon": network.epsilon, "mean": list(data.mean), "std": list(data.std)}
+    facts = {
+        "heads": network.heads, "epsilon": network.epsilon, "image_size": list(data.image_size), "mean": list(data.mean),
+        "std": list(data.std), "predictor_heads": build.predictor_of(weights.settings).heads,
+    }  # fmt: skip
     saved: dict[str, Any] = {"encoder": target, "target_encoder": target, "epoch": 0, _OURS: facts}
     if training:
         names = {"encoder": encoder_names(depth), "predictor": predictor_names(len(training.params["predictor"]["blocks"]))}
@@ -173,7 +224,7 @@ def write_reference(weights: Weights, folder: Path) -> str:
         )
         saved |= modules
         saved["opt"] = _optimizer_state(training.step, modules, moments, weights.settings)
-        saved |= _bookkeeping(training, weights.settings)
+        saved |= _bookkeeping(training, weights)
 
     def tensors(value: Any) -> Any:
         if isinstance(value, dict):
@@ -210,12 +261,13 @@ def _optimizer_state(step: int, modules: dict[str, Tensors], moments: list[dict[
     }
 
 
-def _bookkeeping(training: Training, settings) -> dict[str, Any]:
+def _bookkeeping(training: Training, weights: Weights) -> dict[str, Any]:
     """What else such a file holds: the epoch that it ended, the batch, a gradient scaler's state, which ours has not."""
-    examples = training.examples or training.batch_size
+    epoch = weights.origin.get("epoch", 0)  # of a file that was imported, and not trained on since
+    if training.examples:
+        epoch = training.step // max(1, training.examples // training.batch_size)
     return {
-        "epoch": training.step // max(1, examples // training.batch_size), "batch_size": training.batch_size, "world_size": 1,
-        "loss": 0.0, "lr": settings.optim.peak_lr,
+        "epoch": epoch, "batch_size": training.batch_size, "world_size": 1, "loss": 0.0, "lr": weights.settings.optim.peak_lr,
         "scaler": {
             "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0,
         },

@@ -84,8 +84,19 @@ def settings_for(
     made.data.image_size, made.data.channels = architecture.image_size, architecture.channels
     if architecture.channels != 3 and "mean" not in data:
         data |= {"mean": (0.5,) * architecture.channels, "std": (0.5,) * architecture.channels}
+    for key in ("mean", "std"):
+        if key in data:
+            data[key] = _per_channel(key, data[key], architecture.channels)
     made.data.update(data)
     return made
+
+
+def _per_channel(key: str, values: Any, channels: int) -> tuple[float, ...]:
+    if not isinstance(values, (list, tuple)) or len(values) != channels or not all(isinstance(x, (int, float)) for x in values):
+        raise WeightsError(
+            f"the weights' configuration has a {key} of pixels {values!r}: not a number for each of {channels} channels"
+        )
+    return tuple(map(float, values))
 
 
 def _checked_base(base: ml_collections.ConfigDict, architecture: Architecture) -> ml_collections.ConfigDict:
@@ -168,6 +179,24 @@ def _what_it_is(names: set[str]) -> str:
     if any(name.endswith(("cls_token", "class_token")) for name in names):
         return " (these are weights of a ViT with a class token)"
     return ""
+
+
+def take_head(tensors: dict[str, np.ndarray], layer: str) -> dict[str, np.ndarray] | None:
+    """Takes the classifier, a linear layer with bias, out of the tensors; None where there is none."""
+    if f"{layer}.weight" not in tensors or f"{layer}.bias" not in tensors:
+        return None
+    return {"kernel": tensors.pop(f"{layer}.weight").T, "bias": tensors.pop(f"{layer}.bias")}
+
+
+def check_head(head: dict[str, np.ndarray] | None, labels: Sequence[str], width: int, source: str) -> None:
+    """Raises WeightsError where a classifier is not of the encoder's width, or its classes are not as many as their names."""
+    if head is None:
+        return
+    kernel, bias = head["kernel"].shape, head["bias"].shape
+    if len(bias) != 1 or kernel != (width, *bias):
+        raise WeightsError(f"{source}: a classifier of shapes {list(kernel[::-1])} and {list(bias)} does not fit width {width}")
+    if labels and len(labels) != bias[0]:
+        raise WeightsError(f"{source}: the configuration names {len(labels)} classes, the classifier has {bias[0]}")
 
 
 def check_finite(tensors: Tensors, source: str) -> None:

@@ -1,0 +1,186 @@
+"""The real training step, timed: images a second, share of the chip's peak, compilation, memory.
+
+Needs the core's libraries only, so that it runs on a bare GPU image; feeding the step from a data set needs the others too.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ijepa_jax.flops import peak_tflops, step_flops
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import make_optimizer
+from ijepa_jax.predictor import Predictor
+from ijepa_jax.sharding import jit_step, make_mesh, place_batch, state_shardings
+from ijepa_jax.step import State, init, train_step
+from ijepa_jax.vit import SIZES, ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedMasks:
+    """Contexts and targets of one length, drawn at random from each image's patches: what a step costs depends on no more."""
+
+    grid: tuple[int, int]
+    context_length: int
+    target_length: int
+    num_targets: int = 4
+    num_context_blocks: int = 1
+
+    def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Masks of the images with these global indices, as `MaskSampler` gives them."""
+        patches, count = self.grid[0] * self.grid[1], len(index)
+        if max(self.context_length, self.target_length) > patches:
+            raise ValueError(f"a grid of {self.grid} has {patches} patches, fewer than a context or target is to have")
+        rng = np.random.default_rng(int(index[0]))
+
+        def cells(blocks: int, length: int) -> np.ndarray:
+            order = rng.random((count, blocks, patches)).argsort(axis=-1)
+            return np.sort(order[..., :length], axis=-1).astype(np.int32)
+
+        return {
+            "context": cells(self.num_context_blocks, self.context_length),
+            "target": cells(self.num_targets, self.target_length),
+            "target_length": np.full((count, self.num_targets), self.target_length, np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step works on: sizes of the model, of images in pixels, of contexts and targets in patches."""
+
+    model: str = "vit_huge"
+    image: int = 224
+    patch: int = 14
+    batch: int = 128
+    context: int = 72
+    target: int = 42
+    blocks: int = 4
+    predictor_width: int = 384
+    predictor_depth: int = 12
+    dtype: str = "bfloat16"
+    attention: str = "xla"
+    scan: bool = False
+    remat: str = "none"
+
+    def method(self) -> IJepa:
+        """The method of these sizes. Raises ValueError for a model that there is not."""
+        if self.model not in SIZES:
+            raise ValueError(f"--model {self.model!r} is not known: it must be one of {', '.join(SIZES)}")
+        size = SIZES[self.model]
+        shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
+        encoder = ViT(self.patch, size.width, size.depth, size.heads, size.mlp_ratio, **shared)
+        predictor = Predictor(self.predictor_width, self.predictor_depth, size.heads, **shared)
+        grid = (self.image // self.patch,) * 2
+        masks = FixedMasks(grid, self.context, self.target, self.blocks)
+        return IJepa(encoder, predictor, masks, (self.image, self.image))
+
+
+def benchmark(
+    work: Workload, *, steps: int = 20, warmup: int = 5, data: str = "", compiler_options: dict | None = None
+) -> dict[str, Any]:
+    """Times the training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
+
+    Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
+    share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
+    longer than others it took), `compilations`, `peak_gib` (of one device, None where it does not tell) and `loss`. With
+    `data`, a name of a data set, the step is fed by the loader as well: `fed` has its `images_per_s`, their share of the rate
+    without, and the share of the time that the step waited.
+    """
+    method, mesh = work.method(), make_mesh()
+    if work.batch % mesh.size:
+        raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
+    state, step = _prepared(method, mesh, compiler_options)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (work.batch, work.image, work.image, 3), np.uint8)
+    batch = place_batch({"image": images, **method.masks(np.arange(work.batch))}, mesh)
+    begun = time.perf_counter()
+    state, metrics = jax.block_until_ready(step(state, batch))
+    first = time.perf_counter() - begun
+    state, seconds, metrics = _timed(step, state, batch, steps, warmup)
+    flops, peak = sum(step_flops(method).values()), peak_tflops(jax.devices()[0].device_kind)
+    rate = work.batch / seconds
+    result = {
+        "peer": "ijepa_jax", "jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": mesh.size,
+        **dataclasses.asdict(work), "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops / 1e9,
+        "model_tflop_per_s": flops * rate / 1e12, "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak else None,
+        "first_step_s": first, "compile_s": max(0.0, first - seconds), "compilations": step._cache_size(),
+        "peak_gib": _peak_gib(), "loss": float(metrics["loss"]),
+    }  # fmt: skip
+    if data:
+        result["fed"] = _fed(work, data, method, mesh, step, state, steps, warmup, rate)
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in result.items()}
+
+
+def _prepared(method: IJepa, mesh: Mesh, compiler_options: dict | None) -> tuple[State, Callable]:
+    optimizer = make_optimizer(
+        total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
+        final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
+    )  # fmt: skip
+    fresh = jax.jit(partial(init, method, optimizer, 0))
+    state = jax.jit(fresh, out_shardings=state_shardings(jax.eval_shape(fresh), mesh))()
+    return state, jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh, compiler_options)
+
+
+def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:
+    """The state after them, the median of the seconds of `steps` steps, each waited for, and the last one's metrics."""
+    times = []
+    for _ in range(warmup + steps):
+        begun = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        times.append(time.perf_counter() - begun)
+    return state, statistics.median(times[warmup:]), metrics
+
+
+def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, warmup: int, rate: float) -> dict[str, Any]:
+    """The same steps fed by the loader, as training feeds them: the next batch is placed while a step runs."""
+    stream = _batches(work, data, method)
+    waited, late, count = 0.0, None, 0
+    with contextlib.closing(stream):
+        for index in range(warmup + steps):
+            if index == warmup:
+                jax.block_until_ready(late)
+                begun, waited = time.perf_counter(), 0.0
+            asked = time.perf_counter()
+            batch = place_batch(next(stream), mesh)
+            waited += time.perf_counter() - asked
+            state, metrics = step(state, batch)
+            if late is not None:
+                jax.device_get(late)  # of the step before: this one runs meanwhile
+            late = metrics
+            count += index >= warmup
+        jax.block_until_ready(late)
+    seconds = time.perf_counter() - begun
+    fed = work.batch * count / seconds
+    return {
+        "data": data,
+        "images_per_s": round(fed, 1),
+        "share": round(fed / rate, 4),
+        "wait_share": round(waited / seconds, 4),
+    }
+
+
+def _batches(work: Workload, data: str, method: IJepa) -> Iterator[dict[str, np.ndarray]]:
+    from ijepa_jax import build
+    from ijepa_jax import config as config_lib
+
+    config = config_lib.default()
+    config.data.name, config.data.image_size, config.optim.batch_size = data, method.image_size, work.batch
+    config.data.size = max(config.data.size, 4 * work.batch) if data == "scenes" else config.data.size
+    source = build.source(config, "train")
+    with contextlib.closing(build.train_batches(config, source, method.masks, 0, 0, 1)) as stream:
+        for batch in stream:
+            yield {name: batch[name] for name in ("image", "context", "target", "target_length")}
+
+
+def _peak_gib() -> float | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None

@@ -1,0 +1,282 @@
+"""Whole ways of weights: ours out and in again, continued to the same bits; theirs in and used; the commands for it."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+
+import launch as launcher
+from ijepa_jax import build, checkpoint, metrics, pretrained, step, train
+from ijepa_jax import config as config_lib
+from ijepa_jax.interop import convert, layout
+from ijepa_jax.interop.weights import WeightsError
+from tests import small
+from tests.test_launch import SMALL, launch, start
+from tests.test_launch_evaluate import FEW, KNN
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir of a run with checkpoints of steps 8 and 12, its report)."""
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_pictures", lambda *arguments: [])
+        return workdir, train.pretrain(small.config(), workdir)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The run's checkpoint of step 8 as a file of the authors'."""
+    out = tmp_path_factory.mktemp("exported")
+    assert convert.export_weights(str(run[0]), str(out), "reference", step=8)["step"] == 8
+    return out / "checkpoint.pth.tar"
+
+
+@pytest.fixture(scope="module")
+def encoder_only(run, tmp_path_factory):
+    """A workdir imported from the run's last target encoder in transformers' format."""
+    folder = tmp_path_factory.mktemp("encoder")
+    convert.export_weights(str(run[0]), str(folder / "theirs"), "huggingface")
+    assert not convert.import_weights(str(folder / "theirs"), str(folder / "ours"))["continues"]
+    return folder / "ours"
+
+
+@pytest.fixture
+def briefly(monkeypatch):
+    """Runs end after their last step, without probes and pictures."""
+    monkeypatch.setattr(train, "_finish", lambda run, state, start_step, *rest: {"resumed_from": start_step})
+
+
+def _saved(workdir: Path, step: int = 0) -> dict:
+    return checkpoint.restore_parts(str(workdir), step, ("params", "target", "opt_state")).trees
+
+
+def _without_positions(tree):
+    if isinstance(tree, list):
+        return [_without_positions(part) for part in tree]
+    return {k: _without_positions(part) for k, part in tree.items() if k != "positions"} if isinstance(tree, dict) else tree
+
+
+def _assert_same(ours, theirs) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def _start(config, workdir: Path, monkeypatch):
+    """The state that training would start from."""
+    states = []
+    monkeypatch.setattr(train, "_train", lambda run, state, *rest: states.append(jax.device_get(state)) or state)
+    monkeypatch.setattr(train, "_finish", lambda *arguments: {})
+    train.pretrain(config, workdir)
+    return states[0]
+
+
+def _continue_by_their_file(file: Path, workdir: Path, config) -> dict:
+    """Imports a file of step 8 for a run of these settings, and runs it to its end."""
+    read = convert.import_weights(str(file), str(workdir), base=config)
+    assert read["continues"] and read["step"] == 8
+    continued = config.copy_and_resolve_references()
+    continued.model.positions = "table"
+    table = _saved(workdir)["target"]["positions"]
+    report = train.pretrain(continued, workdir)
+    after = _saved(workdir, 12)
+    assert report["resumed_from"] == 8
+    for found in (after["target"], after["params"]["encoder"], _saved(workdir, 8)["target"]):
+        np.testing.assert_array_equal(found["positions"], table)
+    return after
+
+
+def test_a_run_goes_through_their_file_and_ends_with_the_same_bits(run, exported, tmp_path, briefly):
+    after = _continue_by_their_file(exported, tmp_path, small.config())
+    _assert_same(_saved(run[0], 12), _without_positions(after))
+    steps = [[line for line in metrics.read(place) if "loss" in line and line["step"] > 8] for place in (run[0], tmp_path)]
+    for name in ("step", "loss", "learning_rate", "weight_decay", "momentum", "gradient_norm"):
+        assert [line[name] for line in steps[0]] == [line[name] for line in steps[1]] and len(steps[0]) == 4, name
+
+
+def test_a_run_that_scans_over_its_blocks_goes_on_from_them_stacked(exported, tmp_path, monkeypatch):
+    config = small.config(model__scan=True)
+    convert.import_weights(str(exported), str(tmp_path / "ours"), base=config)
+    config.model.positions = "table"
+    state, theirs = _start(config, tmp_path / "ours", monkeypatch), convert.read_foreign(str(exported))
+    training = theirs.training
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    for ours, tree in zip((state.params, *moments), (training.params, *training.moments), strict=True):
+        _assert_same(ours, {name: layout.stacked(part) for name, part in tree.items()})
+    _assert_same(state.target, layout.stacked(theirs.encoder))
+    assert state.step == 8
+    convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "theirs"), "reference")
+    back = convert.read_foreign(str(tmp_path / "theirs" / "checkpoint.pth.tar"))
+    for name in ("params", "moments", "step", "batch_size"):
+        _assert_same(getattr(back.training, name), getattr(training, name))
+    _assert_same(back.encoder, theirs.encoder)
+
+
+def test_ours_comes_back_from_their_file_to_the_bit(run, exported):
+    weights, ours = convert.read_foreign(str(exported)), _saved(run[0], 8)
+    _assert_same(_without_positions(weights.encoder), ours["target"])
+    _assert_same(_without_positions(weights.training.params), ours["params"])
+    kept = convert.from_workdir(str(run[0]), 8, training=True).training
+    _assert_same(_without_positions([*weights.training.moments]), [*kept.moments])
+    assert weights.training.step == 8 and weights.training.batch_size == 16 and weights.settings.model.heads == 2
+    assert weights.origin["epoch"] == 2 and list(weights.settings.data.std) == [0.25] * 3  # four steps are an epoch
+
+
+def test_heads_that_a_file_of_ours_contradicts_are_refused(exported):
+    with pytest.raises(WeightsError, match="tells of 2 heads, not 4"):
+        convert.read(str(exported), heads=4)
+
+
+def test_images_that_are_not_square_keep_their_sides(tmp_path):
+    config = small.config(data__image_size=(32, 24), masks__context_patches=9)
+    state = jax.jit(functools.partial(step.init, build.method(config), build.optimizer(config, 64), 0))()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+    checkpoints.save(state, 4, config_lib.to_plain(config))
+    checkpoints.close()
+    convert.export_weights(str(tmp_path / "run"), str(tmp_path / "theirs"), "reference")
+    weights = convert.read_foreign(str(tmp_path / "theirs" / "checkpoint.pth.tar"), base=config)
+    assert tuple(weights.settings.data.image_size) == (32, 24) and weights.training.step == 4
+    _assert_same(_without_positions(weights.encoder), jax.device_get(state.target))
+
+
+def test_recorded_weights_of_the_authors_give_their_outputs(recording, tmp_path):
+    with np.load(recording) as file:
+        recorded = {name: file[name] for name in file.files}
+    saved = {"epoch": 0}
+    for module in ("encoder", "predictor", "target_encoder"):
+        prefix = f"init/{module}/"
+        named = {name.removeprefix(prefix): value for name, value in recorded.items() if name.startswith(prefix)}
+        saved[module] = {f"module.{name}": torch.from_numpy(value) for name, value in named.items()}
+    torch.save(saved, tmp_path / "small.pth.tar")
+    heads = json.loads(str(recorded["meta_json"]))["num_heads"]
+    convert.import_weights(str(tmp_path / "small.pth.tar"), str(tmp_path / "ours"), heads=heads)
+    images = recorded["step0/images_nchw"].transpose(0, 2, 3, 1)
+    for path in (tmp_path / "small.pth.tar", tmp_path / "ours", tmp_path / "ours" / "checkpoints" / "0"):
+        found = pretrained.load(str(path), heads=heads).patches(images)
+        np.testing.assert_allclose(found, recorded["step0/target_encoder_output"], rtol=0, atol=1e-5)
+
+
+def test_load_takes_one_checkpoint_by_its_path_and_either_encoder(run):
+    workdir, images = run[0], np.zeros((2, 32, 32, 3), np.uint8)
+    one = pretrained.load(str(workdir / "checkpoints" / "8"))
+    np.testing.assert_array_equal(one(images), pretrained.load(str(workdir), step=8)(images))
+    _assert_same(one.params, _saved(workdir, 8)["target"])
+    context = pretrained.load(str(workdir), step=-1, encoder="context")
+    _assert_same(context.params, _saved(workdir, 12)["params"]["encoder"])
+
+
+def test_an_imported_encoder_starts_a_run_and_is_never_one(run, encoder_only, tmp_path, monkeypatch):
+    config = small.config(model__positions="table")
+    convert.import_weights(str(encoder_only.parent / "theirs"), str(tmp_path / "ours"), base=config)
+    with pytest.raises(checkpoint.CheckpointError, match=f"--config.warm_start={tmp_path}/ours and another --workdir"):
+        train.pretrain(config, tmp_path / "ours")
+    for kind in ("sincos", "table"):
+        state = _start(small.config(warm_start=str(encoder_only), model__positions=kind), tmp_path / kind, monkeypatch)
+        for found in (state.target, state.params["encoder"]):
+            assert ("positions" in found) == (kind == "table")
+            _assert_same(_without_positions(found), _saved(run[0], 12)["target"])
+
+
+def test_positions_that_are_not_computed_ones_are_kept_or_refused(exported, tmp_path, monkeypatch):
+    saved = torch.load(exported, weights_only=True)
+    saved["target_encoder"]["module.pos_embed"] *= 2
+    del saved["opt"]
+    torch.save(saved, tmp_path / "x.pth.tar")
+    convert.import_weights(str(tmp_path / "x.pth.tar"), str(tmp_path / "ours"))
+    warm = functools.partial(small.config, warm_start=str(tmp_path / "ours"))
+    with pytest.raises(ValueError, match="not the sine-cosine ones of a grid of .8, 8.: set model.positions=table"):
+        train.pretrain(warm(), tmp_path / "run")
+    state = _start(warm(model__positions="table"), tmp_path / "other", monkeypatch)
+    _assert_same(state.target, checkpoint.restore_parts(str(tmp_path / "ours")).trees["target"])
+
+
+def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
+    workdir, report = run
+    arguments = ["export", "--checkpoint", workdir, "--format", "reference", "--out", tmp_path / "theirs"]
+    code, out, err = launch(*arguments)
+    assert code == 0 and not err, err
+    *_, line, result = out.splitlines()
+    target, written = eval(line.removeprefix("load it with: "), {"torch": torch}), json.loads(result)
+    np.testing.assert_array_equal(target["module.norm.weight"], _saved(workdir, 12)["target"]["norm"]["scale"])
+    card = (tmp_path / "theirs" / "README.md").read_text()
+    for fact in (
+        "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["digest"],
+        line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}", "Probes at the end of its run",
+    ):  # fmt: skip
+        assert fact in card, fact
+    for name, row in report["probes"].items():
+        assert f"| {name} | {row['ijepa']:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |" in card
+    file, ours = tmp_path / "theirs" / "checkpoint.pth.tar", tmp_path / "ours"
+    code, out, err = launch("import", "--from", file, "--out", ours, *SMALL)
+    assert code == 0 and not err, err
+    read = json.loads(out.splitlines()[-1])
+    wanted = {"continues": True, "step": 12, "out": str(ours), "digest": written["digest"], "epoch": 3}
+    assert {key: read[key] for key in wanted} == wanted
+    assert "--config.model.positions=table" in out and f"--checkpoint {ours}" in out
+
+
+def test_an_imported_encoder_is_evaluated_as_the_run_is(run, encoder_only):
+    same = ["--config.data.name=scenes", "--config.data.size=64", "--config.data.test_size=32", "--config.data.crop=1.0"]
+    fast = {"env": {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}}
+    processes = [start(*KNN, "--checkpoint", workdir, *FEW, *same, **fast) for workdir in (run[0], encoder_only)]
+    results = []
+    for process in processes:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0 and not err, err
+        results.append(json.loads(out.splitlines()[-1]))
+    for key in ("accuracy", "tasks"):
+        assert results[0][key] == results[1][key], key
+
+
+def _command(capsys, *arguments) -> tuple[int, str, str]:
+    code = launcher.main(["launch.py", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_export_writes_the_encoder_that_is_asked_for(run, tmp_path, capsys):
+    saved = _saved(run[0], 12)
+    for name in ("target", "context"):
+        options = ["--checkpoint", run[0], "--encoder", name, "--step=-1", "--out", tmp_path / name]
+        code, out, _ = _command(capsys, "export", "--format=huggingface", *options)
+        assert code == 0 and json.loads(out.splitlines()[-1])["encoder"] == name
+        assert f"The {name} encoder" in (tmp_path / name / "README.md").read_text()
+        wanted = saved["target"] if name == "target" else saved["params"]["encoder"]
+        _assert_same(_without_positions(convert.read(str(tmp_path / name)).encoder), wanted)
+    convert.export_weights(str(run[0]), str(tmp_path / "reference"), "reference", encoder="context")
+    alone = convert.read(str(tmp_path / "reference" / "checkpoint.pth.tar"))
+    assert alone.training is None  # a run that went on from it would have the wrong target
+    _assert_same(_without_positions(alone.encoder), saved["params"]["encoder"])
+
+
+def test_mistakes_get_one_clear_line(run, exported, encoder_only, tmp_path, capsys):
+    workdir, file = run[0], exported
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    new = ["--out", tmp_path / "new"]
+    export = ["export", "--checkpoint", workdir, "--format"]
+    bare = torch.load(file, weights_only=True)
+    del bare["ijepa_jax"]
+    torch.save(bare, tmp_path / "bare.pth.tar")
+    for arguments, line in (
+        ([*export, "reference", "--out", tmp_path / "full"], f"--out {tmp_path}/full holds files already"),
+        ([*export, "onnx", *new], "--format 'onnx' is not known: it must be one of huggingface, timm, reference"),
+        ([*export, "timm", "--encoder=mean", *new], "encoder 'mean' is not known"),
+        ([*export, "timm", "--step=5", *new], "has no checkpoint of step 5: it has 8, 12"),
+        (["export", "--checkpoint", tmp_path / "none", "--format=timm", *new], "none is not a workdir"),
+        (["export", "--checkpoint", encoder_only, "--format=timm", "--encoder=context", *new], "holds a target encoder only"),
+        (["import", "--from", tmp_path / "none.pth", *new], f"no file or folder {tmp_path}/none.pth"),
+        (["import", "--from", tmp_path / "full", *new], "is neither a workdir (no 'checkpoints') nor a model's folder"),
+        (["import", "--from", file, "--out", workdir], f"--out {workdir} holds checkpoints already"),
+        (["import", "--from", tmp_path / "bare.pth.tar", *new], "give --heads"),
+        (["import", "--from", tmp_path / "bare.pth.tar", "--heads=5", *new], "width 32 does not divide into 5 heads"),
+        (["import", "--from", file, "--config=configs/quickstart.py", *new], "of another architecture: its width 96 is 32"),
+    ):
+        code, _, err = _command(capsys, *arguments)
+        assert code == 1 and err.count("\n") == 1 and err.startswith("error: ") and line in err, err
+        assert not (tmp_path / "new").exists()
+    assert _command(capsys, "import", "--from", tmp_path / "bare.pth.tar", "--heads=4", *new)[0] == 0
