@@ -173,16 +173,22 @@ def import_(given: SimpleNamespace) -> int:
         if given.debug:
             raise
         return fail(one_line(error))
+    report_left_out(read["left_out"])
     out = shlex.quote(given.out)
     print(f"evaluate it with: python launch.py evaluate --config configs/evaluate/knn_in1k.py --checkpoint {out}")
     if read["continues"] and base is not None:
-        overrides = [argument for argument in sys.argv if argument.startswith("--config.")]
-        options = shlex.join([*overrides, "--config.model.positions=table"])
-        print(f"continue it with: python launch.py pretrain --config {given.config_file} {options} --workdir {out}")
+        settings = ["--config", given.config_file, *given.overrides, "--config.model.positions=table"]
+        print(f"continue it with: python launch.py pretrain {shlex.join(settings)} --workdir {out}")
     elif read["continues"]:
         print("it holds a whole training state: import it with --config FILE, the settings of its run, to continue that")
     print(json.dumps(read), flush=True)
     return 0
+
+
+def report_left_out(parts: list[str]) -> None:
+    """Says what could not be carried over."""
+    for part in parts:
+        print(f"left out: {part}")
 
 
 def export(given: SimpleNamespace) -> int:
@@ -197,6 +203,7 @@ def export(given: SimpleNamespace) -> int:
         if given.debug:
             raise
         return fail(one_line(error))
+    report_left_out(written["left_out"])
     print(f"load it with: {written['load']}")
     print(json.dumps(written), flush=True)
     return 0

@@ -11,7 +11,10 @@ The pieces of training compose freely:
 
     sampler = ijepa_jax.masks.MaskSampler(grid=(14, 14), context_patches=48)
     method = ijepa_jax.methods.IJepa(encoder, predictor, sampler, image_size=(224, 224))
-    optimizer = ijepa_jax.optim.make_optimizer(total_steps=1000, ...)
+    optimizer = ijepa_jax.optim.make_optimizer(
+        total_steps=1000, warmup_steps=100, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
+        final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
+    )
     state = ijepa_jax.init(method, optimizer, seed=0)
     step = jax.jit(functools.partial(ijepa_jax.train_step, method=method, optimizer=optimizer, seed=0), donate_argnums=0)
     state, metrics = step(state, {"image": images, **sampler(index)})

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ijepa_jax import processes
 from ijepa_jax.step import State
+from ijepa_jax.workdir import absolute
 
 Log = Callable[[str], None]
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -35,7 +37,7 @@ class Restored:
     """A state read back, and what was noted when it was saved."""
 
     state: State
-    settings: dict[str, Any]
+    notes: dict[str, Any]
     step: int
 
 
@@ -44,7 +46,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
         """Keeps the newest `keep` checkpoints, the best by probe score, and every `keep_every`-th step's for good."""
-        self.folder = epath.Path(workdir) / "checkpoints"
+        self.folder = absolute(workdir) / "checkpoints"
         kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
@@ -123,10 +125,9 @@ class Checkpoints:
                     break
         else:
             return
-        workdir = self.folder.parent
+        workdir, option = self.folder.parent, shlex.quote(f"--config.warm_start={self.folder.parent}")
         raise CheckpointError(
-            f"{workdir} holds an imported encoder, which no run can continue: start from it with "
-            f"--config.warm_start={workdir} and another --workdir"
+            f"{workdir} holds an imported encoder, which no run can continue: start from it with {option} and another --workdir"
         )
 
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
@@ -147,7 +148,7 @@ class Checkpoints:
             return None, problem
         if fingerprint(state) != notes["fingerprint"]:
             return None, "its contents are not what was saved"
-        return Restored(state, notes["settings"], step), ""
+        return Restored(state, notes, step), ""
 
     def _state(self, step: int, shapes: State) -> State:
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
@@ -185,6 +186,11 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
 
 
+def is_step(folder: epath.Path) -> bool:
+    """Whether a path is that of one checkpoint in a workdir, WORKDIR/checkpoints/STEP."""
+    return folder.parent.name == "checkpoints" and folder.name.isdigit()
+
+
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """Some of what a checkpoint holds: named trees of NumPy arrays, and the notes kept with them."""
@@ -194,11 +200,11 @@ class Saved:
     step: int
 
 
-def _quiet(function):
-    """Keeps what Orbax warns of when it only reads (that it only reads) out of notebooks."""
+def quiet(function):
+    """Keeps what Orbax warns of (that it only reads, that there are no metrics) out of notebooks."""
 
     @functools.wraps(function)
-    def quiet(*arguments, **options):
+    def quietly(*arguments, **options):
         logger = logging.getLogger("absl")
         level = logger.level
         logger.setLevel(logging.ERROR)
@@ -207,18 +213,20 @@ def _quiet(function):
         finally:
             logger.setLevel(level)
 
-    return quiet
+    return quietly
 
 
-@_quiet
+@quiet
 def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) -> Saved:
     """Parts of a workdir's checkpoint: `target`, `params`, `opt_state`, and `head` where imported weights had one.
 
     `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest; a path that leads to one
     checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out. Raises CheckpointError.
     """
-    folder = epath.Path(path)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit() and not step:
+    folder = absolute(path)
+    if is_step(folder):
+        if step not in (0, int(folder.name)):
+            raise CheckpointError(f"{path} is one checkpoint, and that of step {step} is asked for: give the workdir")
         folder, step = folder.parent.parent, int(folder.name)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'")
@@ -256,8 +264,12 @@ def _leaf_sums(state: State) -> list[jax.Array]:
     ]
 
 
-def fingerprint(state: State) -> list[int]:
-    """Checksums of every leaf of a state, computed where the state lies."""
+def fingerprint(state: Any) -> list[int]:
+    """Checksums of every leaf of a state, computed where the state lies: on devices, or as NumPy arrays on the host."""
+    leaves = jax.tree.leaves(state)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        words = (np.ascontiguousarray(leaf).view(f"uint{8 * leaf.dtype.itemsize}") for leaf in leaves)
+        return [int(word.sum(dtype=np.uint32)) for word in words]
     return [int(x) for x in jax.device_get(_leaf_sums(state))]
 
 

@@ -65,7 +65,7 @@ def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
     for flag, spec in flags_of(command).items():
         define(flag, spec, values)
     arguments = [underscored(argument) for argument in arguments]
-    given = SimpleNamespace()
+    given = SimpleNamespace(overrides=overrides(arguments))
     if command.config:
         given.config_file, given.config_given = config_file(arguments, name, command)
         left = read_config(given.config_file, arguments, values)
@@ -147,6 +147,15 @@ def config_file(arguments: list[str], name: str, command: Command) -> tuple[str,
     if command.config_required:
         raise UsageError(f"--config is missing: {command.config_required}. {usage(name, command)}")
     return str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"), False
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """The settings that a command line overrides, as --config.KEY=VALUE each."""
+    found = []
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--config."):
+            found.append(argument if "=" in argument else f"{argument}={after}")
+    return found
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

@@ -49,6 +49,7 @@ class Run:
     probed: float = 0.0  # seconds spent in probes during training
     compilations: int = 0
     tracing: bool = False
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # kept with each checkpoint: where its weights came from
 
     def settings(self) -> dict[str, Any]:
         """What is kept with a checkpoint to check the next start against: the settings, and how many images there were."""
@@ -104,6 +105,7 @@ def start(run: Run) -> tuple[State, int]:
     if restored:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state
+        run.notes = {name: restored.notes[name] for name in ("origin",) if name in restored.notes}
     else:
         run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
         state = jax.jit(fresh, out_shardings=shardings)()
@@ -142,7 +144,11 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
 def _warm_start(run: Run, state: State) -> State:
     """Puts given encoder weights into a fresh state: context encoder and target start from them."""
     path = run.config.warm_start
-    weights, _, step = checkpoint.restore_encoder(path)
+    saved = checkpoint.restore_parts(path)
+    weights, step = saved.trees["target"], saved.step
+    _check_same_function(run, config_lib.from_plain(saved.notes["settings"]))
+    origin = saved.notes.get("origin", {"format": "ijepa_jax", "file": path})
+    run.notes = {"origin": {**origin, "warm_start": True}}
     if "positions" in weights and run.config.model.positions == "sincos":
         weights = _without_positions(run, weights)
     wanted, given = _shapes(state.target), _shapes(weights)
@@ -156,6 +162,17 @@ def _warm_start(run: Run, state: State) -> State:
 
     run.display.log(f"warm start from {path}, checkpoint {step}")
     return state.replace(params={**state.params, "encoder": placed(state.params["encoder"])}, target=placed(state.target))
+
+
+def _check_same_function(run: Run, settings: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where the same weights would make another encoder here, which their shapes do not show."""
+    given, wanted = build.encoder_of(settings), run.method.encoder
+    differs = [name for name in ("heads", "epsilon") if getattr(given, name) != getattr(wanted, name)]
+    if differs:
+        show = ", ".join(f"model.{name}={getattr(given, name):g}" for name in differs)
+        raise ValueError(f"warm_start {run.config.warm_start} has another encoder than these settings: set {show}")
+    if (given_data := (settings.data.mean, settings.data.std)) != (run.config.data.mean, run.config.data.std):
+        run.display.log(f"the weights to start from were made with data.mean={given_data[0]}, data.std={given_data[1]}")
 
 
 def _without_positions(run: Run, weights: dict) -> dict:

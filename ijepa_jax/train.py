@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
-from ijepa_jax.workdir import claim
+from ijepa_jax.workdir import absolute, claim
 
 _SLOW = 0.05  # share of its time that a process waits for its input, past which it is named
 
@@ -57,8 +56,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
         Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     started = time.monotonic()
-    workdir = os.fspath(workdir)
-    place = epath.Path(workdir) if "://" in workdir else epath.Path(Path(workdir).expanduser().absolute())
+    workdir, place = os.fspath(workdir), absolute(workdir)
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
     with _lost_processes_named(), claim(place) as check_claim:
@@ -137,7 +135,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             score = _probe_during(run, step, state.target) if _due_probe(run, step) else None
             _report_waiting(run)
             run.check_claim()
-            run.checkpoints.save(state, step, run.settings(), score)
+            run.checkpoints.save(state, step, run.settings(), score, **run.notes)
             clock = time.monotonic()
             if stopping:
                 run.checkpoints.wait()

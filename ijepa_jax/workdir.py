@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from etils import epath
 from ijepa_jax import processes
 
 _LOCK, _OWNER = ".lock", "owner"
+
+
+def absolute(place: epath.PathLike) -> epath.Path:
+    """A place from the root on, a local one's `~` expanded: a folder that the program changes to later makes no difference."""
+    place = os.fspath(place)
+    return epath.Path(place if "://" in place else Path(place).expanduser().absolute())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import optax
 import pytest
 import torch
 
+import ijepa_jax
 import launch as launcher
 from ijepa_jax import build, checkpoint, metrics, pretrained, step, train
 from ijepa_jax import config as config_lib
@@ -206,7 +208,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
     card = (tmp_path / "theirs" / "README.md").read_text()
     for fact in (
         "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["digest"],
-        line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}", "Probes at the end of its run",
+        line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}", "Probes of the target encoder after 12 steps",
     ):  # fmt: skip
         assert fact in card, fact
     for name, row in report["probes"].items():
@@ -274,9 +276,54 @@ def test_mistakes_get_one_clear_line(run, exported, encoder_only, tmp_path, caps
         (["import", "--from", file, "--out", workdir], f"--out {workdir} holds checkpoints already"),
         (["import", "--from", tmp_path / "bare.pth.tar", *new], "give --heads"),
         (["import", "--from", tmp_path / "bare.pth.tar", "--heads=5", *new], "width 32 does not divide into 5 heads"),
-        (["import", "--from", file, "--config=configs/quickstart.py", *new], "of another architecture: its width 96 is 32"),
+        (["import", "--from", file, "--config=configs/quickstart.py", *new], "of another encoder: its width 96 is 32"),
     ):
         code, _, err = _command(capsys, *arguments)
         assert code == 1 and err.count("\n") == 1 and err.startswith("error: ") and line in err, err
         assert not (tmp_path / "new").exists()
     assert _command(capsys, "import", "--from", tmp_path / "bare.pth.tar", "--heads=4", *new)[0] == 0
+
+
+def test_relative_paths_spaces_and_links_are_paths_like_others(encoder_only, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(encoder_only, tmp_path / "a run")
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    wanted = ijepa_jax.load(encoder_only)(images)
+    convert.export_weights("a run", "out/hf", "huggingface")
+    convert.import_weights("out/hf", "checkpoints/again")
+    (tmp_path / "link").symlink_to(tmp_path / "a run" / "checkpoints" / "0")
+    (tmp_path / "checkpoints" / "plain").mkdir()
+    shutil.copytree(tmp_path / "out" / "hf", tmp_path / "checkpoints" / "plain", dirs_exist_ok=True)
+    (tmp_path / "out" / "hf" / "checkpoints").mkdir()  # of a trainer of theirs
+    ours, theirs = ("a run", "a run/checkpoints/0", "link", "checkpoints/again"), ("out/hf", "out/hf/model.safetensors")
+    for place in (*ours, *theirs, "checkpoints/plain"):
+        np.testing.assert_array_equal(ijepa_jax.load(place)(images), wanted)
+
+
+def test_what_a_killed_import_or_export_left_is_taken_up_again(encoder_only, tmp_path):
+    exported = tmp_path / "out"
+    exported.mkdir()
+    (exported / "model.safetensors.tmp").write_bytes(b"half")
+    convert.export_weights(str(encoder_only), str(exported), "huggingface")
+    left = tmp_path / "in" / "checkpoints" / "0.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    convert.import_weights(str(exported), str(tmp_path / "in"))
+    ijepa_jax.load(tmp_path / "in")
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        convert.import_weights(str(exported), str(tmp_path / "in"))
+    with pytest.raises(ValueError, match="holds files already"):
+        convert.export_weights(str(encoder_only), str(exported), "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"heads": 7}, "its settings have 2 heads, not 7"),
+        ({"step": 5}, "has no checkpoint of step 5"),
+    ],
+)
+def test_what_a_workdir_has_not_is_not_taken_silently(encoder_only, arguments, line):
+    with pytest.raises((ValueError, RuntimeError), match=line):
+        ijepa_jax.load(encoder_only, **arguments)
+    with pytest.raises(ValueError, match="is a workdir already"):
+        convert.import_weights(str(encoder_only), "anywhere")

@@ -138,6 +138,28 @@ def test_pixels_are_normalised_as_the_folder_says(saved, tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_mean_and_std_of_null_are_absent(saved, tmp_path):
+    _write(tmp_path, *_read(saved[1]))
+    said = {"image_mean": None, "image_std": None, "do_normalize": True, "do_rescale": None, "rescale_factor": 0.003921569}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert convert.read(str(tmp_path)).settings.to_dict() == convert.read(str(saved[1])).settings.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ({"do_normalize": False}, "has do_normalize False: it must be true"),
+        ({"do_rescale": False}, "has do_rescale False: it must be true"),
+        ({"rescale_factor": 1 / 127.5}, "has rescale_factor 0.00784313725490196: it must be 1/255"),
+        ({"rescale_factor": "1/255"}, "has rescale_factor '1/255': it must be 1/255"),
+    ],
+)
+def test_pixels_that_are_made_otherwise_are_refused(saved, tmp_path, said, match):
+    _write(tmp_path, *_read(saved[1]))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    _refused(tmp_path, match)
+
+
 def _as_shards(model, folder):
     model.save_pretrained(folder, max_shard_size="20KB")
     assert len([*folder.glob("model-*.safetensors")]) > 2
@@ -267,6 +289,7 @@ CONFIGS = [
     ({"hidden_act": "relu"}, "hidden_act 'relu': it must be 'gelu'"),
     ({"num_attention_heads": 5}, "width 32 does not divide into 5 heads"),
     ({"num_attention_heads": "4"}, "num_attention_heads '4': it must be a whole number"),
+    ({"num_attention_heads": True}, "num_attention_heads True: it must be a whole number"),
     ({"layer_norm_eps": -1.0}, "layer_norm_eps -1.0: it must be small and positive"),
 ]
 

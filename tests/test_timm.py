@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import ijepa_jax
 from ijepa_jax import build, checkpoint
 from ijepa_jax import config as config_lib
-from ijepa_jax.interop import convert, layout
+from ijepa_jax.interop import convert, layout, tensor_files
 from ijepa_jax.interop import timm as timm_files
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
 from ijepa_jax.positions import sincos
@@ -27,9 +28,9 @@ NORM = "blocks.1.norm1.weight"
 ZEROS = np.zeros((32,), np.float32)
 
 
-def _model(**changes):
+def _model(name=NAME, **changes):
     """A random model of which no tensor is at its initial value."""
-    model, generator = timm.create_model(NAME, **{**SIZE, **changes}).eval(), torch.Generator().manual_seed(0)
+    model, generator = timm.create_model(name, **{**SIZE, **changes}).eval(), torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         scale = {1: 0.15, 3: 0.5}.get(parameter.ndim, (parameter.numel() / len(parameter)) ** -0.5)
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale + ("norm" in name and "weight" in name)
@@ -65,6 +66,13 @@ def _assert_same_bits(found, wanted):
 
 def _save(model, path):
     save_file({name: tensor.numpy() for name, tensor in model.state_dict().items()}, path)
+
+
+def _edit(folder, change):
+    """Changes a folder's configuration."""
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +128,66 @@ def test_a_file_of_a_named_size_tells_its_heads_by_its_width_and_depth(tmp_path)
     _refused(tmp_path / "x.safetensors", "width 96 and depth 4 are vit_pico's, which has 3 heads, not 2", heads=2)
 
 
-def test_a_folder_tells_its_heads_by_its_name_where_its_arguments_are_silent(tmp_path):
-    model = _model(embed_dim=96, depth=4, num_heads=16)  # of this width and depth we have a size with 3
+@pytest.mark.parametrize("name", [NAME, "vit_base_patch16_gap_224"])  # the latter has not the 12 heads of a base
+def test_a_folder_tells_its_heads_by_its_name_where_its_arguments_are_silent(tmp_path, name):
+    model = _model(name, embed_dim=96, depth=4, num_heads=16, patch_size=14)  # of this width and depth we have a size with 3
     save_for_hf(model, tmp_path, safe_serialization=True)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["model_args"]["num_heads"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    _edit(tmp_path, lambda config: config["model_args"].pop("num_heads"))
     _assert_agree(ijepa_jax.load(tmp_path), model, _images(56, 56))
+    _edit(tmp_path, lambda config: config.update(architecture="", model_args={**config["model_args"], "num_heads": 16}))
+    _assert_agree(ijepa_jax.load(tmp_path), model, _images(56, 56))
+
+
+@pytest.mark.parametrize("name", timm_files._HEADS)
+def test_the_known_names_are_of_our_architecture(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=1, class_token=False, global_pool="avg", fc_norm=False, num_classes=0)
+    assert model.blocks[0].attn.num_heads == timm_files._HEADS[name]
+    assert type(model.blocks[0].mlp.act) is torch.nn.GELU and model.blocks[0].mlp.act.approximate == "none"
+    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
+    assert {*model.state_dict()} == {*layout.encoder_names(1)}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"epoch": 3, "arch": NAME, "state_dict": state},
+        lambda state: {"state_dict": {}, "state_dict_ema": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+)
+def test_a_state_dict_is_found_as_training_keeps_it(saved, tmp_path, wrapped):
+    state = saved[0].state_dict()
+    torch.save(wrapped(state), tmp_path / "pytorch_model.bin")
+    _assert_same_bits(tensor_files.read_folder(tmp_path), {name: tensor.numpy() for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize(
+    ("held", "match"),
+    [
+        ({"a": 1}, "is not a module's tensors by name"),
+        ({3: torch.zeros(1)}, "is not a module's tensors by name"),
+        ({"state_dict": [torch.zeros(1)]}, "is not a module's tensors by name"),
+        ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "has tensors twice, with and without 'module.': a$"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, held, match):
+    torch.save(held, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=match):
+        tensor_files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_safetensors_are_read_without_devices_in_little_memory(tmp_path, monkeypatch, dtype):
+    wanted, file = {name: torch.randn(2**18, dtype=dtype) for name in "abcd"}, tmp_path / "x.safetensors"
+    safetensors.torch.save_file(wanted, file)
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("asked for devices"))
+    tracemalloc.start()
+    found = tensor_files.read(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    _assert_same_bits(found, {name: tensor.float().numpy() for name, tensor in wanted.items()})
+    assert peak < 1.02 * (file.stat().st_size + sum(tensor.nbytes for tensor in found.values()))
 
 
 def test_pixels_are_normalised_as_the_folder_says(saved, tmp_path):
@@ -151,8 +212,7 @@ def test_pixels_are_normalised_as_the_folder_says(saved, tmp_path):
 )
 def test_theirs_to_ours_to_theirs_is_exact(tmp_path, changes):
     model = _model(**changes)
-    labels = {"pretrained_cfg": {"label_names": [f"name {index}" for index in range(model.num_classes)]}}
-    save_for_hf(model, tmp_path / "first", safe_serialization=True, model_config=labels if model.num_classes else {})
+    save_for_hf(model, tmp_path / "first", safe_serialization=True)
     imported = convert.import_weights(str(tmp_path / "first"), str(tmp_path / "ours"))
     exported = convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "second"), "timm")
     assert exported["digest"] == imported["digest"]
@@ -164,6 +224,29 @@ def test_theirs_to_ours_to_theirs_is_exact(tmp_path, changes):
         assert torch.equal(loaded(images), model(images))
     found, wanted = (convert.read(str(tmp_path / folder)) for folder in ("second", "first"))
     assert found.settings.to_dict() == wanted.settings.to_dict() and found.labels == wanted.labels
+
+
+NAMES = ["cat", "dog", "a, b"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda **told: told,
+        lambda **told: {"pretrained_cfg": {**told, "num_classes": len(NAMES)}},
+        lambda label_names, **told: {"label_names": dict(enumerate(label_names)), **told},
+    ],
+)
+def test_names_of_classes_and_their_descriptions_are_kept(saved, tmp_path, place):
+    told = {"label_names": NAMES, "label_descriptions": {"cat": "a small carnivore"}}
+    save_for_hf(saved[0], tmp_path / "first", safe_serialization=True, model_config=place(**told))
+    assert ijepa_jax.load(tmp_path / "first").labels == tuple(NAMES)
+    convert.import_weights(str(tmp_path / "first"), str(tmp_path / "ours"))
+    convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "second"), "timm")
+    written = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert {key: written[key] for key in told} == told
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'second'}", pretrained=True)
+    assert {key: loaded.pretrained_cfg[key] for key in told} == told
 
 
 @pytest.mark.parametrize("positions", ["sincos", "table"])
@@ -186,7 +269,7 @@ def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     _assert_agree(ijepa_jax.load(tmp_path / "back"), theirs, _images(24, 40, settings.data.channels))
 
 
-@pytest.mark.parametrize("name", sorted(timm_files._MODELS.values()))
+@pytest.mark.parametrize("name", sorted(timm_files._PUBLISHED.values()))
 def test_the_published_models_have_their_name_and_no_arguments(name):
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -225,7 +308,7 @@ TENSORS = [  # what is taken out, what is put in, what the refusal says
         {"cls_token": ZEROS, "mask_token": ZEROS, "decoder_embed.bias": ZEROS},
         r"\(these are weights of a masked autoencoder, MAE\)",
     ),
-    ([], {"module.backbone.norm.bias": ZEROS}, r"has not: module.backbone.norm.bias \(these are weights of V-JEPA\)"),
+    ([], {"module.backbone.norm.bias": ZEROS}, r"has not: backbone.norm.bias \(these are weights of V-JEPA\)"),
     ([], {"teacher.head.mlp.0.weight": ZEROS}, "has not: teacher.head.mlp.0.weight"),
     ([], {"blocks.0.ls1.gamma": ZEROS}, "has not: blocks.0.ls1.gamma"),
     ([], {"blocks.3.norm1.weight": ZEROS}, "lacks blocks.2.attn.proj.bias"),
@@ -251,11 +334,19 @@ CONFIGS = [
     ({}, {"act_layer": "quick_gelu"}, "act_layer 'quick_gelu': I-JEPA's encoders have 'gelu'"),
     ({}, {"num_heads": 5}, "width 32 does not divide into 5 heads"),
     ({}, {"num_heads": "2"}, "num_heads '2' is not a whole number"),
+    ({}, {"num_heads": True}, "num_heads True is not a whole number"),
+    (
+        {"architecture": "vit_large_patch16_siglip_gap_512"},  # has GELUTanh by its name
+        {},
+        "architecture 'vit_large_patch16_siglip_gap_512' is not one that I-JEPA encoders have: .*vit_huge_patch14_gap_224",
+    ),
+    ({"architecture": ["x"]}, {}, r"architecture \['x'\] is not one"),
     ({}, {"img_size": [56]}, r"image size \[56\] is not"),
     ({}, {"img_size": 112}, r"pos_embed has shape \[1, 16, 32\], not \[1, 64, 32\]"),
     ({"model_args": [1]}, {}, "model_args is not a JSON object"),
     ({"pretrained_cfg": {"mean": [0.5]}}, {}, r"mean of pixels \[0.5\]: not a number for each of 3 channels"),
     ({"pretrained_cfg": {"label_names": ["a"]}}, {}, "names 1 classes, the classifier has 3"),
+    ({"label_names": ["a", "b"]}, {}, "names 2 classes, the classifier has 3"),
 ]
 
 
@@ -270,9 +361,7 @@ def test_tensors_that_do_not_fit_are_named(saved, tmp_path, out, into, match):
 @pytest.mark.parametrize(("changes", "arguments", "match"), CONFIGS)
 def test_a_configuration_that_does_not_fit_is_named(saved, tmp_path, changes, arguments, match):
     save_for_hf(saved[0], tmp_path, safe_serialization=True)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["model_args"].update(arguments)
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    _edit(tmp_path, lambda config: config.update({"model_args": {**config["model_args"], **arguments}, **changes}))
     _refused(tmp_path, match)
 
 

@@ -21,6 +21,7 @@ from ijepa_jax.console import Display
 from ijepa_jax.data.pool import write_shards
 from ijepa_jax.data.shards import VERSION, Account, Packing, Shard, write_whole
 from ijepa_jax.data.sources import ArraySource, DataError, NoSplit, Source, open_source, printable, storage_errors
+from ijepa_jax.workdir import absolute
 
 _SHARD_IMAGES = 1024  # about; a small shard is soon done again, and a big one spares open files
 _MAX_SHARDS = 4096  # of a split
@@ -53,7 +54,7 @@ def prepare(
     """
     display = display or Display(quiet=True)
     started = time.monotonic()
-    source_name, out = _absolute(source_name), _absolute_folder(out)
+    source_name, out = _absolute(source_name), absolute(out)
     if ":" in str(out).removeprefix("gs://").removeprefix("s3://"):
         raise DataError(f"{out}: choose a path without colons, as tfds:PATH[:SPLIT] takes what follows one for a split")
     sources = _open_splits(source_name, display)
@@ -83,10 +84,6 @@ def _absolute(source_name: str) -> str:
     if kind in ("folder", "arrays", "idx") and place and "://" not in place:
         return f"{kind}:{Path(place).expanduser().resolve()}"
     return source_name
-
-
-def _absolute_folder(out: epath.PathLike) -> epath.Path:
-    return epath.Path(out) if "://" in str(out) else epath.Path(Path(out).expanduser().resolve())
 
 
 def _open_splits(source_name: str, display: Display) -> dict[str, Source]:

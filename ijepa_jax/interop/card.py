@@ -1,6 +1,7 @@
 """The model card of an exported encoder: what it is, how it was made and how well it does, from the run's own files."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -12,10 +13,8 @@ _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytor
 
 def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, command: str) -> str:
     """A README.md in Markdown, with the metadata block that model hubs read."""
-    shape, origin = architecture_of(weights.settings), weights.origin
+    shape = architecture_of(weights.settings)
     size = f"{shape.image_size[0]}x{shape.image_size[1]}"
-    imported = origin["format"] != "ijepa_jax"
-    made = f"Imported from {origin['file']} ({origin['format']})." if imported else _training(weights)
     return "\n".join(
         [
             "---",
@@ -28,7 +27,7 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             f"The {facts['encoder']} encoder of an Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR",
             "2023, arXiv 2301.08243). It has no class token: average its patches for one vector an image.",
             "",
-            made,
+            _history(weights),
             "",
             "| | |",
             "|---|---|",
@@ -46,6 +45,22 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             *_results(path),
         ]
     )
+
+
+def _history(weights: Weights) -> str:
+    """Where the weights came from, and what was done to them since."""
+    origin = weights.origin
+    if origin["format"] == "ijepa_jax" and not origin.get("warm_start"):
+        return _training(weights)
+    first = (
+        f"{'Started from' if origin.get('warm_start') else 'Imported from'} {Path(origin['file']).name} ({origin['format']})"
+    )
+    if origin.get("warm_start"):
+        return f"{first}. {_training(weights)}"
+    if not weights.step:
+        return f"{first}."
+    after = f"{first}, there after {origin.get('step', 0)} steps"
+    return f"{after}. {_training(weights)}" if weights.step > origin.get("step", 0) else f"{after}."
 
 
 def _training(weights: Weights) -> str:
@@ -67,12 +82,13 @@ def _results(path: str) -> list[str]:
     report = workdir / "report" / "report.json"
     if report.exists():
         found = json.loads(report.read_text())
-        lines += ["## Probes at the end of its run", "", "| | trained | random init | pixels |", "|---|---|---|---|"]
+        title = f"## Probes of the target encoder after {found['steps']} steps"
+        lines += [title, "", "| | trained | random init | pixels |", "|---|---|---|---|"]
         lines += [
             f"| {name} | {row['ijepa']:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |"
             for name, row in found.get("probes", {}).items()
         ]
         lines += ["", "Accuracy in per cent of linear probes of frozen features on held-out images.", ""]
     for file in sorted((workdir / "evaluate").glob("*.md")):
-        lines += [f"## Evaluation: {file.stem}", "", file.read_text().strip(), ""]
+        lines += [f"## Evaluation of the target encoder: {file.stem}", "", file.read_text().strip(), ""]
     return lines

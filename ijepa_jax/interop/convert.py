@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -18,6 +17,8 @@ from ijepa_jax.step import State
 
 FORMATS = ("huggingface", "timm", "reference")
 ENCODERS = ("target", "context")
+_SUFFIXES = (".tar", ".pth", ".pt", ".bin", ".safetensors")
+_WRITTEN = {"model.safetensors", "config.json", "preprocessor_config.json", "checkpoint.pth.tar"}  # README.md comes last
 
 
 def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None = None) -> Weights:
@@ -34,45 +35,63 @@ def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None
         CheckpointError: a workdir without a readable checkpoint.
         WeightsError: foreign weights that cannot be used.
     """
-    if _is_workdir(path):
-        return from_workdir(path, step, encoder)
-    if encoder != "target":
-        raise WeightsError(f"{path}: of foreign weights only the target encoder can be taken; import them to have both")
-    return read_foreign(path, heads)
+    place = _workdir(path)
+    if place is None:
+        if step or encoder != "target":
+            raise WeightsError(f"{path} is no workdir: foreign weights have no steps, and give their target encoder only")
+        return read_foreign(path, heads)
+    weights = from_workdir(place, step, encoder)
+    if heads not in (None, found := architecture_of(weights.settings).heads):
+        raise WeightsError(f"{path}: its settings have {found} heads, not {heads}")
+    return weights
 
 
-def _is_workdir(path: str) -> bool:
-    return "://" in path or Path(path, "checkpoints").is_dir() or Path(path).parent.name == "checkpoints"
+def _workdir(path: str) -> str | None:
+    """The path of a workdir, or of one of its checkpoints, perhaps by way of a link; None for foreign weights."""
+    if "://" in path:
+        if Path(path).suffix in _SUFFIXES:
+            raise WeightsError(f"{path}: foreign weights are read from local disks only: copy it")
+        return path
+    place = Path(path).expanduser().resolve()
+    if checkpoint.is_step(place):
+        return str(place)
+    foreign = (place / "config.json").is_file() and {"model_type", "architecture"} & {
+        *tensor_files.read_json(place / "config.json")
+    }
+    return str(place) if (place / "checkpoints").is_dir() and not foreign else None
 
 
 def read_foreign(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
     """Weights of another project; `base`: settings that a run that continues them shall have."""
-    source = Path(path)
+    source = Path(path).expanduser()
     if not source.exists():
         raise FileNotFoundError(f"no file or folder {path}")
+    if source.name in tensor_files.NAMES and (source.parent / "config.json").is_file():
+        source = source.parent
     if source.is_dir():
         return _read_folder(source, heads, base)
     if source.suffix == ".safetensors":
         tensors = tensor_files.read(source)
-        if any("patch_embeddings" in name for name in tensors):
-            raise WeightsError(f"{path} is transformers' file: give the folder that it lies in, for its config.json")
-        return timm.from_tensors(tensors, {}, path, heads, base)
-    saved = torch_files.read(path)
-    if isinstance(saved, dict) and all(isinstance(value, np.ndarray) for value in saved.values()) and saved:
-        return timm.from_tensors({name: np.asarray(x, np.float32) for name, x in saved.items()}, {}, path, heads, base)
-    return reference.from_checkpoint(saved, path, heads, base)
+    else:
+        saved = torch_files.read(source)
+        if not tensor_files.is_by_name(saved):
+            return reference.from_checkpoint(saved, path, heads, base)
+        tensors = tensor_files.by_name(saved, path)
+    if any("patch_embeddings" in name for name in tensors):
+        raise WeightsError(f"{path} is transformers' file: give the folder that it lies in, for its config.json")
+    return timm.from_tensors(tensors, {}, path, heads, base)
 
 
 def _read_folder(folder: Path, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} is neither a workdir (no 'checkpoints') nor a model's folder (no config.json)")
     config = tensor_files.read_json(folder / "config.json")
-    if "model_type" in config or "architecture" not in config:
-        weights = huggingface.read_huggingface(str(folder), base)
-        if heads not in (None, found := architecture_of(weights.settings).heads):
-            raise WeightsError(f"{folder}: its configuration has {found} heads, not {heads}")
-        return weights
-    return timm.read_timm(str(folder), heads, base)
+    if "model_type" not in config and "architecture" in config:
+        return timm.read_timm(str(folder), heads, base)
+    weights = huggingface.read_huggingface(str(folder), base)
+    if heads not in (None, found := architecture_of(weights.settings).heads):
+        raise WeightsError(f"{folder}: its configuration has {found} heads, not {heads}")
+    return weights
 
 
 def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training: bool = False) -> Weights:
@@ -112,6 +131,7 @@ def _branch(tree: Any, name: str) -> Any:
     return None
 
 
+@checkpoint.quiet
 def import_weights(
     source: str, out: str, *, heads: int | None = None, base: ml_collections.ConfigDict | None = None
 ) -> dict[str, Any]:
@@ -123,19 +143,24 @@ def import_weights(
         FileNotFoundError, WeightsError: nothing there, or nothing that can be used.
         ValueError: `out` holds checkpoints already.
     """
+    if _workdir(source) is not None:
+        raise WeightsError(f"{source} is a workdir already: give it to the other commands as it is")
     weights = read_foreign(source, heads, base)
-    if Path(out, "checkpoints").is_dir() and any(Path(out, "checkpoints").iterdir()):
-        raise ValueError(f"--out {out} holds checkpoints already: give another folder")
-    settings = config_lib.to_plain(weights.settings)
     checkpoints = checkpoint.Checkpoints(out)
+    if checkpoints.steps():
+        raise ValueError(f"--out {out} holds checkpoints already: give another folder")
+    notes = {"origin": weights.origin, "labels": weights.labels}
     if weights.training:
-        checkpoints.save(_state(weights), weights.step, settings, origin=weights.origin)
+        state: Any = _state(weights)
     else:
-        parts = {"target": _laid_out(weights.encoder, weights), **({"head": weights.head} if weights.head else {})}
-        checkpoints.save(parts, weights.step, settings, origin=weights.origin, labels=weights.labels, encoder_only=True)
+        state, notes["encoder_only"] = {"target": _laid_out(weights.encoder, weights)}, True
+        state |= {"head": weights.head} if weights.head else {}
+    checkpoints.save(state, weights.step, config_lib.to_plain(weights.settings), **notes)
     checkpoints.close()
     return {
-        "out": out, **weights.origin, "step": weights.step, "continues": weights.training is not None,
+        "out": out, **{name: weights.origin[name] for name in ("format", "file", "epoch") if name in weights.origin},
+        "step": weights.step,
+        "continues": weights.training is not None, "left_out": weights.left_out,
         "classes": len(weights.head["bias"]) if weights.head else 0, "digest": checkpoint.digest_of(weights.encoder),
     }  # fmt: skip
 
@@ -151,14 +176,13 @@ def _state(weights: Weights) -> State:
         settings.optim.epochs = 1 + settings.optim.warmup  # any: the state of the optimiser does not hold its schedules
     optimizer = build.optimizer(settings, 10**9)
     params, first, second = (
-        {name: jax.tree.map(jnp.asarray, _laid_out(tree[name], weights)) for name in tree}
-        for tree in (training.params, *training.moments)
+        {name: _laid_out(tree[name], weights) for name in tree} for tree in (training.params, *training.moments)
     )
-    count = jnp.asarray(training.step, jnp.int32)
+    count = np.array(training.step, np.int32)
     shapes = jax.eval_shape(optimizer.transformation.init, params)
     opt_state = optax.tree.set(shapes, mu=first, nu=second, count=count)
-    opt_state = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), opt_state, shapes)
-    return State(count, params, jax.tree.map(jnp.asarray, _laid_out(weights.encoder, weights)), opt_state)
+    opt_state = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype, copy=False), opt_state, shapes)
+    return State(count, params, _laid_out(weights.encoder, weights), opt_state)
 
 
 def export_weights(
@@ -176,17 +200,23 @@ def export_weights(
     """
     if fmt not in FORMATS:
         raise WeightsError(f"--format {fmt!r} is not known: it must be one of {', '.join(FORMATS)}")
-    folder = Path(out)
-    if folder.is_dir() and any(folder.iterdir()):
+    folder = Path(out).expanduser()
+    if folder.is_dir() and not {file.name.removesuffix(".tmp") for file in folder.iterdir()} <= _WRITTEN:
         raise ValueError(f"--out {out} holds files already: give another folder")
     whole = fmt == "reference" and encoder == "target"
     weights = _for_export(from_workdir(path, step, encoder, training=whole))
+    left_out = []
+    if fmt == "reference" and weights.head:
+        left_out.append("the classifier, for which the authors' format has no place")
+    if fmt == "reference" and not weights.training:
+        left_out.append("the training state: the authors' loader needs one, and will not go on from this file")
     folder.mkdir(parents=True, exist_ok=True)
     write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
     load = write[fmt](weights, folder)
     facts = {"format": fmt, "encoder": encoder, "step": weights.step, "digest": checkpoint.digest_of(weights.encoder)}
     (folder / "README.md").write_text(card.model_card(path, weights, facts, load, command))
-    return {"out": out, **facts, "load": load, "files": sorted(file.name for file in folder.iterdir())}
+    files = sorted(file.name for file in folder.iterdir())
+    return {"out": out, **facts, "load": load, "left_out": left_out, "files": files}
 
 
 def _for_export(weights: Weights) -> Weights:

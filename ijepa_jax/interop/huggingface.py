@@ -14,6 +14,7 @@ A model's `state_dict()` in transformers 5 has other names (`layers.I.attention.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
     for key, valid, wanted in (
         ("hidden_act", config["hidden_act"] == "gelu", "'gelu'"),
         ("qkv_bias", config["qkv_bias"] is True, "true"),
-        ("num_attention_heads", isinstance(heads, int), "a whole number"),
+        ("num_attention_heads", type(heads) is int, "a whole number"),
         ("layer_norm_eps", isinstance(epsilon, float) and 0 < epsilon < 1, "small and positive"),
         ("image_size", isinstance(size, list) and [type(side) for side in size] == [int, int], "a number or a pair"),
     ):
@@ -123,10 +124,19 @@ def _labels(config: dict[str, Any], source: str) -> tuple[str, ...]:
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean and std from preprocessor_config.json; without one, ours."""
+    """Mean and std from preprocessor_config.json, ours where it is silent; refuses other pixels than 0..1, normalised."""
     file = folder / "preprocessor_config.json"
     found = tensor_files.read_json(file) if file.is_file() else {}
-    return {ours: found[theirs] for theirs, ours in (("image_mean", "mean"), ("image_std", "std")) if theirs in found}
+    told = {key: value for key, value in found.items() if value is not None}
+    factor = told.get("rescale_factor", 1 / 255)
+    for key, valid, wanted in (
+        ("do_rescale", told.get("do_rescale", True) is True, "true"),
+        ("rescale_factor", isinstance(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6), "1/255"),
+        ("do_normalize", told.get("do_normalize", True) is True, "true"),
+    ):
+        if not valid:
+            raise WeightsError(f"{file} has {key} {told[key]!r}: it must be {wanted}")
+    return {ours: told[theirs] for theirs, ours in (("image_mean", "mean"), ("image_std", "std")) if theirs in told}
 
 
 def _file_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:

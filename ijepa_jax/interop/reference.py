@@ -7,7 +7,6 @@ import ml_collections
 import numpy as np
 
 from ijepa_jax import build
-from ijepa_jax.interop import torch_files
 from ijepa_jax.interop.layout import (
     architecture,
     check_shapes,
@@ -17,6 +16,7 @@ from ijepa_jax.interop.layout import (
     predictor_names,
     to_reference,
 )
+from ijepa_jax.interop.tensor_files import by_name
 from ijepa_jax.interop.weights import (
     Architecture,
     Tensors,
@@ -31,24 +31,24 @@ from ijepa_jax.interop.weights import (
 _OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
 _MODULES = ("encoder", "predictor", "target_encoder")
 _KINDS = {"heads": int, "predictor_heads": int, "epsilon": float}
+_KNOWN = (*_MODULES, "opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr", _OURS)
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def read_reference(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
-    """The target encoder of an authors' training checkpoint; the whole training state where all of it is there.
+def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
+    """The target encoder of an authors' training checkpoint, of the objects that `torch_files.read` gives of its file.
+
+    The whole training state comes with it where all of it is there.
 
     Raises WeightsError where tensors are missing, unexpected or of wrong shapes, or the optimiser's state does not fit.
     """
-    return from_checkpoint(torch_files.read(path), str(path), heads, base)
-
-
-def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
-    """The same from the objects of such a file."""
     if not isinstance(saved, dict) or "target_encoder" not in saved:
         _refuse_by_name(saved, source)
         keys = ", ".join(map(str, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
         raise WeightsError(f"{source} is no I-JEPA training checkpoint: it holds {keys}, and no target_encoder")
     modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
+    if unknown := [str(name) for name in saved if name not in _KNOWN and isinstance(saved[name], (dict, np.ndarray))]:
+        raise WeightsError(f"{source} holds what I-JEPA's training checkpoints have not: {', '.join(unknown[:8])}")
     facts = _facts(saved, source)
     options = {**_heads(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
     options["image_size"] = facts.pop("image_size", None)
@@ -61,12 +61,28 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
             raise WeightsError(f"{source}: encoder and target_encoder are of different architectures")
         _set_predictor(settings, modules["predictor"], shown, source, fixed=base is not None)
         training = _training(saved, modules, source)
-        if base is None:
+        if base is not None:
+            _check_base(base, training.batch_size, predictor_heads, source)
+        else:
             settings.optim.batch_size = training.batch_size or settings.optim.batch_size
             settings.predictor.heads = None if predictor_heads == shown.heads else predictor_heads
-    origin = {"format": "reference", "file": source, "epoch": _number(saved, "epoch", source)}
     step = training.step if training else 0
-    return Weights(from_reference(modules["target_encoder"]), settings, origin, training=training, step=step)
+    origin = {"format": "reference", "file": source, "epoch": _number(saved, "epoch", source), "step": step}
+    left = (
+        [] if training else [f"{name}, which nobody can train on without the rest" for name in modules if name != _MODULES[2]]
+    )
+    target = from_reference(modules["target_encoder"])
+    return Weights(target, settings, origin, training=training, step=step, left_out=tuple(left))
+
+
+def _check_base(base: ml_collections.ConfigDict, batch_size: int, predictor_heads: int | None, source: str) -> None:
+    """Raises WeightsError where a run of these settings would go on otherwise than the file's."""
+    if batch_size not in (0, base.optim.batch_size):
+        raise WeightsError(
+            f"{source} was trained with batches of {batch_size}; the configuration's are {base.optim.batch_size}"
+        )
+    if predictor_heads not in (None, wanted := build.predictor_of(base).heads):
+        raise WeightsError(f"{source}: its predictor has {predictor_heads} heads; the configuration's has {wanted}")
 
 
 def _refuse_by_name(saved: Any, source: str) -> None:
@@ -109,12 +125,7 @@ def _facts(saved: dict, source: str) -> dict[str, Any]:
 
 def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
     """One module's tensors, their names without the prefix that data-parallel training gives them."""
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
-        raise WeightsError(f"{source} is not a module's tensors by name")
-    named = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
-        twice = sorted(name for name in named if name in tensors and f"module.{name}" in tensors)
-        raise WeightsError(f"{source} has tensors twice, with and without 'module.': {', '.join(twice[:8])}")
+    named = by_name(tensors, source)
     check_finite(named, source)
     return named
 
@@ -156,10 +167,12 @@ def _training(saved: dict, modules: dict[str, Tensors], source: str) -> Training
     groups = parameter_groups(modules)
     parameters = [parameter for group in groups for parameter in group]
     moments = tuple({module: {} for module in ("encoder", "predictor")} for _ in range(2))
-    steps = set()
-    for (module, name), state in zip(parameters, _states(saved["opt"], groups, source), strict=True):
+    states = _states(saved["opt"], groups, source)
+    fresh = not any(states)  # saved before the first step
+    steps = {0} if fresh else set()
+    for (module, name), state in zip(parameters, states, strict=True):
         shape = modules[module][name].shape
-        if not state and not name.endswith("pos_embed"):
+        if not (state or fresh or name.endswith("pos_embed")):
             raise WeightsError(f"{source} (opt) has no moments of {module}'s {name}")
         if state:
             steps.add(_number(state, "step", f"{source} (opt)"))
@@ -207,38 +220,44 @@ def write_reference(weights: Weights, folder: Path) -> str:
         import torch
     except ModuleNotFoundError:
         raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
-    patch, training = weights.settings.model.patch, weights.training
-    depth = len(weights.encoder["blocks"])
+    file = folder / "checkpoint.pth.tar"
+    unfinished = file.with_name(f"{file.name}.tmp")
+    torch.save(_as_torch(_checkpoint(weights), torch), unfinished)
+    unfinished.replace(file)
+    return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
+
+
+def _as_torch(value: Any, torch: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_torch(part, torch) for key, part in value.items()}
+    return torch.from_numpy(np.array(value, np.float32)) if isinstance(value, np.ndarray) else value
+
+
+def _checkpoint(weights: Weights) -> dict[str, Any]:
+    """The objects of an authors' checkpoint, with NumPy arrays for tensors."""
+    training, depth, patch = weights.training, len(weights.encoder["blocks"]), weights.settings.model.patch
     target = to_reference(weights.encoder, encoder_names(depth), patch)
-    network, data = build.encoder_of(weights.settings), weights.settings.data
-    facts = {
-        "heads": network.heads, "epsilon": network.epsilon, "image_size": list(data.image_size), "mean": list(data.mean),
-        "std": list(data.std), "predictor_heads": build.predictor_of(weights.settings).heads,
-    }  # fmt: skip
-    saved: dict[str, Any] = {"encoder": target, "target_encoder": target, "epoch": 0, _OURS: facts}
+    modules, saved = {"encoder": target, "target_encoder": target}, {"epoch": 0, _OURS: _told(weights)}
     if training:
         names = {"encoder": encoder_names(depth), "predictor": predictor_names(len(training.params["predictor"]["blocks"]))}
-        modules, *moments = (
+        trained, *moments = (
             {name: to_reference(tree[name], names[name], patch) for name in names}
             for tree in (training.params, *training.moments)
         )
-        saved |= modules
-        saved["opt"] = _optimizer_state(training.step, modules, moments, weights.settings)
+        modules |= trained
         saved |= _bookkeeping(training, weights)
+        saved["opt"] = _optimizer_state(training.step, trained, moments, weights.settings)
+    named = {module: {f"module.{name}": tensor for name, tensor in modules[module].items()} for module in modules}
+    return {**named, **saved}
 
-    def tensors(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tensors(part) for key, part in value.items()}
-        return torch.from_numpy(np.array(value, np.float32)) if isinstance(value, np.ndarray) else value
 
-    for module in _MODULES:
-        if module in saved:
-            saved[module] = {f"module.{name}": tensor for name, tensor in saved[module].items()}
-    file = folder / "checkpoint.pth.tar"
-    unfinished = file.with_name(f"{file.name}.tmp")
-    torch.save(tensors(saved), unfinished)
-    unfinished.replace(file)
-    return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
+def _told(weights: Weights) -> dict[str, Any]:
+    """What the authors' files leave to their code."""
+    network, data = build.encoder_of(weights.settings), weights.settings.data
+    return {
+        "heads": network.heads, "predictor_heads": build.predictor_of(weights.settings).heads, "epsilon": network.epsilon,
+        "image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std),
+    }  # fmt: skip
 
 
 def _optimizer_state(step: int, modules: dict[str, Tensors], moments: list[dict[str, Tensors]], settings) -> dict[str, Any]:

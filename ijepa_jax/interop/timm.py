@@ -4,7 +4,6 @@ timm names tensors as the authors do (see layout.py); a classifier is `head.weig
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +21,52 @@ from ijepa_jax.interop.weights import (
     settings_for,
     take_head,
 )
-from ijepa_jax.vit import SIZES
 
-_MODELS = {  # (width, depth, heads, hidden, patch, image side) of the names that timm has
-    (1280, 32, 16, 5120, 14, 224): "vit_huge_patch14_gap_224",
-    (1280, 32, 16, 5120, 16, 448): "vit_huge_patch16_gap_448",
-    (1408, 40, 16, 6144, 16, 224): "vit_giant_patch16_gap_224",
+_HEADS = {  # of timm's architectures with exact GELU, layer norms of epsilon 1e-6 and nothing more than I-JEPA's encoders
+    "vit_tiny_patch16_224": 3, "vit_tiny_patch16_384": 3,
+    "vit_small_patch8_224": 6, "vit_small_patch16_224": 6, "vit_small_patch16_384": 6,
+    "vit_small_patch32_224": 6, "vit_small_patch32_384": 6,
+    "vit_base_patch8_224": 12, "vit_base_patch16_224": 12, "vit_base_patch16_384": 12,
+    "vit_base_patch32_224": 12, "vit_base_patch32_384": 12, "vit_base_patch16_gap_224": 16,
+    "vit_large_patch14_224": 16, "vit_large_patch16_224": 16, "vit_large_patch16_384": 16,
+    "vit_large_patch32_224": 16, "vit_large_patch32_384": 16,
+    "vit_huge_patch14_224": 16, "vit_huge_patch14_gap_224": 16, "vit_huge_patch16_gap_448": 16,
+    "vit_giant_patch14_224": 16, "vit_giant_patch16_gap_224": 16, "vit_gigantic_patch14_224": 16,
+}  # fmt: skip
+_PUBLISHED = {  # those that were published for I-JEPA, by width, depth, hidden, patch, channels and image size
+    (1280, 32, 5120, 14, 3, (224, 224)): "vit_huge_patch14_gap_224",
+    (1280, 32, 5120, 16, 3, (448, 448)): "vit_huge_patch16_gap_448",
+    (1408, 40, 6144, 16, 3, (224, 224)): "vit_giant_patch16_gap_224",
 }
 _SIZES = (("model_args", "img_size"), ("pretrained_cfg", "input_size"))  # what it was made for, what it was first trained on
 _INTERPOLATION = "bicubic_antialias"
+_DESCRIPTIONS = "label_descriptions"  # of classes by name, kept for the way back
 
 
 def read_timm(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
-    """An encoder from a timm file, or from a folder that timm pushes to the hub (config.json and model.safetensors).
+    """An encoder, with its classifier if there is one, from a folder as timm pushes it to the hub: config.json and the tensors.
 
-    Raises WeightsError where tensors are missing, unexpected or of wrong shapes.
+    Raises WeightsError for another architecture, and where tensors are missing, unexpected or of wrong shapes.
     """
-    source, config = Path(path), {}
-    if source.is_dir():
-        config = tensor_files.read_json(source / "config.json")
-        source = source / "model.safetensors"
-    tensors = tensor_files.read(source)
-    return from_tensors(tensors, config, str(path), heads, base)
+    folder = Path(path)
+    config = tensor_files.read_json(folder / "config.json")
+    return from_tensors(tensor_files.read_folder(folder), config, path, heads, base)
 
 
-def from_tensors(tensors: dict[str, np.ndarray], config: dict[str, Any], source: str, heads: int | None, base=None) -> Weights:
-    """The same from tensors and what a hub's config.json says."""
+def from_tensors(
+    tensors: dict[str, np.ndarray],
+    config: dict[str, Any],
+    source: str,
+    heads: int | None,
+    base: ml_collections.ConfigDict | None = None,
+) -> Weights:
+    """The same from tensors and what a hub's config.json says, which is empty for a file alone."""
     check_finite(tensors, source)
     encoder = dict(tensors)
     head = take_head(encoder, "head")
     pretrained, arguments = (_part(config, key, source) for key in ("pretrained_cfg", "model_args"))
-    if arguments.get("class_token"):
-        raise WeightsError(f"{source} has a class token: I-JEPA's encoders have none")
-    if config.get("global_pool", "avg") != "avg":
-        raise WeightsError(f"{source} pools by {config.get('global_pool')!r}: I-JEPA's encoders average patches ('avg')")
-    if arguments.get("act_layer") not in (None, "gelu"):
-        raise WeightsError(f"{source} has act_layer {arguments['act_layer']!r}: I-JEPA's encoders have 'gelu'")
-    told = _heads(config.get("architecture"), arguments, source)
+    _check_kind(config, arguments, source)
+    told = _heads(config, arguments, source)
     if heads and told not in (None, heads):
         raise WeightsError(f"{source}: its configuration has {told} heads, not {heads}")
     size = _image_size(config, encoder, source)
@@ -69,10 +77,11 @@ def from_tensors(tensors: dict[str, np.ndarray], config: dict[str, Any], source:
     if isinstance(pretrained.get("crop_pct"), (int, float)):
         data["eval_crop"] = float(pretrained["crop_pct"])
     settings = settings_for(shown, _INTERPOLATION, base, **data)
-    labels = pretrained.get("label_names")
-    labels = tuple(labels) if isinstance(labels, list) else ()
+    labels = _labels(config, pretrained) if head else ()
     check_head(head, labels, shown.width, source)
-    origin = {"format": "timm", "file": source, "architecture": config.get("architecture", "")}
+    origin = {"format": "timm", "file": source, "architecture": config.get("architecture") or ""}
+    if labels and (descriptions := config.get(_DESCRIPTIONS) or pretrained.get(_DESCRIPTIONS)):
+        origin[_DESCRIPTIONS] = descriptions
     return Weights(layout.from_reference(encoder), settings, origin, head, labels)
 
 
@@ -83,14 +92,35 @@ def _part(config: dict[str, Any], key: str, source: str) -> dict[str, Any]:
     return found
 
 
-def _heads(name: Any, arguments: dict[str, Any], source: str) -> int | None:
-    """The number of heads that a hub's config.json tells: in what the model was made with, or else by the name of its size."""
-    size = re.match(r"(vit_[a-z]+)_patch", str(name))
-    named = SIZES[size[1]].heads if size and size[1] in SIZES else None
-    heads = arguments.get("num_heads", named)
-    if not isinstance(heads, int | None):
+def _check_kind(config: dict[str, Any], arguments: dict[str, Any], source: str) -> None:
+    """Refuses models that compute otherwise than I-JEPA's encoders, which tensors do not show."""
+    name = config.get("architecture")
+    if name and name not in [*_HEADS]:
+        raise WeightsError(f"{source}: architecture {name!r} is not one that I-JEPA encoders have: {', '.join(_HEADS)}")
+    if arguments.get("class_token"):
+        raise WeightsError(f"{source} has a class token: I-JEPA's encoders have none")
+    if config.get("global_pool", "avg") != "avg":
+        raise WeightsError(f"{source} pools by {config.get('global_pool')!r}: I-JEPA's encoders average patches ('avg')")
+    if arguments.get("act_layer") not in (None, "gelu"):
+        raise WeightsError(f"{source} has act_layer {arguments['act_layer']!r}: I-JEPA's encoders have 'gelu'")
+
+
+def _heads(config: dict[str, Any], arguments: dict[str, Any], source: str) -> int | None:
+    """The number of heads that a hub's config.json tells: in what the model was made with, or else by its architecture."""
+    heads = arguments.get("num_heads")
+    if heads is None:
+        return _HEADS.get(config.get("architecture") or "")
+    if type(heads) is not int:
         raise WeightsError(f"{source}: the configuration's num_heads {heads!r} is not a whole number")
     return heads
+
+
+def _labels(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in their order, a list or by number in either place; none where one of them has no name."""
+    names = config.get("label_names") or pretrained.get("label_names")
+    if isinstance(names, dict):
+        names = [names.get(str(index)) for index in range(len(names))]
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def _image_size(config: dict[str, Any], tensors: dict[str, np.ndarray], source: str) -> tuple[int, int] | None:
@@ -123,25 +153,31 @@ def write_timm(weights: Weights, folder: Path) -> str:
         "crop_pct": data.eval_crop, "crop_mode": "center", "mean": list(data.mean), "std": list(data.std),
         "num_classes": classes, "first_conv": "patch_embed.proj", "classifier": "head",
     }  # fmt: skip
-    if weights.labels:
-        pretrained["label_names"] = list(weights.labels)
     config = {
         "architecture": name, "num_classes": classes, "num_features": shape.width, "global_pool": "avg",
-        "model_args": arguments, "pretrained_cfg": pretrained,
+        "model_args": arguments, "pretrained_cfg": pretrained, **_named(weights),
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shown = "".join(f", {key}={value!r}" for key, value in {**arguments, "num_classes": classes}.items())
     return f"timm.create_model({name!r}, checkpoint_path={str(folder / 'model.safetensors')!r}{shown})"
 
 
+def _named(weights: Weights) -> dict[str, Any]:
+    """The names of the classes and the descriptions of these that came with them, as config.json has them."""
+    if not weights.labels:
+        return {}
+    descriptions = weights.origin.get(_DESCRIPTIONS)
+    return {"label_names": list(weights.labels), **({_DESCRIPTIONS: descriptions} if descriptions else {})}
+
+
 def model_call(weights: Weights) -> tuple[str, dict[str, Any]]:
     """The name and the arguments by which timm makes a model of this architecture."""
     shape = architecture_of(weights.settings)
-    key = (shape.width, shape.depth, shape.heads, shape.hidden, shape.patch, shape.image_size[0])
-    if key in _MODELS and shape.image_size[0] == shape.image_size[1] and shape.channels == 3 and shape.epsilon == 1e-6:
-        return _MODELS[key], {}
     if shape.epsilon != 1e-6:
         raise WeightsError(f"timm's layer norms have epsilon 1e-6, this encoder's {shape.epsilon:g}: export to huggingface")
+    name = _PUBLISHED.get((shape.width, shape.depth, shape.hidden, shape.patch, shape.channels, shape.image_size))
+    if name and _HEADS[name] == shape.heads:
+        return name, {}
     return "vit_base_patch16_224", {
         "img_size": list(shape.image_size), "patch_size": shape.patch, "in_chans": shape.channels, "embed_dim": shape.width,
         "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": mlp_ratio(shape), "class_token": False,

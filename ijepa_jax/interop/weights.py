@@ -44,6 +44,7 @@ class Weights:
     labels: tuple[str, ...] = ()
     training: Training | None = None
     step: int = 0
+    left_out: tuple[str, ...] = ()  # what came with them and cannot be kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def settings_for(
     `base`: settings that the run shall have, which must be of this architecture (WeightsError, naming what differs).
     """
     if base is not None:
-        return _checked_base(base, architecture)
+        return _checked_base(base, architecture, interpolation, data)
     made = config_lib.default()
     named = [name for name, size in SIZES.items() if (size.width, size.depth) == (architecture.width, architecture.depth)]
     made.model.size = named[0] if named else "vit_base"
@@ -99,7 +100,9 @@ def _per_channel(key: str, values: Any, channels: int) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _checked_base(base: ml_collections.ConfigDict, architecture: Architecture) -> ml_collections.ConfigDict:
+def _checked_base(
+    base: ml_collections.ConfigDict, architecture: Architecture, interpolation: str, data: dict[str, Any]
+) -> ml_collections.ConfigDict:
     made = base.copy_and_resolve_references()
     found = architecture_of(made)
     differs = [
@@ -107,9 +110,14 @@ def _checked_base(base: ml_collections.ConfigDict, architecture: Architecture) -
         for field in dataclasses.fields(Architecture)
         if getattr(found, field.name) != getattr(architecture, field.name)
     ]
+    differs += [
+        f"data.{key} {tuple(made.data[key])} is {data[key]} in the weights"
+        for key in ("mean", "std")
+        if key in data and tuple(data[key]) != tuple(made.data[key])
+    ]
     if differs:
-        raise WeightsError(f"the configuration is of another architecture: its {'; its '.join(differs)}")
-    made.model.positions = "table"
+        raise WeightsError(f"the configuration is of another encoder: its {'; its '.join(differs)}")
+    made.model.positions, made.model.interpolation = "table", interpolation
     return made
 
 
