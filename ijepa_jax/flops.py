@@ -22,7 +22,8 @@ def step_flops(method: IJepa) -> dict[str, int]:
     The matrix products alone (a multiplication and an addition count as 2), on contexts and targets of the static length that
     the compiled step works on. Those that are trained count three times: forward, gradient of the input, gradient of the
     weights; but pixels need no gradient, and the target encoder only runs forward. Recomputation (`model.remat`) is not
-    counted: it is the price of memory and not part of the method.
+    counted: it is the price of memory and not part of the method. The last block's outputs at context tokens are counted in the
+    predictor, though they are never computed: nobody reads them, and implementations that compute them are compared with.
     """
     encoder, predictor, masks = method.encoder, method.predictor, method.masks
     patches = method.grid[0] * method.grid[1]

@@ -42,7 +42,19 @@ def _linear_backward(residuals, gradient):
     x, kernel = residuals
     rows = tuple(range(x.ndim - 1))
     d_x = _contract(gradient, (x.ndim - 1,), _whole(kernel, x.dtype), (1,), x.dtype)
-    return d_x, _contract(x, rows, gradient, rows, kernel.dtype), gradient.sum(axis=rows, dtype=kernel.dtype)
+    # XLA's CPU compiler copies the first one, transposed: the narrower is to be that (of bfloat16 it knows one order only)
+    if x.shape[-1] <= gradient.shape[-1] or x.dtype != kernel.dtype:
+        d_kernel = _contract(x, rows, gradient, rows, kernel.dtype)
+    else:
+        d_kernel = _contract(gradient, rows, x, rows, kernel.dtype).T
+    return d_x, d_kernel, _sum_rows(gradient, rows, kernel.dtype)
+
+
+def _sum_rows(x: jax.Array, rows: tuple[int, ...], dtype) -> jax.Array:
+    """The sum over all axes but the last, in `dtype`."""
+    if x.dtype != dtype:
+        return x.sum(axis=rows, dtype=dtype)
+    return _contract(jnp.ones(x.shape[:-1], dtype), rows, x, rows, dtype)  # on CPU a product is faster than a sum
 
 
 _linear.defvjp(_linear_forward, _linear_backward)

@@ -72,8 +72,9 @@ class Predictor(nn.Module):
             self.remat,
             name="blocks",
         )
-        tokens = stack(tokens, lengths)[-1]
-        tokens = tokens[:, k:] if order is None else take_tokens(tokens, jnp.argsort(order, axis=1)[:, k:])
+        # What the last block makes of context tokens nobody reads.
+        tokens = stack(tokens, lengths, tail=t if order is None else 0)[-1]
+        tokens = tokens[:, -t:] if order is None else take_tokens(tokens, jnp.argsort(order, axis=1)[:, k:])
         tokens = LayerNorm(self.epsilon, self.dtype, name="norm")(tokens)
         return Dense(d, self.dtype, name="proj")(tokens).reshape(b, m, c, t, d)
 

@@ -95,13 +95,14 @@ class Block(nn.Module):
     dtype: jnp.dtype
     attention: str
     stochastic: bool  # whether drop path acts; it then needs a "drop_path" key
+    tail: int = 0  # how many tokens, from the last on, an output is wanted for; 0: all
 
     @nn.compact
     def __call__(self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None) -> jax.Array:
         width = x_bsd.shape[-1]
         y = Dense(3 * width, self.dtype, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
-        y = Dense(width, self.dtype, name="proj")(attend(y, self.heads, lengths, self.attention))
-        x_bsd = x_bsd + self._drop(y, drop_rate)
+        y = Dense(width, self.dtype, name="proj")(attend(y, self.heads, lengths, self.attention, self.tail))
+        x_bsd = x_bsd[:, -self.tail :] + self._drop(y, drop_rate)  # -0: all
         y = Dense(self.mlp_hidden, self.dtype, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
         y = Dense(width, self.dtype, name="fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)
@@ -124,8 +125,13 @@ class Blocks(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False) -> list[jax.Array]:
-        """Returns every block's output [B, S, D], first to last."""
+    def __call__(
+        self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False, tail: int = 0
+    ) -> list[jax.Array]:
+        """Returns every block's output [B, S, D], first to last; with `tail`, the last one's of so many last tokens only.
+
+        Of a scanned stack, whose blocks are all alike, the last output is of all tokens nevertheless.
+        """
         width = x_bsd.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
@@ -145,7 +151,7 @@ class Blocks(nn.Module):
             return self._scanned(block, x_bsd, rates, lengths)
         outputs = []
         for i in range(self.depth):
-            x_bsd = block(name=str(i))(x_bsd, rates[i], lengths)
+            x_bsd = block(name=str(i), tail=tail if i == self.depth - 1 else 0)(x_bsd, rates[i], lengths)
             outputs.append(x_bsd)
         return outputs
 

@@ -208,7 +208,8 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
     card = (tmp_path / "theirs" / "README.md").read_text()
     for fact in (
         "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["digest"],
-        line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}", "Probes of the target encoder after 12 steps",
+        line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}",
+        "Probes of the target encoder after 12 steps",
     ):  # fmt: skip
         assert fact in card, fact
     for name, row in report["probes"].items():
