@@ -328,3 +328,49 @@ def test_what_a_workdir_has_not_is_not_taken_silently(encoder_only, arguments, l
         ijepa_jax.load(encoder_only, **arguments)
     with pytest.raises(ValueError, match="is a workdir already"):
         convert.import_weights(str(encoder_only), "anywhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [({"model__heads": 4}, "set model.heads=2"), ({"model__epsilon": 1e-12}, "set model.epsilon=1e-06")],
+)
+def test_a_warm_start_that_would_change_the_function_is_refused(encoder_only, tmp_path, change, line):
+    with pytest.raises(ValueError, match=line):
+        train.pretrain(small.config(warm_start=str(encoder_only), **change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"optim__batch_size": 32}, "trained with batches of 16; the configuration's are 32"),
+        ({"predictor__heads": 1}, "its predictor has 2 heads; the configuration's has 1"),
+        ({"data__std": (0.5, 0.5, 0.5)}, "its data.std .0.5, 0.5, 0.5. is .0.25, 0.25, 0.25. in the weights"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_file_is_refused(exported, tmp_path, change, line):
+    with pytest.raises(WeightsError, match=line):
+        convert.import_weights(str(exported), str(tmp_path / "ours"), base=small.config(**change))
+
+
+def test_where_weights_came_from_stays_with_them(exported, encoder_only, tmp_path, briefly):
+    _continue_by_their_file(exported, tmp_path / "continued", small.config())
+    train.pretrain(small.config(warm_start=str(encoder_only)), tmp_path / "warm")
+    for workdir, line in (
+        ("continued", "Imported from checkpoint.pth.tar (reference), there after 8 steps. Pretrained for 12 steps"),
+        ("warm", "Started from theirs (huggingface). Pretrained for 12 steps"),
+    ):
+        convert.export_weights(str(tmp_path / workdir), str(tmp_path / f"{workdir} out"), "timm")
+        assert line in (tmp_path / f"{workdir} out" / "README.md").read_text()
+
+
+def test_what_cannot_be_carried_over_is_said(exported, encoder_only, tmp_path):
+    saved = torch.load(exported, weights_only=True)
+    del saved["opt"]
+    torch.save(saved, tmp_path / "x.pth.tar")
+    left = convert.import_weights(str(tmp_path / "x.pth.tar"), str(tmp_path / "ours"))["left_out"]
+    assert [part.split(",")[0] for part in left] == ["encoder", "predictor"]
+    left = convert.export_weights(str(encoder_only), str(tmp_path / "theirs"), "reference")["left_out"]
+    assert "the authors' loader needs one" in left[0]
+    torch.save({**saved, "ema_head": saved["encoder"]}, tmp_path / "y.pth.tar")
+    with pytest.raises(WeightsError, match="holds what I-JEPA's training checkpoints have not: ema_head"):
+        convert.read(str(tmp_path / "y.pth.tar"))
