@@ -152,7 +152,7 @@ def config_file(arguments: list[str], name: str, command: Command) -> tuple[str,
 def overrides(arguments: list[str]) -> list[str]:
     """The settings that a command line overrides, as --config.KEY=VALUE each."""
     found = []
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, after in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("--config."):
             found.append(argument if "=" in argument else f"{argument}={after}")
     return found
