@@ -9,7 +9,6 @@ import functools
 import hashlib
 import itertools
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,10 +90,6 @@ class Checkpoints:
         with self._failures_named():
             self._manager.close()
 
-    def settings(self, step: int) -> dict[str, Any]:
-        """The settings kept with a checkpoint."""
-        return self.notes(step)["settings"]
-
     def restore(self, shapes: State, log: Log) -> Restored | None:
         """The newest checkpoint that can be read, with the shapes and shardings asked for; None where there is none.
 
@@ -116,19 +111,6 @@ class Checkpoints:
         if problems:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
-
-    def refuse_encoder_only(self) -> None:
-        """Raises CheckpointError where there are weights that were imported without what training goes on from."""
-        for step in self.steps():
-            with contextlib.suppress(Exception):  # damaged: `restore` says how
-                if self.notes(step).get("encoder_only"):
-                    break
-        else:
-            return
-        workdir, option = self.folder.parent, shlex.quote(f"--config.warm_start={self.folder.parent}")
-        raise CheckpointError(
-            f"{workdir} holds an imported encoder, which no run can continue: start from it with {option} and another --workdir"
-        )
 
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
         """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""

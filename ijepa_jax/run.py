@@ -1,6 +1,7 @@
 """What a run consists of, opened and brought to its starting point: data, method, mesh, state, checkpoints."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -92,7 +93,6 @@ def start(run: Run) -> tuple[State, int]:
     shapes = jax.eval_shape(fresh)
     shardings = sharding.state_shardings(shapes, run.mesh)
     settings = run.settings()
-    run.checkpoints.refuse_encoder_only()
     _refuse_changes(run, settings)
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
     restored = run.checkpoints.restore(placed, run.display.log)
@@ -126,9 +126,11 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
     """Compares the settings with those of the newest checkpoint whose settings can be read."""
     for step in reversed(run.checkpoints.steps()):
         try:
-            old = run.checkpoints.settings(step)
+            notes = run.checkpoints.notes(step)
         except Exception:  # damaged, in whatever way: `restore` reports it and takes the one before
             continue
+        _refuse_encoder(run, notes)
+        old = notes["settings"]
         examples = old.get(config_lib.EXAMPLES, len(run.train))  # imported weights do not tell
         old = {config_lib.EXAMPLES: examples, **config_lib.to_plain(config_lib.from_plain(old))}
         changed = config_lib.differences(old, settings)
@@ -139,6 +141,16 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
         if changed:
             run.display.log(f"continuing with changed settings: {show}")
         return
+
+
+def _refuse_encoder(run: Run, notes: dict[str, Any]) -> None:
+    """Raises CheckpointError for weights that were imported without what training goes on from."""
+    if notes.get("encoder_only"):
+        option = shlex.quote(f"--config.warm_start={run.workdir}")
+        raise checkpoint.CheckpointError(
+            f"{run.workdir} holds an imported encoder, which no run can continue: start from it with {option} and another "
+            "--workdir"
+        )
 
 
 def _warm_start(run: Run, state: State) -> State:
