@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.final_lr = 1e-5
     config.optim.momentum = 0.998
     config.optim.clip = 3.0
-    config.probe.every = 800
+    config.probe.every = 1200
     config.probe.during_train_images = 1000
     config.probe.during_test_images = 500
     config.probe.lidar_images = 64
