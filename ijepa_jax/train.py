@@ -239,7 +239,7 @@ def _end_trace(run: Run) -> None:
 def _probe_data(run: Run, during: bool) -> probe.ProbeData:
     settings = run.config.probe
     return probe.ProbeData(
-        run.train, run.test, partial(_eval_batches, run), partial(_crops, run), run.mesh,
+        run.train, run.test, partial(_eval_batches, run), partial(build.crops, run.config), run.mesh,
         train_images=settings.during_train_images if during else settings.train_images,
         test_images=settings.during_test_images if during else settings.test_images,
         knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
@@ -251,11 +251,6 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
     for batch in build.eval_batches(run.config, source, rows, run.mesh):
         run.bad.account(source, batch["bad"])
         yield batch
-
-
-def _crops(run: Run, source: Source, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """Random crops as training has them, always the same, of images whose bad ones the probes have accounted for."""
-    return build.crops(run.config, source, batch_size, steps)
 
 
 def _random_encoder(run: Run) -> Any:
