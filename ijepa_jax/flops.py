@@ -1,5 +1,7 @@
 """Model FLOPs of a training step: what its images a second and a chip's peak are compared by."""
 
+import numpy as np
+
 from ijepa_jax.methods import IJepa
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.vit import ViT
@@ -8,6 +10,7 @@ PEAK_TFLOPS = {"v5e": 197.0, "v5p": 459.0, "v6e": 918.0, "h200": 989.0, "h100": 
 _KINDS = {  # what JAX calls these chips
     "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
 }  # fmt: skip
+_LANES = 128  # of a TPU's registers and, on either side, of its matrix unit
 
 
 def peak_tflops(device_kind: str) -> float | None:
@@ -25,21 +28,105 @@ def step_flops(method: IJepa) -> dict[str, int]:
     counted: it is the price of memory and not part of the method. The last block's outputs at context tokens are counted in the
     predictor, though they are never computed: nobody reads them, and implementations that compute them are compared with.
     """
-    encoder, predictor, masks = method.encoder, method.predictor, method.masks
-    patches = method.grid[0] * method.grid[1]
-    contexts, context, target = masks.num_context_blocks, masks.context_length, masks.target_length
-    pairs = masks.num_targets * contexts
-    embed = 2 * encoder.patch**2 * method.channels * encoder.width  # of a patch
-    join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
+    return _flops(method, *_static_lengths(method, 1))
+
+
+def index_padding(method: IJepa, images: int = 2000) -> float:
+    """Share of all model FLOPs (see `step_flops`) that padded tokens cost: 0.02 is 2%.
+
+    Index arrays have one static length: targets that are shorter, and contexts in mask mode `pad`, are padded at the tail. This
+    is 1 - (FLOPs that the valid lengths need) / (FLOPs of the static lengths), summed over the masks that the method's own
+    sampler draws for so many images; in attention, padding costs with the square of a sequence's length. The images are of
+    different batches, since mask mode `reference` draws a batch's sizes together. The same method always gives the same number.
+    """
+    masks = method.prepare()(np.arange(images) * method.masks.batch_size)
+    target = masks["target_length"].astype(np.int64)
+    context = masks["context_length"].astype(np.int64) if "context_length" in masks else _static_lengths(method, images)[0]
+    needed = sum(_flops(method, context, target).values())
+    return 1 - needed / (images * sum(step_flops(method).values()))
+
+
+def lane_padding(method: IJepa) -> dict[str, float | dict[str, int]]:
+    """What a TPU's matrix unit computes in vain in attention's products, by arithmetic; padded tokens count as tokens here.
+
+    Assumed of a product of [rows, contracted] and [contracted, lanes], one for each head of each sequence: `contracted` and
+    `lanes` are rounded up to 128, the width of a register and of the matrix unit (v6e's is of 256), and `rows` to a tile's
+    sublanes, 8 in float32 and 16 in bfloat16. In all six products of attention, forward and backward, one of the first two is
+    the head dim, the other the sequence's tokens (of static length), and `rows` are tokens too. A compiler that lays
+    heads or images side by side pads less. Products are those of `step_flops`.
+
+    Returns:
+        `head_dims`: {"encoder": ..., "predictor": ...};
+        `of_attention`: padding as a share of attention's FLOPs with padding, 0 to 1;
+        `of_model`: the same padding relative to all model FLOPs, none of which is padding: it can exceed 1;
+        `head_dims_of_model`: what `of_model` would be if head dims alone were rounded up, and tokens not.
+    """
+    sublanes = 32 // np.dtype(method.encoder.dtype).itemsize
+    real = heads_alone = padded = 0
+    for network, tokens, times in _sequences(method):
+        dim = network.width // network.heads
+        product = 2 * 2 * times * network.depth * network.heads  # logits; their weighted sum of values
+        real += product * tokens**2 * dim
+        heads_alone += product * tokens**2 * _up(dim, _LANES)
+        padded += product * _up(tokens, sublanes) * _up(tokens, _LANES) * _up(dim, _LANES)
+    model = sum(step_flops(method).values())
     return {
-        "context": contexts * (2 * context * embed + 3 * _blocks(encoder, context)),
-        "target": patches * embed + _blocks(encoder, patches),
-        "predictor": 3 * ((contexts * context + pairs * target) * join + pairs * _blocks(predictor, context + target)),
+        "head_dims": {name: network.width // network.heads for name, network in _networks(method).items()},
+        "of_attention": 1 - real / padded,
+        "of_model": (padded - real) / model,
+        "head_dims_of_model": (heads_alone - real) / model,
     }
 
 
-def _blocks(network: ViT | Predictor, tokens: int) -> int:
-    """Forward operations of a stack of transformer blocks on one sequence."""
+def unfriendly_sizes(method: IJepa) -> list[str]:
+    """Widths, hidden sizes of MLPs and values of a patch that are no multiple of a TPU's 128 lanes: "encoder width 192"."""
+    sizes = {"patch": method.encoder.patch**2 * method.channels}
+    for name, network in _networks(method).items():
+        sizes |= {f"{name} width": network.width, f"{name} mlp": int(network.width * network.mlp_ratio)}
+    return [f"{name} {size}" for name, size in sizes.items() if size % _LANES]
+
+
+def _flops(method: IJepa, context: np.ndarray, target: np.ndarray) -> dict[str, int]:
+    """FLOPs of some images, by part of the method, from their lengths: int64 [images, C] and [images, M]."""
+    encoder, predictor, patches = method.encoder, method.predictor, method.grid[0] * method.grid[1]
+    embed = 2 * encoder.patch**2 * method.channels * encoder.width  # of a patch
+    join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
+    pairs = context[:, :, None] + target[:, None, :]  # tokens of each context with each target
+    joined = context.sum() + target.sum() * context.shape[1]
+    return {
+        "context": int((2 * context * embed + 3 * _blocks(encoder, context)).sum()),
+        "target": len(context) * (patches * embed + _blocks(encoder, patches)),
+        "predictor": int(3 * (joined * join + _blocks(predictor, pairs).sum())),
+    }
+
+
+def _static_lengths(method: IJepa, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths that the compiled step works on, of contexts [images, C] and targets [images, M]."""
+    masks = method.masks
+    context = np.full((images, masks.num_context_blocks), masks.context_length)
+    return context, np.full((images, masks.num_targets), masks.target_length)
+
+
+def _sequences(method: IJepa) -> list[tuple[ViT | Predictor, int, int]]:
+    """What attention runs on for an image and step: (network, tokens, sequences); trained sequences count three times."""
+    masks, contexts = method.masks, method.masks.num_context_blocks
+    return [
+        (method.encoder, masks.context_length, 3 * contexts),
+        (method.encoder, method.grid[0] * method.grid[1], 1),
+        (method.predictor, masks.context_length + masks.target_length, 3 * contexts * masks.num_targets),
+    ]
+
+
+def _networks(method: IJepa) -> dict[str, ViT | Predictor]:
+    return {"encoder": method.encoder, "predictor": method.predictor}
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _blocks(network: ViT | Predictor, tokens: int | np.ndarray) -> int | np.ndarray:
+    """Forward operations of a stack of transformer blocks on one sequence, or on each of several."""
     width = network.width
     hidden = int(width * network.mlp_ratio)
     linear = 2 * tokens * (4 * width**2 + 2 * width * hidden)  # queries, keys, values and their projection; the MLP

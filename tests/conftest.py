@@ -10,10 +10,12 @@ import pytest
 
 # Compiling dominates tests of tiny networks: optimise little (the tools that tests start as processes optimise), and share
 # what is compiled, with those processes too.
-CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where an accelerator, or libtpu, is there
-os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist have it from the process that starts them
+    CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_disable_most_optimizations", True)
 
