@@ -222,6 +222,7 @@ def benchmark(given: SimpleNamespace) -> int:
     dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
     options = dict(option.split("=", 1) for option in given.compiler_options.split(",") if option)
+    options = {name: {"true": True, "false": False}.get(value.lower(), value) for name, value in options.items()}
     try:
         result = timing.benchmark(work, steps=given.steps, warmup=given.warmup, data=given.data, compiler_options=options)
     except (ValueError, OSError, RuntimeError) as error:
@@ -348,6 +349,10 @@ COMMANDS = {
             "attention": Flag("xla", "xla or cudnn", "xla"),
             "scan": Flag("", "scan over blocks instead of unrolling them", False),
             "remat": Flag("none", "none, dots or full", "none"),
+            "context_blocks": Flag("1", "context blocks of an image, for which the target encoder runs once", 1, low=1),
+            "predictor_context": Flag("joint", "joint or alone, see predictor.context", "joint"),
+            "target_last_block": Flag("all", "all, targets or distinct, see target.last_block", "all"),
+            "target_float8": Flag("", "multiply in eight bits in the target encoder", False),
             "data": Flag("NAME", "also feed the step with this data set, named as for training", ""),
             "compiler_options": Flag("KEY=VALUE,...", "options of the compiler", ""),
             "cpu": Flag("", "on the CPU, also where there is an accelerator", False),

@@ -34,6 +34,7 @@ class FixedMasks:
     target_length: int
     num_targets: int = 4
     num_context_blocks: int = 1
+    mode: str = "subset"
 
     def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Masks of the images with these global indices, as `MaskSampler` gives them."""
@@ -70,6 +71,10 @@ class Workload:
     attention: str = "xla"
     scan: bool = False
     remat: str = "none"
+    context_blocks: int = 1
+    predictor_context: str = "joint"
+    target_last_block: str = "all"
+    target_float8: bool = False
 
     def method(self) -> IJepa:
         """The method of these sizes. Raises ValueError for a model that there is not."""
@@ -78,10 +83,11 @@ class Workload:
         size = SIZES[self.model]
         shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
         encoder = ViT(self.patch, size.width, size.depth, size.heads, size.mlp_ratio, **shared)
-        predictor = Predictor(self.predictor_width, self.predictor_depth, size.heads, **shared)
+        predictor = Predictor(self.predictor_width, self.predictor_depth, size.heads, **shared, context_mode=self.predictor_context)
         grid = (self.image // self.patch,) * 2
-        masks = FixedMasks(grid, self.context, self.target, self.blocks)
-        return IJepa(encoder, predictor, masks, (self.image, self.image))
+        masks = FixedMasks(grid, self.context, self.target, self.blocks, self.context_blocks)
+        less_work = {"target_last_block": self.target_last_block, "target_float8": self.target_float8}
+        return IJepa(encoder, predictor, masks, (self.image, self.image), **less_work)
 
 
 def benchmark(

@@ -37,7 +37,16 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
         **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
     )
     return IJepa(
-        encoder, predictor, masks, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std), config.model.init
+        encoder,
+        predictor,
+        masks,
+        tuple(data.image_size),
+        data.channels,
+        tuple(data.mean),
+        tuple(data.std),
+        config.model.init,
+        config.target.last_block,
+        config.target.float8,
     )
 
 
@@ -85,6 +94,7 @@ def predictor_of(config: ml_collections.ConfigDict) -> Predictor:
         scan=encoder.scan,
         remat=encoder.remat,
         positions=encoder.positions,
+        context_mode=config.predictor.context,
     )
 
 

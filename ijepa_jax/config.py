@@ -11,7 +11,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from ijepa_jax.attention import IMPLEMENTATIONS
+from ijepa_jax.methods.ijepa import LAST_BLOCKS
 from ijepa_jax.positions import INTERPOLATIONS
+from ijepa_jax.predictor import CONTEXTS
 from ijepa_jax.vit import REMAT
 
 EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
@@ -19,8 +21,9 @@ EXAMPLES = "examples"  # kept with the settings in checkpoints: how many trainin
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
-    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "masks", "data.name", "data.size",
-    "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
+    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks", "data.name",
+    "data.size", "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype",
+    EXAMPLES,
 )  # fmt: skip
 
 
@@ -60,7 +63,12 @@ def default() -> ml_collections.ConfigDict:
                 "width": 384,
                 "depth": config_dict.placeholder(int),
                 "heads": config_dict.placeholder(int),
+                "context": "joint",  # or alone: context tokens do not see mask tokens, and are computed once for all targets
             },  # None: the named size's
+            "target": {
+                "last_block": "all",  # or targets, distinct: the patches that the target encoder's last block computes
+                "float8": False,  # whether its linear layers multiply in eight bits
+            },
             "masks": {
                 "strategy": "multiblock",  # multiblock, random, block, rasterized
                 "mode": "subset",  # subset, raster, pad, reference
@@ -155,6 +163,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, known in (("positions", ("sincos", "table")), ("interpolation", INTERPOLATIONS)):
         if model[key] not in known:
             raise ValueError(f"model.{key} {model[key]!r} must be one of {', '.join(known)}")
+    if config.predictor.context not in CONTEXTS:
+        raise ValueError(f"predictor.context {config.predictor.context!r} must be one of {', '.join(CONTEXTS)}")
+    if config.target.last_block not in LAST_BLOCKS:
+        raise ValueError(f"target.last_block {config.target.last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
     if model.remat not in REMAT:
         raise ValueError(f"model.remat {model.remat!r} must be one of {', '.join(REMAT)}")
     if bool(optim.epochs) == bool(optim.steps):

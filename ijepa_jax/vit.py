@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 
 from ijepa_jax import positions as tables
-from ijepa_jax.attention import attend
+from ijepa_jax.attention import Select, attend
 from ijepa_jax.layers import Dense, LayerNorm, gelu
 
 
@@ -75,9 +75,9 @@ def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, in
     return jax.lax.stop_gradient(module.param("positions", lambda _: jnp.asarray(tables.sincos(width, grid))))
 
 
-def take_tokens(x_bnd: jax.Array, index_bk: jax.Array) -> jax.Array:
-    """Selects tokens: [B, N, D], int [B, K] -> [B, K, D]."""
-    return jnp.take_along_axis(x_bnd, index_bk[..., None], axis=1)
+def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Selects tokens: [B, N, ...], int [B, K] -> [B, K, ...]."""
+    return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
 
 
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
@@ -95,16 +95,20 @@ class Block(nn.Module):
     dtype: jnp.dtype
     attention: str
     stochastic: bool  # whether drop path acts; it then needs a "drop_path" key
-    tail: int = 0  # how many tokens, from the last on, an output is wanted for; 0: all
+    float8: bool = False  # whether linear layers multiply in eight bits, see Dense
+    select: Select | None = None  # picks the tokens that an output is wanted for; None: all
 
     @nn.compact
-    def __call__(self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        width = x_bsd.shape[-1]
-        y = Dense(3 * width, self.dtype, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
-        y = Dense(width, self.dtype, name="proj")(attend(y, self.heads, lengths, self.attention, self.tail))
-        x_bsd = x_bsd[:, -self.tail :] + self._drop(y, drop_rate)  # -0: all
-        y = Dense(self.mlp_hidden, self.dtype, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
-        y = Dense(width, self.dtype, name="fc2")(gelu(y))
+    def __call__(
+        self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None, visible: jax.Array | None
+    ) -> jax.Array:
+        width, dense = x_bsd.shape[-1], partial(Dense, dtype=self.dtype, float8=self.float8)
+        y = dense(3 * width, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
+        y = attend(y, self.heads, lengths, self.attention, self.select, visible)
+        y = dense(width, name="proj")(y)
+        x_bsd = (self.select(x_bsd) if self.select else x_bsd) + self._drop(y, drop_rate)
+        y = dense(self.mlp_hidden, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
+        y = dense(width, name="fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)
 
     def _drop(self, y: jax.Array, rate: jax.Array) -> jax.Array:
@@ -123,14 +127,22 @@ class Blocks(nn.Module):
     scan: bool = False
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
+    float8: bool = False
 
     @nn.compact
     def __call__(
-        self, x_bsd: jax.Array, lengths: jax.Array | None = None, *, train: bool = False, tail: int = 0
+        self,
+        x_bsd: jax.Array,
+        lengths: jax.Array | None = None,
+        *,
+        train: bool = False,
+        select: Select | None = None,
+        visible: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """Returns every block's output [B, S, D], first to last; with `tail`, the last one's of so many last tokens only.
+        """Every block's output [B, S, D], first to last; with `select`, which picks Q tokens, the last one's [B, Q, D].
 
-        Of a scanned stack, whose blocks are all alike, the last output is of all tokens nevertheless.
+        The last block then computes no others, unless the stack is scanned, whose blocks are all alike. `lengths` and
+        `visible` are attention's (see `attend`).
         """
         width = x_bsd.shape[-1]
         if width % self.heads:
@@ -145,19 +157,22 @@ class Blocks(nn.Module):
             dtype=self.dtype,
             attention=self.attention,
             stochastic=train and self.drop_path > 0,
+            float8=self.float8,
         )
         rates = jnp.linspace(0, self.drop_path, self.depth)
         if self.scan:
-            return self._scanned(block, x_bsd, rates, lengths)
+            *outputs, last = self._scanned(block, x_bsd, rates, lengths, visible)
+            return [*outputs, select(last) if select else last]
         outputs = []
         for i in range(self.depth):
-            x_bsd = block(name=str(i), tail=tail if i == self.depth - 1 else 0)(x_bsd, rates[i], lengths)
+            chosen = select if i == self.depth - 1 else None
+            x_bsd = block(name=str(i), select=chosen)(x_bsd, rates[i], lengths, visible)
             outputs.append(x_bsd)
         return outputs
 
-    def _scanned(self, block, x_bsd, rates, lengths):
+    def _scanned(self, block, x_bsd, rates, lengths, visible):
         def body(module, x, rate):
-            x = module(x, rate, lengths)
+            x = module(x, rate, lengths, visible)
             return x, x
 
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=self.depth)
@@ -187,6 +202,7 @@ class ViT(nn.Module):
     positions: str = "sincos"  # or table
     trained_grid: tuple[int, int] | None = None
     interpolation: str = "bicubic"  # a name of positions.INTERPOLATIONS
+    float8: bool = False  # whether the blocks' linear layers multiply in eight bits, see Dense
 
     @nn.compact
     def __call__(
@@ -195,6 +211,7 @@ class ViT(nn.Module):
         keep: jax.Array | None = None,
         lengths: jax.Array | None = None,
         *,
+        wanted: jax.Array | None = None,
         train: bool = False,
         layers: bool = False,
     ) -> jax.Array | list[jax.Array]:
@@ -204,11 +221,13 @@ class ViT(nn.Module):
             images: [B, H, W, C] float, normalised (see `normalise`).
             keep: int [B, K] patches to encode, all N in raster order where None. Positions are those of the full grid.
             lengths: int [B] how many of the K are valid (the rest pads the tail), all where None.
+            wanted: int [B, Q] which of the encoded tokens an output is wanted of, all where None. The last block computes these
+                only, from what all tokens tell them.
             train: whether drop path acts (needs the "drop_path" random stream).
             layers: whether to return every block's output (before the final norm) instead of the normed last one.
 
         Returns:
-            [B, K or N, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
+            [B, K, N or Q, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
         """
         grid = patch_grid(images.shape[1:], self.patch)
         patches = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
@@ -231,9 +250,11 @@ class ViT(nn.Module):
             self.scan,
             self.remat,
             self.drop_path,
+            self.float8,
             name="blocks",
         )
-        outputs = stack(x_bnd, lengths, train=train)
+        select = None if wanted is None else partial(take_tokens, index=wanted)
+        outputs = stack(x_bnd, lengths, train=train, select=select)
         x_bnd = LayerNorm(self.epsilon, self.dtype, name="norm")(outputs[-1])
         return [*outputs, x_bnd] if layers else x_bnd
 

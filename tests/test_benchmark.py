@@ -50,6 +50,14 @@ sys.exit(launch.main(sys.argv))
     assert json.loads(done.stdout)["model"] == "vit_pico"
 
 
+def test_less_work_is_measured_when_asked_for():
+    less = ("--context-blocks=2", "--predictor-context=alone", "--target-last-block=targets", "--target-float8")
+    code, out, err = launch("benchmark", *SIZES, *less, "--compiler-options=xla_cpu_enable_fast_math=false")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["target_float8"] and result["predictor_context"] == "alone" and np.isfinite(result["loss"])
+
+
 def test_masks_have_the_lengths_asked_for_and_name_patches_once():
     masks = FixedMasks((4, 4), 5, 3, num_targets=2)(np.arange(8))
     assert masks["context"].shape == (8, 1, 5) and masks["target"].shape == (8, 2, 3) and (masks["target_length"] == 3).all()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ijepa_jax.methods.ijepa import LAST_BLOCKS
 from ijepa_jax.vit import normalise
 from tests import small
 
@@ -137,3 +138,38 @@ def test_depth_scaled_initialisation(scan):
         )
         np.testing.assert_allclose(pick(scaled), pick(plain) / np.sqrt(2 * (layer + 1)), rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, *((tree["scanned"] if scan else tree["0"])["fc1"] for tree in (plain, scaled)))
+
+
+@pytest.mark.parametrize("mode", ["subset", "raster"])
+def test_the_targets_last_block_may_be_computed_where_it_is_read(mode):
+    method, params, batch = setup(masks={"mode": mode})
+    target = jax.tree.map(lambda leaf: 3 * leaf, params["encoder"])
+    images = normalise(batch["image"], method.mean, method.std)
+    goals = {}
+    for name in LAST_BLOCKS:
+        less = dataclasses.replace(method, target_last_block=name)
+        wanted, place = less._wanted(batch)
+        goals[name] = less.gather_targets(less.encode_target(target, images, wanted), place)
+        np.testing.assert_allclose(loss(less, params, batch, target)[0], loss(method, params, batch, target)[0], rtol=1e-5)
+    np.testing.assert_allclose(goals["targets"], goals["all"], atol=1e-5)
+    np.testing.assert_allclose(goals["distinct"], goals["all"], atol=1e-5)
+
+
+def test_distinct_targets_need_contexts_that_they_do_not_overlap():
+    with pytest.raises(ValueError, match="'twice' must be one of all, targets, distinct"):
+        dataclasses.replace(small.method(), target_last_block="twice")
+    for masks in ({"mode": "reference"}, {"num_context_blocks": 2}, {"mode": "pad"}):
+        with pytest.raises(ValueError, match="needs one context block"):
+            dataclasses.replace(small.method(masks=masks), target_last_block="distinct")
+
+
+def test_eight_bits_in_the_target_encoder_change_targets_and_no_gradients_path():
+    method, params, batch = setup()
+    rounded = dataclasses.replace(method, target_float8=True)
+    params = jax.tree.map(lambda leaf: 3 * leaf, params)
+    target = params["encoder"]
+    exact, other = (loss(one, params, batch, target)[0] for one in (method, rounded))
+    assert 0 < abs(exact - other) < 0.1 * exact
+    gradients = [jax.grad(lambda p, one=one: loss(one, p, batch, target)[0])(params) for one in (method, rounded)]
+    norms = [np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree))) for tree in gradients]
+    assert abs(norms[0] - norms[1]) < 0.2 * norms[0]

@@ -72,3 +72,32 @@ def test_padded_contexts_alone_are_enough():
     np.testing.assert_allclose(
         run(context, context_index, target_index, full), run(context, context_index, target_index), atol=2e-5
     )
+
+
+def test_alone_contexts_give_the_same_predictions_where_no_block_comes_after_their_change():
+    """In the first block a mask token sees the same context tokens either way; in the second they have become others."""
+    lengths = jnp.array([[3], [5]]), jnp.array([[4, 2, 1], [3, 4, 2]])
+    for c, given in ((1, lengths), (2, (None, None))):
+        tokens = inputs(c=c)
+        valid = np.arange(4) < (np.full((2, 3), 4) if given[1] is None else np.asarray(given[1]))[..., None]
+        joint, alone = (run(*tokens, *given, depth=1, context_mode=name) for name in ("joint", "alone"))
+        difference = np.abs(joint - alone).max(axis=(2, 4))
+        assert difference[valid].max() < 2e-5
+    deep = [run(*inputs(), context_mode=name) for name in ("joint", "alone")]
+    assert np.abs(deep[0] - deep[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_alone_contexts_and_other_blocks_learn_nothing_of_a_target_block(scan):
+    context, context_index, target_index = inputs()
+    together = run(context, context_index, target_index, context_mode="alone", scan=scan)
+    moved = run(context, context_index, target_index.at[:, 1].set((target_index[:, 1] + 1) % 16), context_mode="alone", scan=scan)
+    np.testing.assert_allclose(moved[:, [0, 2]], together[:, [0, 2]], atol=2e-5)
+    assert np.abs(moved[:, 1] - together[:, 1]).max() > 1e-3
+    one = run(context[:, 1:], context_index[:, 1:], target_index, context_mode="alone", scan=scan)
+    np.testing.assert_allclose(one[:, :, 0], together[:, :, 1], atol=2e-5)
+
+
+def test_an_unknown_way_of_the_context_is_named():
+    with pytest.raises(ValueError, match="'apart' must be one of joint, alone"):
+        run(*inputs(), context_mode="apart")

@@ -7,7 +7,7 @@ import pytest
 
 from ijepa_jax import layers
 from ijepa_jax.attention import attend
-from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid
+from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid, take_tokens
 
 # METHOD: published parameter counts of the encoders, positions not counted
 COUNTS = {
@@ -210,3 +210,25 @@ class TestWrittenOutGradients:
         np.testing.assert_allclose(attend(qkv, 2, lengths), plain(qkv), atol=2e-6)
         ours, expected = (jax.grad(lambda x, f=f: (f(x) * weight).sum())(qkv) for f in (lambda x: attend(x, 2, lengths), plain))
         np.testing.assert_allclose(ours, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan": True}, {"remat": "full"}], ids=str)
+def test_wanted_tokens_are_those_of_the_full_output(changes):
+    vit, x = small(**changes), images(2, 16, 16, 3)
+    params = vit.init(jax.random.key(0), x)["params"]
+    wanted = jnp.array([[3, 0, 3, 15], [1, 2, 9, 9]])
+    whole = vit.apply({"params": params}, x)
+    np.testing.assert_allclose(vit.apply({"params": params}, x, wanted=wanted), take_tokens(whole, wanted), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_float8_rounds_the_factors_of_the_blocks_products_only(dtype):
+    x = images(2, 16, 16, 3)
+    plain, rounded = small(dtype=dtype), small(dtype=dtype, float8=True)
+    params = jax.tree.map(lambda leaf: 5 * leaf, plain.init(jax.random.key(0), x)["params"])
+    exact, other = (np.asarray(jax.jit(vit.apply)({"params": params}, x), np.float32) for vit in (plain, rounded))
+    assert 0.01 < np.abs(exact - other).mean() / np.abs(exact).mean() < 0.2  # three bits of mantissa: 6% a factor
+    jaxpr = str(jax.make_jaxpr(lambda p: rounded.apply({"params": p}, x))(params))
+    assert jaxpr.count("f8_e4m3fn[") >= 8 * rounded.depth  # two factors of four products, in every block
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert np.isfinite(np.asarray(rounded.apply({"params": zero}, x), np.float32)).all()

@@ -16,6 +16,10 @@ Batch = dict[str, jax.Array]
 
 TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output
 
+# What the target encoder's last block computes outputs of: all patches; target patches, as often as they occur; the patches
+# outside of the context, among which all targets are, so that a patch of several targets is computed once.
+LAST_BLOCKS = ("all", "targets", "distinct")
+
 
 @dataclasses.dataclass(frozen=True)
 class IJepa:
@@ -33,8 +37,15 @@ class IJepa:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     init_scheme: str = "normal"
+    target_last_block: str = "all"  # a name of LAST_BLOCKS
+    target_float8: bool = False  # whether the target encoder's linear layers multiply in eight bits, see Dense
 
     def __post_init__(self):
+        if self.target_last_block not in LAST_BLOCKS:
+            raise ValueError(f"target_last_block {self.target_last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
+        apart = self.masks.num_context_blocks == 1 and self.masks.mode in ("subset", "raster")
+        if self.target_last_block == "distinct" and not apart:
+            raise ValueError("target_last_block 'distinct' needs one context block, and masks.mode 'subset' or 'raster'")
         if self.init_scheme not in ("normal", "depth_scaled"):
             raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'depth_scaled'")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -77,8 +88,9 @@ class IJepa:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Smooth-L1 loss over all valid target tokens and features of the batch, and metrics that show collapse."""
         images = normalise(batch["image"], self.mean, self.std)
-        encoded = self.encode_target(target, images)
-        goal_bmtd = self.gather_targets(encoded, batch["target"])
+        wanted, place_bmt = self._wanted(batch)
+        encoded = self.encode_target(target, images, wanted)
+        goal_bmtd = self.gather_targets(encoded, place_bmt)
         context_bckd = self.encode_context(params["encoder"], images, batch, key)
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
         valid_bmt = jnp.arange(batch["target"].shape[-1]) < batch["target_length"][..., None]
@@ -92,9 +104,28 @@ class IJepa:
         }
         return loss, metrics
 
-    def encode_target(self, target: dict, images: jax.Array) -> jax.Array:
-        """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient."""
-        encoded = self.encoder.apply({"params": target}, images).astype(jnp.float32)
+    def _wanted(self, batch: Batch) -> tuple[jax.Array | None, jax.Array]:
+        """Patches [B, Q] that the target encoder's last block computes (None: all), and the place of targets among them."""
+        target = batch["target"]
+        b, m, t = target.shape
+        if self.target_last_block == "all":
+            return None, target
+        if self.target_last_block == "targets":
+            return target.reshape(b, m * t), jnp.broadcast_to(jnp.arange(m * t).reshape(1, m, t), target.shape)
+        patches = self.grid[0] * self.grid[1]
+        rows = jnp.arange(b)[:, None]
+        inside = jnp.zeros((b, patches), bool).at[rows, batch["context"][:, 0]].set(True)
+        place = jnp.cumsum(~inside, axis=1) - 1
+        outside = jnp.argsort(inside, axis=1, stable=True)[:, : patches - self.masks.context_length]
+        return outside, jnp.take_along_axis(place, target.reshape(b, m * t), axis=1).reshape(b, m, t)
+
+    def encode_target(self, target: dict, images: jax.Array, wanted: jax.Array | None = None) -> jax.Array:
+        """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient.
+
+        With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
+        """
+        encoder = dataclasses.replace(self.encoder, float8=True) if self.target_float8 else self.encoder
+        encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
         return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
 
     def gather_targets(self, encoded_bnd: jax.Array, target_bmt: jax.Array) -> jax.Array:
