@@ -83,7 +83,9 @@ class Workload:
         size = SIZES[self.model]
         shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
         encoder = ViT(self.patch, size.width, size.depth, size.heads, size.mlp_ratio, **shared)
-        predictor = Predictor(self.predictor_width, self.predictor_depth, size.heads, **shared, context_mode=self.predictor_context)
+        predictor = Predictor(
+            self.predictor_width, self.predictor_depth, size.heads, **shared, context_mode=self.predictor_context
+        )
         grid = (self.image // self.patch,) * 2
         masks = FixedMasks(grid, self.context, self.target, self.blocks, self.context_blocks)
         less_work = {"target_last_block": self.target_last_block, "target_float8": self.target_float8}

@@ -10,16 +10,17 @@ KINDS = (
 )  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation)=%?([^\s,]+)|branch_computations=\{([^}]*)\}")
 _OPERAND = re.compile(r"%([^\s,()]+)")
 
 
 class Instruction(NamedTuple):
-    """A line of HLO: where it stands, its result's shape as written, its operation, and the rest of the line."""
+    """A line of HLO: where it stands, whether its result is the computation's; its shape as written, operation, the rest."""
 
     computation: str
+    root: bool
     name: str
     shape: str
     operation: str
@@ -36,8 +37,8 @@ def count_collectives(hlo: str) -> dict[str, dict[str, int | bool]]:
     A `ring-permute` is one of the steps by which the TPU compiler gathers the input of a matrix product, or scatters its
     result, while it computes the product: it stands in for a part of an all-gather or reduce-scatter.
     """
-    instructions, entry = _parse(hlo)
-    times, unknown = _executions(instructions, entry)
+    instructions, entry = parse(hlo)
+    times, unknown = executions(instructions, entry)
     shapes = {line.name: line.shape for line in instructions}
     seen: dict[tuple, Instruction] = {}
     for line in instructions:
@@ -65,7 +66,7 @@ def array_bytes(shape: str) -> int:
     return bits // 8
 
 
-def _parse(hlo: str) -> tuple[list[Instruction], str]:
+def parse(hlo: str) -> tuple[list[Instruction], str]:
     """All instructions, and the name of the computation that the program starts with."""
     instructions, computation, entry = [], "", ""
     for line in hlo.splitlines():
@@ -73,11 +74,11 @@ def _parse(hlo: str) -> tuple[list[Instruction], str]:
             computation = found[2]
             entry = computation if found[1] else entry
         elif found := _INSTRUCTION.match(line):
-            instructions.append(Instruction(computation, *found.groups()))
+            instructions.append(Instruction(computation, bool(found[1]), *found.groups()[1:]))
     return instructions, entry
 
 
-def _executions(instructions: list[Instruction], entry: str) -> tuple[Counter, set[str]]:
+def executions(instructions: list[Instruction], entry: str) -> tuple[Counter, set[str]]:
     """How often each computation runs, and those that run in a loop of unknown length (they are counted once a loop)."""
     by_computation = defaultdict(list)
     for line in instructions:

@@ -1,4 +1,4 @@
-"""The real training step, compiled ahead of time for hardware that is not there: memory, collectives, FLOPs.
+"""The real training step, compiled ahead of time for hardware that is not there: memory, collectives, relayouts, FLOPs.
 
 TPU slices need libtpu, which compiles on any Linux machine; meshes of CPUs and GPUs are simulated on this machine's CPU.
 """
@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from ijepa_jax import build, sharding
 from ijepa_jax.collectives import count_collectives
-from ijepa_jax.flops import PEAK_TFLOPS, step_flops
+from ijepa_jax.flops import PEAK_TFLOPS, index_padding, lane_padding, step_flops, unfriendly_sizes
 from ijepa_jax.methods import IJepa
+from ijepa_jax.relayouts import count_relayouts
 from ijepa_jax.step import init
 
 GIB = 2**30
@@ -73,10 +74,20 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         "tflop_per_step": flops * batch_size / 1e12,
         "gflop_per_image": flops / 1e9,
         **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in _MFU if chip.peak},
+        "index_padding": index_padding(method),
+        "lane_padding": lane_padding(method),
+        "unfriendly_sizes": unfriendly_sizes(method),
     }
     if result["fits"] is False:
         result["suggestions"] = suggest(result, state_gib=_bytes(state) / GIB, gradient_gib=_bytes(state.params) / GIB)
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()}
+    return _rounded(result)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, within dictionaries too."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 _TPUS = tuple(name for name, chip in CHIPS.items() if chip.most)
@@ -141,10 +152,10 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulate
     """Compiles, and reads the program; what is too large to be compiled, out of the error."""
     # the result is the same for a simulated mesh, since nothing runs, and comes much sooner
     hasten = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True} if simulated else None
-    begun, compiled = time.monotonic(), None
+    begun, text = time.monotonic(), None
     try:
         compiled = lowered.compile(compiler_options=hasten)
-        seconds = time.monotonic() - begun
+        seconds, text = time.monotonic() - begun, compiled.as_text()
         memory = compiled.memory_analysis()
         returned = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the state comes back where it was
         temporary = (memory.temp_size_in_bytes + returned + memory.generated_code_size_in_bytes) / GIB
@@ -158,12 +169,13 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulate
         chip, temporary = chip._replace(memory=limit), total - arguments
     known = chip.memory and (not simulated or arguments > chip.memory)
     return {
-        "fits": bool(compiled and total <= chip.memory) if known else None,
+        "fits": bool(text and total <= chip.memory) if known else None,
         "argument_gib": arguments,
         "temporary_gib": temporary,
         "total_gib": total,
         "chip_gib": chip.memory,
-        "collectives": count_collectives(compiled.as_text()) if compiled else None,
+        "collectives": count_collectives(text) if text else None,
+        "relayouts": count_relayouts(text) if text else None,
         "compile_s": seconds,
     }
 
@@ -222,7 +234,9 @@ def table(result: dict[str, Any]) -> str:
         for kind, total in result["collectives"].items():
             least = " at least" if "at_least" in total else ""
             lines.append(f"  {kind:20} {total['count']:6}  {total['bytes'] / 2**20:12,.1f} MiB{least}")
+        lines += _relayout_lines(result["relayouts"])
     lines.append(f"model FLOPs  {result['tflop_per_step']:,.1f} TFLOP a step, {result['gflop_per_image']:,.1f} GFLOP an image")
+    lines += _padding_lines(result)
     lines += [
         f"by arithmetic, not measured: {result[f'images_per_s_at_{mfu}_mfu']:,.0f} images/s at {mfu}% MFU"
         for mfu in _MFU
@@ -231,6 +245,32 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"compiled in {result['compile_s']:.1f} s")
     lines += [f"to make it fit, by arithmetic: {suggestion}" for suggestion in result.get("suggestions", ())]
     return "\n".join(lines)
+
+
+def _relayout_lines(relayouts: dict[str, Any]) -> list[str]:
+    least = " at least" if "at_least" in relayouts else ""
+
+    def line(name: str, total: dict[str, int]) -> str:
+        return f"  {name:20} {total['count']:6}  {total['bytes'] / 2**20:12,.1f} MiB{least}"
+
+    largest = [(each, each["bytes"] / each["count"] / 2**20) for each in relayouts["largest"]]
+    return [
+        "relayouts of a step, on a chip" + ("" if relayouts["count"] else "  none"),
+        *(line(kind, total) for kind, total in relayouts["kinds"].items()),
+        *(f"    {each['count']:6} of {mib:,.1f} MiB  {each['array']}  {each['op_name']}" for each, mib in largest),
+        line("layout kept", relayouts["moves"]),
+    ]
+
+
+def _padding_lines(result: dict[str, Any]) -> list[str]:
+    lanes, sizes = result["lane_padding"], result["unfriendly_sizes"]
+    dims = ", ".join(f"{name} {dim}" for name, dim in lanes["head_dims"].items())
+    return [
+        f"index padding  {result['index_padding']:.2%} of model FLOPs",
+        f"lane padding on TPUs  {lanes['of_attention']:.1%} of attention's products, {lanes['of_model']:.1%} of model FLOPs"
+        f" ({lanes['head_dims_of_model']:.1%} by head dims alone: {dims})",
+        f"sizes that are no multiple of 128  {', '.join(sizes) or 'none'}",
+    ]
 
 
 def _verdict(result: dict[str, Any]) -> str:

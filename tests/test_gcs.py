@@ -67,7 +67,7 @@ def whole(tmp_path_factory) -> str:
 
 
 def wait_until(process, happened) -> None:
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not happened():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end

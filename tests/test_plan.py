@@ -12,7 +12,7 @@ import pytest
 import launch
 from ijepa_jax import build
 from ijepa_jax import plan as planning
-from ijepa_jax.flops import step_flops
+from ijepa_jax.flops import index_padding, lane_padding, step_flops
 from ijepa_jax.vit import parameter_count
 from tests import small
 
@@ -22,6 +22,7 @@ WIDE = [*TINY, "--config.model.width=256", "--config.predictor.width=64"]  # mat
 KEYS = {
     "topology", "chips", "mesh", "batch_size", "accumulation", "remat", "fits", "argument_gib", "temporary_gib",
     "total_gib", "chip_gib", "collectives", "tflop_per_step", "gflop_per_image", "compile_s",
+    "relayouts", "index_padding", "lane_padding", "unfriendly_sizes",
 }  # fmt: skip
 BLOCK = 4 * 12 * 256**2  # bytes of the matrices of a block of the encoder
 
@@ -89,11 +90,26 @@ def test_command_prints_a_table_and_json():
     result = json.loads(line)
     assert result.keys() == KEYS | {"images_per_s_at_40_mfu", "images_per_s_at_60_mfu"}
     assert result["chips"] == 4 and result["mesh"] == {"data": 2, "fsdp": 2} and result["fits"] is None
-    flops = sum(step_flops(build.method(small.tiny.get_config())).values())
+    method = build.method(small.tiny.get_config())
+    flops = sum(step_flops(method).values())
     assert result["gflop_per_image"] == pytest.approx(flops / 1e9, rel=1e-3)
     assert result["tflop_per_step"] == pytest.approx(16 * flops / 1e12, rel=1e-3)
     assert result["images_per_s_at_40_mfu"] == pytest.approx(0.4 * 4 * 312e12 / flops, rel=1e-3)
     assert any("by arithmetic, not measured" in line for line in text) and any("all-reduce" in line for line in text)
+    assert result["index_padding"] == pytest.approx(index_padding(method), rel=1e-3)
+    assert result["lane_padding"]["of_model"] == pytest.approx(lane_padding(method)["of_model"], rel=1e-3)
+    assert result["lane_padding"]["head_dims"] == {"encoder": 16, "predictor": 8}
+    assert result["unfriendly_sizes"] == ["patch 48", "encoder width 32", "predictor width 16", "predictor mlp 64"]
+    relayouts = result["relayouts"]
+    assert relayouts["bytes"] == sum(total["bytes"] for total in relayouts["kinds"].values()) and relayouts["largest"]
+    for start in ("index padding  3.66% of model FLOPs", "lane padding on TPUs", "relayouts of a step", "sizes that are no"):
+        assert any(line.startswith(start) for line in text)
+
+
+def test_one_chip_needs_no_collectives():
+    code, out, err = launched(*TINY, "--topology=cpu:1")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["collectives"] == {} and "collectives of a step  none" in out
 
 
 @pytest.mark.parametrize(
@@ -169,6 +185,14 @@ def test_compiles_for_tpus_that_are_not_there():
     assert result["collectives"].keys() <= {"all-gather", "reduce-scatter", "all-reduce"}
     # gathered in bfloat16, half of what float32 would be
     assert result["collectives"]["all-gather"]["bytes"] == 2 * 2 * BLOCK // 2
+    assert all(each["op_name"] and each["bytes"] > 0 for each in result["relayouts"]["largest"])
+
+
+@needs_libtpu
+def test_one_tpu_needs_no_collectives():
+    code, out, err = launched(*TINY, "--topology=v5e:1x1")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["collectives"] == {}
 
 
 @needs_libtpu
@@ -176,5 +200,6 @@ def test_a_program_too_large_for_its_chip_is_told_so():
     code, out, err = launched(*TINY, "--topology=v5e:1x1", "--config.optim.batch_size=65536")
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
-    assert result["fits"] is False and result["total_gib"] > result["chip_gib"] and result["collectives"] is None
+    assert result["fits"] is False and result["total_gib"] > result["chip_gib"]
+    assert result["collectives"] is result["relayouts"] is None
     assert "does NOT fit" in out and any("accumulation" in suggestion for suggestion in result["suggestions"])

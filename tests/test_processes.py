@@ -60,7 +60,7 @@ class Cluster:
     def log(self, i: int = 0) -> str:
         return self.logs[i].read_text()
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit codes."""
         try:
             return [process.wait(seconds) for process in self.processes]
@@ -70,7 +70,7 @@ class Cluster:
 
     def wait_for(self, text: str) -> None:
         """Returns when the first process has logged a text."""
-        end = time.monotonic() + 200
+        end = time.monotonic() + 400
         while text not in self.log():
             assert self.processes[0].poll() is None and time.monotonic() < end, self.log()
             time.sleep(0.1)
@@ -197,7 +197,7 @@ def test_an_evaluation_counts_every_image_once_on_any_number_of_processes_and_de
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_last_checkpoint(tmp_path):
     steps = "--config.optim.steps=400"
     cluster = Cluster(tmp_path / "run", 2, 1, steps)
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not (tmp_path / "run" / "checkpoints" / "40").exists():
         assert cluster.processes[0].poll() is None and time.monotonic() < end, cluster.log()
         time.sleep(0.1)

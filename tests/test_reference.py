@@ -5,6 +5,7 @@ import os
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -330,3 +331,10 @@ def test_a_truncated_file_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match="truncated"):
         convert.import_weights(str(file), str(tmp_path / "ours"), heads=2)
+
+
+def test_a_predictor_that_theirs_is_not_is_not_written_as_theirs(tmp_path):
+    weights = SimpleNamespace(training=object(), settings=small.config(predictor__context="alone"))
+    with pytest.raises(WeightsError, match="predictor.context 'joint'"):
+        reference.write_reference(weights, tmp_path)
+    assert not any(tmp_path.iterdir())

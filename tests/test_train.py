@@ -23,6 +23,12 @@ def whole(tmp_path_factory):
     return workdir, train.pretrain(small.config(probe__every=4), workdir)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(whole, monkeypatch):
+    """All other runs here draw none: pictures are half the time of so small a run."""
+    monkeypatch.setattr(train, "draw_pictures", lambda *arguments: [])
+
+
 def test_workdir_holds_what_it_should(whole):
     workdir, report = whole
     lines = metrics.read(workdir)

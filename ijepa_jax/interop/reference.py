@@ -220,6 +220,8 @@ def write_reference(weights: Weights, folder: Path) -> str:
         import torch
     except ModuleNotFoundError:
         raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
+    if weights.training and weights.settings.predictor.context != "joint":
+        raise WeightsError("--format reference is for predictors with predictor.context 'joint', which theirs is, not 'alone'")
     file = folder / "checkpoint.pth.tar"
     unfinished = file.with_name(f"{file.name}.tmp")
     torch.save(_as_torch(_checkpoint(weights), torch), unfinished)
