@@ -341,6 +341,8 @@ COMMANDS = {
             "context": Flag("72", "patches that the context encoder sees of an image", 72, low=1),
             "target": Flag("42", "patches of a target block", 42, low=1),
             "blocks": Flag("4", "target blocks", 4, low=1),
+            "width": Flag("1280", "width of the encoder, instead of the named size's", 0),
+            "depth": Flag("32", "its depth, likewise", 0),
             "predictor_width": Flag("384", "width of the predictor", 384, low=4),
             "predictor_depth": Flag("12", "its depth", 12, low=1),
             "steps": Flag("20", "that are timed", 20, low=1),

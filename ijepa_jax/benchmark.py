@@ -75,6 +75,8 @@ class Workload:
     predictor_context: str = "joint"
     target_last_block: str = "all"
     target_float8: bool = False
+    width: int = 0  # these two override the named size
+    depth: int = 0
 
     def method(self) -> IJepa:
         """The method of these sizes. Raises ValueError for a model that there is not."""
@@ -82,7 +84,7 @@ class Workload:
             raise ValueError(f"--model {self.model!r} is not known: it must be one of {', '.join(SIZES)}")
         size = SIZES[self.model]
         shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
-        encoder = ViT(self.patch, size.width, size.depth, size.heads, size.mlp_ratio, **shared)
+        encoder = ViT(self.patch, self.width or size.width, self.depth or size.depth, size.heads, size.mlp_ratio, **shared)
         predictor = Predictor(
             self.predictor_width, self.predictor_depth, size.heads, **shared, context_mode=self.predictor_context
         )

@@ -91,7 +91,9 @@ def test_alone_contexts_give_the_same_predictions_where_no_block_comes_after_the
 def test_alone_contexts_and_other_blocks_learn_nothing_of_a_target_block(scan):
     context, context_index, target_index = inputs()
     together = run(context, context_index, target_index, context_mode="alone", scan=scan)
-    moved = run(context, context_index, target_index.at[:, 1].set((target_index[:, 1] + 1) % 16), context_mode="alone", scan=scan)
+    moved = run(
+        context, context_index, target_index.at[:, 1].set((target_index[:, 1] + 1) % 16), context_mode="alone", scan=scan
+    )
     np.testing.assert_allclose(moved[:, [0, 2]], together[:, [0, 2]], atol=2e-5)
     assert np.abs(moved[:, 1] - together[:, 1]).max() > 1e-3
     one = run(context[:, 1:], context_index[:, 1:], target_index, context_mode="alone", scan=scan)

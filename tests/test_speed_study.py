@@ -1,0 +1,62 @@
+"""The study of speeds: its fits, its table, and that one thing which does not run leaves the others measured."""
+
+import argparse
+import json
+import sys
+
+import pytest
+
+from ijepa_jax.benchmark import Workload
+from tests import speed_study
+
+ARGUMENTS = argparse.Namespace(small=True, steps=1, peer="", model="vit_large", batch=0)
+
+
+def test_fit_finds_the_line_and_the_exponents():
+    found = speed_study.fit([(n, 3 + 2 * n, 5 * n**1.5) for n in (1, 2, 4, 8)])
+    assert found["ms_per_unit"] == pytest.approx(2) and found["ms_at_zero"] == pytest.approx(3)
+    assert found["exponent_flops"] == pytest.approx(1.5) and 0 < found["exponent_ms"] < 1
+    assert found["worst_residual"] < 1e-9 and "error" in speed_study.fit([(1, 1, 1)])
+
+
+def test_growth_changes_one_size_at_a_time_and_goes_on_after_a_failure(monkeypatch, tmp_path):
+    def timed(work: Workload, **_):
+        if work.batch > 64:
+            raise RuntimeError("out of\nmemory")
+        tokens = (work.image // work.patch) ** 2
+        return dict.fromkeys(("images_per_s", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s"), 1.0) | {
+            "ms_per_step": work.batch * tokens / 64, "model_gflop_per_image": tokens / 64,
+        }  # fmt: skip
+
+    monkeypatch.setattr(speed_study, "benchmark", timed)
+    lines = list(speed_study.growth(ARGUMENTS))
+    fits = {line["size"]: line for line in lines if "ms_per_unit" in line}
+    assert fits["batch"]["ms_per_unit"] == pytest.approx(1) and fits["tokens"]["exponent_ms"] == pytest.approx(1)
+    assert [line["error"] for line in lines if "error" in line] == ["out of memory"]
+    speed_study.picture(lines, str(tmp_path / "growth.png"))
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    assert "| batch | 16 |" in speed_study.as_table(lines)
+
+
+def test_the_peer_is_run_on_the_same_sizes_and_its_failure_is_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed_study, "_measured", lambda *_: {"ms_per_step": 1.0})
+    peer = tmp_path / "peer.py"
+    peer.write_text(f"""
+import json, sys
+if "--compile" in sys.argv:
+    sys.exit("no compiler here")
+sizes = dict(flag[2:].split("=") for flag in sys.argv[1:])
+assert sizes["target"] == "{speed_study.SMALL.target}" and sizes["predictor-width"] == "64", sizes
+print(json.dumps(dict(images_per_s=1, ms_per_step=2, model_tflop_per_s=3, peak_gib=4)))
+""")
+    arguments = argparse.Namespace(**{**vars(ARGUMENTS), "peer": str(peer)})
+    ours, eager, compiled = speed_study.table(arguments)
+    assert ours["ms_per_step"] == 1 and eager["ms_per_step"] == 2 and compiled["error"] == "no compiler here"
+
+
+def test_it_stops_in_time(monkeypatch, capsys):
+    monkeypatch.setattr(speed_study, "_attention_ms", lambda *_, **__: 1.0)
+    monkeypatch.setattr(sys, "argv", ["speed_study.py", "attention", "--small", "--seconds=0"])
+    speed_study.main()
+    out = capsys.readouterr()
+    assert json.loads(out.out.splitlines()[0])["tokens"] == 50 and "was not measured" in out.err
