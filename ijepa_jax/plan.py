@@ -257,7 +257,7 @@ def _relayout_lines(relayouts: dict[str, Any]) -> list[str]:
     return [
         "relayouts of a step, on a chip" + ("" if relayouts["count"] else "  none"),
         *(line(kind, total) for kind, total in relayouts["kinds"].items()),
-        *(f"    {each['count']:6} of {mib:,.1f} MiB  {each['array']}  {each['op_name']}" for each, mib in largest),
+        *(f"    largest: {each['count']} of {mib:,.1f} MiB  {each['array']}  {each['op_name']}" for each, mib in largest),
         line("layout kept", relayouts["moves"]),
     ]
 
