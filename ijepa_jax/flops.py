@@ -27,6 +27,7 @@ def step_flops(method: IJepa) -> dict[str, int]:
     weights; but pixels need no gradient, and the target encoder only runs forward. Recomputation (`model.remat`) is not
     counted: it is the price of memory and not part of the method. The last block's outputs at context tokens are counted in the
     predictor, though they are never computed: nobody reads them, and implementations that compute them are compared with.
+    Where the predictor's contexts are `alone`, what its mask tokens must not see is not counted.
     """
     return _flops(method, *_static_lengths(method, 1))
 
@@ -91,12 +92,16 @@ def _flops(method: IJepa, context: np.ndarray, target: np.ndarray) -> dict[str, 
     encoder, predictor, patches = method.encoder, method.predictor, method.grid[0] * method.grid[1]
     embed = 2 * encoder.patch**2 * method.channels * encoder.width  # of a patch
     join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
-    pairs = context[:, :, None] + target[:, None, :]  # tokens of each context with each target
+    context_bc1, target_b1m = context[:, :, None], target[:, None, :]
+    if predictor.context_mode == "alone":
+        predicting = _blocks(predictor, context).sum() + _blocks(predictor, target_b1m, context_bc1).sum()
+    else:
+        predicting = _blocks(predictor, context_bc1 + target_b1m).sum()
     joined = context.sum() + target.sum() * context.shape[1]
     return {
         "context": int((2 * context * embed + 3 * _blocks(encoder, context)).sum()),
         "target": len(context) * (patches * embed + _blocks(encoder, patches)),
-        "predictor": int(3 * (joined * join + _blocks(predictor, pairs).sum())),
+        "predictor": int(3 * (joined * join + predicting)),
     }
 
 
@@ -110,10 +115,13 @@ def _static_lengths(method: IJepa, images: int) -> tuple[np.ndarray, np.ndarray]
 def _sequences(method: IJepa) -> list[tuple[ViT | Predictor, int, int]]:
     """What attention runs on for an image and step: (network, tokens, sequences); trained sequences count three times."""
     masks, contexts = method.masks, method.masks.num_context_blocks
+    context, targets, each = masks.context_length, masks.num_targets, masks.target_length
+    alone = method.predictor.context_mode == "alone"  # then all targets share the context's sequence
+    predicting = (context + targets * each, 3 * contexts) if alone else (context + each, 3 * contexts * targets)
     return [
-        (method.encoder, masks.context_length, 3 * contexts),
+        (method.encoder, context, 3 * contexts),
         (method.encoder, method.grid[0] * method.grid[1], 1),
-        (method.predictor, masks.context_length + masks.target_length, 3 * contexts * masks.num_targets),
+        (method.predictor, *predicting),
     ]
 
 
@@ -125,10 +133,10 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _blocks(network: ViT | Predictor, tokens: int | np.ndarray) -> int | np.ndarray:
-    """Forward operations of a stack of transformer blocks on one sequence, or on each of several."""
+def _blocks(network: ViT | Predictor, tokens: int | np.ndarray, others: int | np.ndarray = 0) -> int | np.ndarray:
+    """Forward operations of a stack of transformer blocks on one sequence, or each of several, that sees `others` besides."""
     width = network.width
     hidden = int(width * network.mlp_ratio)
     linear = 2 * tokens * (4 * width**2 + 2 * width * hidden)  # queries, keys, values and their projection; the MLP
-    attention = 2 * 2 * tokens**2 * width  # logits; their weighted sum of values
+    attention = 2 * 2 * tokens * (tokens + others) * width  # logits; their weighted sum of values
     return network.depth * (linear + attention)

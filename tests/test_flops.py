@@ -1,5 +1,6 @@
 """Model FLOPs: against counts by hand, the compiler's own, and published figures."""
 
+import dataclasses
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -109,3 +110,14 @@ def test_unfriendly_sizes_are_named():
     assert unfriendly_sizes(build.method(in1k_vitb16.get_config())) == []
     assert unfriendly_sizes(build.method(in22k_vitg16.get_config())) == []  # 1,408 and 6,144
     assert unfriendly_sizes(build.method(in1k_vith14.get_config())) == ["patch 588"]
+
+
+def test_contexts_alone_are_counted_once_for_all_targets():
+    joint = small.method()
+    alone = dataclasses.replace(joint, predictor=dataclasses.replace(joint.predictor, context_mode="alone"))
+    k, m, t, d = joint.masks.context_length, 4, joint.masks.target_length, joint.predictor.width
+    linear = 2 * 12 * d**2  # of a token: 4 d^2 for attention's products, 8 d^2 for the MLP's
+    expected = k * linear + m * t * linear + 4 * d * (k * k + m * t * (k + t))
+    outside = 3 * 2 * 16 * d * (k + m * t)
+    assert step_flops(alone)["predictor"] == 3 * expected + outside
+    assert step_flops(alone)["predictor"] < step_flops(joint)["predictor"]
