@@ -217,3 +217,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     code, _, err = launch(*arguments, f"--workdir={tmp_path}/killed")
     assert code == 0, err
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_what_was_compiled_is_kept_for_the_next_run(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # then it lies in the home folder
+    steps = ("--config.optim.steps=3", "--config.optim.warmup=1")
+    kept = []
+    for name in ("first", "second"):
+        code, _, err = launch(*SMALL, f"--workdir={tmp_path}/{name}", *steps, env=environment)
+        assert code == 0, err
+        kept.append({path.name for path in (tmp_path / ".cache" / "ijepa_jax" / "jax").glob("jit_train_step-*-cache")})
+    assert len(kept[0]) == 1 and kept[0] == kept[1] and digest(tmp_path / "first") == digest(tmp_path / "second")
