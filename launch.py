@@ -408,13 +408,23 @@ def allow_open_files() -> None:
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed: a step on CPU allocates the same buffers again, and is up to a fifth faster for it.
 
-    All threads share one arena, as others give large buffers back to the system, whatever the other options say.
+    On a CPU all threads share one arena, as others give large buffers back to the system whatever the options say. Beside an
+    accelerator the step's buffers are not here, and a loader of many threads would wait for the one arena.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # names of mallopt's options, see malloc.h
-    for option, value in ((trim_threshold, -1), (top_pad, 256 << 20), (mmap_max, 0), (arena_max, 1)):  # -1: never
+    trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # names of mallopt's options, see malloc.h
+    never = -1
+    chosen = {trim_threshold: never, top_pad: 256 << 20}
+    chosen |= {mmap_threshold: 32 << 20} if accelerator_at_hand() else {mmap_max: 0, arena_max: 1}
+    for option, value in chosen.items():
         ctypes.CDLL(None).mallopt(option, value)
+
+
+def accelerator_at_hand() -> bool:
+    """Whether JAX will find a GPU or TPU, as far as can be told without asking it, which would start its threads."""
+    devices = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and any(any(Path("/dev").glob(name)) for name in devices)
 
 
 def quieten_background() -> None:
