@@ -413,7 +413,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # names of mallopt's options, see malloc.h
+    trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # as malloc.h names mallopt's options
     never = -1
     chosen = {trim_threshold: never, top_pad: 256 << 20}
     chosen |= {mmap_threshold: 32 << 20} if accelerator_at_hand() else {mmap_max: 0, arena_max: 1}
