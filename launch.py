@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 import traceback
@@ -221,9 +222,8 @@ def benchmark(given: SimpleNamespace) -> int:
     fields = [field for field in timing.Workload.__dataclass_fields__ if field != "dtype"]
     dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
-    options = dict(option.split("=", 1) for option in given.compiler_options.split(",") if option)
-    options = {name: {"true": True, "false": False}.get(value.lower(), value) for name, value in options.items()}
     try:
+        options = compiler_options(given.compiler_options)
         result = timing.benchmark(work, steps=given.steps, warmup=given.warmup, data=given.data, compiler_options=options)
     except (ValueError, OSError, RuntimeError) as error:
         if given.debug:
@@ -231,6 +231,17 @@ def benchmark(given: SimpleNamespace) -> int:
         return fail(one_line(error))
     print(json.dumps(result), flush=True)
     return 0
+
+
+def compiler_options(given: str) -> dict[str, str | bool]:
+    """Options as KEY=VALUE,KEY=VALUE; a value may hold commas. Raises ValueError for what has no value."""
+    options: dict[str, str | bool] = {}
+    for part in re.split(r",(?=\w+=)", given) if given else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--compiler-options {given!r} must be KEY=VALUE,KEY=VALUE")
+        options[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
 
 
 def plan(given: SimpleNamespace) -> int:
@@ -341,8 +352,8 @@ COMMANDS = {
             "context": Flag("72", "patches that the context encoder sees of an image", 72, low=1),
             "target": Flag("42", "patches of a target block", 42, low=1),
             "blocks": Flag("4", "target blocks", 4, low=1),
-            "width": Flag("1280", "width of the encoder, instead of the named size's", 0),
-            "depth": Flag("32", "its depth, likewise", 0),
+            "width": Flag("1280", "width of the encoder, instead of the named size's", 0, low=0),
+            "depth": Flag("32", "its depth, likewise", 0, low=0),
             "predictor_width": Flag("384", "width of the predictor", 384, low=4),
             "predictor_depth": Flag("12", "its depth", 12, low=1),
             "steps": Flag("20", "that are timed", 20, low=1),

@@ -37,10 +37,13 @@ def attend(
     split = qkv.reshape(b, s, 3, heads, width // heads)
     select = select or (lambda tokens: tokens)
     visible = None if visible is None else select(visible)[:, None]
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if implementation == "cudnn":
+        if visible is not None:
+            raise ValueError("attention 'cudnn' leaves out padding at the tail only: predictor.context 'alone' needs 'xla'")
         q, k, v = (split[:, :, i] for i in range(3))
-        mask = None if visible is None else visible > 0
-        out = jax.nn.dot_product_attention(select(q), k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn")
+        out = jax.nn.dot_product_attention(select(q), k, v, key_value_seq_lengths=lengths, implementation="cudnn")
         return out.reshape(b, -1, width)
     # Batch-major products: on CPU they run up to 1.4 times faster, forward and backward, than the [B, S, H, D] layout.
     q_bhsd, k_bhsd, v_bhsd = split.transpose(2, 0, 3, 1, 4)

@@ -16,18 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ijepa_jax.attention import IMPLEMENTATIONS
 from ijepa_jax.flops import peak_tflops, step_flops
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import make_optimizer
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.sharding import jit_step, make_mesh, place_batch, state_shardings
 from ijepa_jax.step import State, init, train_step
-from ijepa_jax.vit import SIZES, ViT
+from ijepa_jax.vit import REMAT, SIZES, ViT
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedMasks:
-    """Contexts and targets of one length, drawn at random from each image's patches: what a step costs depends on no more."""
+    """Contexts and targets of one length, drawn at random from each image's patches: what a step costs depends on no more.
+
+    Targets are drawn from outside of the context as far as there are patches.
+    """
 
     grid: tuple[int, int]
     context_length: int
@@ -43,13 +47,15 @@ class FixedMasks:
             raise ValueError(f"a grid of {self.grid} has {patches} patches, fewer than a context or target is to have")
         rng = np.random.default_rng(int(index[0]))
 
-        def cells(blocks: int, length: int) -> np.ndarray:
-            order = rng.random((count, blocks, patches)).argsort(axis=-1)
+        def cells(blocks: int, length: int, last: np.ndarray | float = 0) -> np.ndarray:
+            order = (rng.random((count, blocks, patches)) + last).argsort(axis=-1)
             return np.sort(order[..., :length], axis=-1).astype(np.int32)
 
+        context = cells(self.num_context_blocks, self.context_length)
+        inside = (context[..., None] == np.arange(patches)).any(axis=(1, 2))[:, None]  # [B, 1, N]
         return {
-            "context": cells(self.num_context_blocks, self.context_length),
-            "target": cells(self.num_targets, self.target_length),
+            "context": context,
+            "target": cells(self.num_targets, self.target_length, last=inside),
             "target_length": np.full((count, self.num_targets), self.target_length, np.int32),
         }
 
@@ -79,9 +85,11 @@ class Workload:
     depth: int = 0
 
     def method(self) -> IJepa:
-        """The method of these sizes. Raises ValueError for a model that there is not."""
-        if self.model not in SIZES:
-            raise ValueError(f"--model {self.model!r} is not known: it must be one of {', '.join(SIZES)}")
+        """The method of these sizes. Raises ValueError, naming the flag, for what there is not."""
+        known = {"model": tuple(SIZES), "dtype": ("float32", "bfloat16"), "attention": IMPLEMENTATIONS, "remat": tuple(REMAT)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"--{name} {getattr(self, name)!r} is not known: it must be one of {', '.join(values)}")
         size = SIZES[self.model]
         shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
         encoder = ViT(self.patch, self.width or size.width, self.depth or size.depth, size.heads, size.mlp_ratio, **shared)
@@ -120,7 +128,8 @@ def benchmark(
     rate = work.batch / seconds
     result = {
         "peer": "ijepa_jax", "jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": mesh.size,
-        **dataclasses.asdict(work), "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops / 1e9,
+        **dataclasses.asdict(work), "width": method.encoder.width, "depth": method.encoder.depth,
+        "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops / 1e9,
         "model_tflop_per_s": flops * rate / 1e12, "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak else None,
         "first_step_s": first, "compile_s": max(0.0, first - seconds), "compilations": step._cache_size(),
         "peak_gib": _peak_gib(), "loss": float(metrics["loss"]),

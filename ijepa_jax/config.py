@@ -66,7 +66,7 @@ def default() -> ml_collections.ConfigDict:
                 "context": "joint",  # or alone: context tokens do not see mask tokens, and are computed once for all targets
             },  # None: the named size's
             "target": {
-                "last_block": "all",  # or targets, distinct: the patches that the target encoder's last block computes
+                "last_block": "all",  # or targets, distinct: what the target encoder's last block computes; no use with scan
                 "float8": False,  # whether its linear layers multiply in eight bits
             },
             "masks": {

@@ -27,7 +27,8 @@ def step_flops(method: IJepa) -> dict[str, int]:
     weights; but pixels need no gradient, and the target encoder only runs forward. Recomputation (`model.remat`) is not
     counted: it is the price of memory and not part of the method. The last block's outputs at context tokens are counted in the
     predictor, though they are never computed: nobody reads them, and implementations that compute them are compared with.
-    Where the predictor's contexts are `alone`, what its mask tokens must not see is not counted.
+    So is all of the target encoder's last block, whatever `target.last_block`. Where the predictor's contexts are `alone`,
+    which is another method, what its mask tokens must not see is not counted.
     """
     return _flops(method, *_static_lengths(method, 1))
 

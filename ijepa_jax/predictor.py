@@ -52,7 +52,7 @@ class Predictor(nn.Module):
             [B, M, C, T, D] predictions; those past `target_length` mean nothing.
         """
         if self.context_mode not in CONTEXTS:
-            raise ValueError(f"context_mode {self.context_mode!r} must be one of {', '.join(CONTEXTS)}")
+            raise ValueError(f"predictor.context {self.context_mode!r} must be one of {', '.join(CONTEXTS)}")
         positions = jnp.asarray(position_table(self, self.positions, self.width, grid), self.dtype)
         width = context.shape[-1]
         context = Dense(self.width, self.dtype, name="embed")(context) + positions[context_index]

@@ -6,7 +6,8 @@
     python tests/speed_study.py growth --picture FILE.png  # time against batch, tokens, width, depth, with fitted lines
 
 `--small` takes sizes for a CPU; `--seconds` is when it starts no more. Only the core's libraries are needed, but for the
-picture. What does not run, for want of memory or because the device cannot, is a line with its error.
+picture. Each step is measured in a process of its own, so that neither memory nor its peak is another's. What does not run,
+for want of memory or because the device cannot, is a line with its error.
 """
 
 import argparse
@@ -28,24 +29,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import launch
 from ijepa_jax.attention import attend
-from ijepa_jax.benchmark import Workload, benchmark
+from ijepa_jax.benchmark import Workload
+from ijepa_jax.vit import SIZES
 
+ROOT = Path(__file__).resolve().parent.parent
 TOKENS = (50, 72, 114, 196, 256, 320)
 HEAD_WIDTHS = (24, 32, 64, 80, 88)
 ROWS = 2**15  # tokens in all, so that every shape has about the same linear layers around it
 
-TABLE = {  # the published runs' models, with the mean lengths of their contexts and targets
-    "B/16": Workload("vit_base", 224, 16, 256, 48, 35, predictor_depth=6),
-    "L/16": Workload("vit_large", 224, 16, 128, 48, 35, predictor_depth=12),
-    "H/14": Workload("vit_huge", 224, 14, 128, 72, 42, predictor_depth=12),
-    "H/16-448": Workload("vit_huge", 448, 16, 32, 272, 140, predictor_depth=12),
+TABLE = {  # the published runs' models, with the static lengths of their contexts and targets
+    "B/16": Workload("vit_base", 224, 16, 256, 48, 42, predictor_depth=6),
+    "L/16": Workload("vit_large", 224, 16, 128, 48, 42, predictor_depth=12),
+    "H/14": Workload("vit_huge", 224, 14, 128, 72, 56, predictor_depth=12),
+    "H/16-448": Workload("vit_huge", 448, 16, 32, 272, 168, predictor_depth=12),
 }
 SMALL = Workload("vit_nano", 32, 4, 64, 24, 12, predictor_width=64, predictor_depth=2, dtype="float32")
 COMPILER_OPTIONS = {
     "gpu": (
         {"xla_gpu_enable_latency_hiding_scheduler": True},
         {"xla_gpu_enable_command_buffer": ""},
-        {"xla_gpu_autotune_level": "4"},
         {"xla_gpu_enable_triton_gemm": False},
         {"xla_gpu_enable_cudnn_layer_norm": True},
     ),
@@ -66,14 +68,19 @@ def attention(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _attention_ms(batch: int, heads: int, tokens: int, head_width: int, padded: bool, attention: str) -> float:
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    qkv = jax.random.normal(jax.random.key(0), (batch, tokens, 3 * heads * head_width), dtype)
+    qkv, gradient = (jax.random.normal(jax.random.key(n), (batch, tokens, n * heads * head_width), dtype) for n in (3, 1))
     lengths = jnp.full(batch, tokens - 4) if padded else None
-    run = jax.jit(jax.grad(lambda x: attend(x, heads, lengths, attention).astype(jnp.float32).sum()))
-    jax.block_until_ready(run(qkv))
+
+    @jax.jit
+    def run(qkv, gradient):
+        out, backward = jax.vjp(lambda x: attend(x, heads, lengths, attention), qkv)
+        return out, backward(gradient)
+
+    jax.block_until_ready(run(qkv, gradient))
     times = []
     for _ in range(10):
         begun = time.perf_counter()
-        jax.block_until_ready([run(qkv) for _ in range(5)])
+        jax.block_until_ready([run(qkv, gradient) for _ in range(5)])
         times.append((time.perf_counter() - begun) / 5)
     return 1e3 * statistics.median(times)
 
@@ -90,7 +97,7 @@ def options(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ]  # fmt: skip
     for change in changes:
         yield {**change, **_tried(lambda c=change: _measured(dataclasses.replace(plain, **c), arguments))}
-    for chosen in COMPILER_OPTIONS.get(jax.default_backend(), ()):
+    for chosen in COMPILER_OPTIONS["gpu" if launch.accelerator_at_hand() else "cpu"]:
         yield {**chosen, **_tried(lambda c=chosen: _measured(plain, arguments, c))}
     yield {"again": "plain", **_tried(lambda: _measured(plain, arguments))}
 
@@ -98,8 +105,7 @@ def options(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def table(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The published models here and in PyTorch, eager and compiled, in turn."""
     for name, work in ({"small": SMALL} if arguments.small else TABLE).items():
-        attention = "xla" if jax.default_backend() == "cpu" else "cudnn"
-        for choice in dict.fromkeys(("xla", attention)):
+        for choice in ("xla", "cudnn") if launch.accelerator_at_hand() else ("xla",):
             found = _tried(lambda w=work, a=choice: _measured(dataclasses.replace(w, attention=a), arguments))
             yield {"model": name, "peer": f"ijepa_jax, {choice}", **found}
         for how in ((), ("--compile",)) if arguments.peer else ():
@@ -110,25 +116,24 @@ def table(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _peer(work: Workload, arguments: argparse.Namespace, how: tuple[str, ...]) -> dict[str, Any]:
     sizes = ("model", "image", "patch", "batch", "context", "target", "blocks", "predictor_width", "predictor_depth")
     flags = [f"--{name.replace('_', '-')}={getattr(work, name)}" for name in sizes]
-    command = [sys.executable, arguments.peer, *flags, f"--steps={arguments.steps}", *how]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = _printed([arguments.peer, *flags, f"--steps={arguments.steps}", *how])
     return {key: found[key] for key in ("images_per_s", "ms_per_step", "model_tflop_per_s", "peak_gib")}
 
 
 def growth(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The time of a step against one size at a time, the others as they are."""
     plain = _workload(arguments)
-    side = plain.image // plain.patch
+    side, size = plain.image // plain.patch, SIZES[plain.model]
     sizes: dict[str, list[tuple[int, dict[str, int]]]] = {
         "batch": [(n, {"batch": n}) for n in _around(plain.batch)],
         "tokens": [
             (n * n, {"image": n * plain.patch, **_lengths(plain, n * n / side**2)}) for n in (side // 2, side, side * 3 // 2)
         ],
-        "width": [(n, {"width": n, "predictor_width": plain.predictor_width * n // 128}) for n in (64, 128, 192, 256)],
-        "depth": [(n, {"depth": n}) for n in (2, 4, 8, 12)],
+        "width": [
+            (int(size.width * n), {"width": int(size.width * n), "predictor_width": int(plain.predictor_width * n)})
+            for n in (0.5, 1, 1.5, 2)
+        ],
+        "depth": [(int(size.depth * n), {"depth": int(size.depth * n)}) for n in (0.5, 1, 2, 3)],
     }
     for what, values in sizes.items():
         found = []
@@ -169,9 +174,21 @@ def _workload(arguments: argparse.Namespace) -> Workload:
 
 
 def _measured(work: Workload, arguments: argparse.Namespace, compiler_options: dict | None = None) -> dict[str, Any]:
-    found = benchmark(work, steps=arguments.steps, warmup=3, compiler_options=compiler_options)
+    """A step timed by `launch.py benchmark` in a process of its own: memory of the device, and its peak, are that step's."""
+    given = {name: value for name, value in dataclasses.asdict(work).items() if value is not False}
+    flags = [f"--{name.replace('_', '-')}" + (f"={value}" * (value is not True)) for name, value in given.items()]
+    options = ",".join(f"{name}={value}" for name, value in (compiler_options or {}).items())
+    found = _printed([ROOT / "launch.py", "benchmark", *flags, f"--steps={arguments.steps}", f"--compiler-options={options}"])
     kept = ("images_per_s", "ms_per_step", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s")
     return {**{key: found[key] for key in kept}, "gflop_per_step": found["model_gflop_per_image"] * work.batch}
+
+
+def _printed(command: list[Any]) -> dict[str, Any]:
+    """What a Python program prints as its last line of JSON; raises RuntimeError with its last line of errors."""
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _tried(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The study of speeds: its fits, its table, and that one thing which does not run leaves the others measured."""
 
 import argparse
+import dataclasses
 import json
 import sys
 
 import pytest
 
-from ijepa_jax.benchmark import Workload
 from tests import speed_study
 
 ARGUMENTS = argparse.Namespace(small=True, steps=1, peer="", model="vit_large", batch=0)
@@ -19,23 +19,46 @@ def test_fit_finds_the_line_and_the_exponents():
     assert found["worst_residual"] < 1e-9 and "error" in speed_study.fit([(1, 1, 1)])
 
 
-def test_growth_changes_one_size_at_a_time_and_goes_on_after_a_failure(monkeypatch, tmp_path):
-    def timed(work: Workload, **_):
-        if work.batch > 64:
-            raise RuntimeError("out of\nmemory")
-        tokens = (work.image // work.patch) ** 2
-        return dict.fromkeys(("images_per_s", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s"), 1.0) | {
-            "ms_per_step": work.batch * tokens / 64, "model_gflop_per_image": tokens / 64,
-        }  # fmt: skip
+def timed(command):
+    """Stands in for `launch.py benchmark`: time grows with batch and tokens, and batches above 64 are too large."""
+    flags = dict(flag[2:].partition("=")[::2] for flag in map(str, command[2:]))
+    if int(flags["batch"]) > 64:
+        raise RuntimeError("out of\nmemory")
+    tokens = (int(flags["image"]) // int(flags["patch"])) ** 2
+    return dict.fromkeys(("images_per_s", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s"), 1.0) | {
+        "ms_per_step": int(flags["batch"]) * tokens / 64, "model_gflop_per_image": tokens / 64, "flags": flags,
+    }  # fmt: skip
 
-    monkeypatch.setattr(speed_study, "benchmark", timed)
+
+def test_growth_changes_one_size_at_a_time_and_goes_on_after_a_failure(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed_study, "_printed", timed)
     lines = list(speed_study.growth(ARGUMENTS))
     fits = {line["size"]: line for line in lines if "ms_per_unit" in line}
     assert fits["batch"]["ms_per_unit"] == pytest.approx(1) and fits["tokens"]["exponent_ms"] == pytest.approx(1)
     assert [line["error"] for line in lines if "error" in line] == ["out of memory"]
+    assert [line["value"] for line in lines if line["size"] == "width" and "value" in line] == [64, 128, 192, 256]
     speed_study.picture(lines, str(tmp_path / "growth.png"))
     assert (tmp_path / "growth.png").stat().st_size > 5000
     assert "| batch | 16 |" in speed_study.as_table(lines)
+
+
+def test_options_change_one_thing_at_a_time(monkeypatch):
+    asked = []
+    monkeypatch.setattr(speed_study, "_printed", lambda command: asked.append(timed(command)["flags"]) or timed(command))
+    lines = list(speed_study.options(ARGUMENTS))
+    plain, *changed = asked
+    differing = [{name for name in {*plain, *flags} if plain.get(name) != flags.get(name)} for flags in changed]
+    assert {"attention"} in differing and {"scan"} in differing and {"target-float8"} in differing
+    assert all(len(names) == 1 for names in differing[:-1]) and not differing[-1]
+    assert len(lines) == len(asked) + 1 and any(line.get("batch") == 128 and "error" in line for line in lines)
+
+
+def test_a_step_is_timed_in_a_process_of_its_own():
+    work = dataclasses.replace(speed_study.SMALL, batch=2, depth=1, predictor_depth=1)
+    found = speed_study._measured(work, ARGUMENTS)
+    assert found["ms_per_step"] > 0 and found["gflop_per_step"] > 0
+    refused = speed_study._tried(lambda: speed_study._measured(dataclasses.replace(work, remat="half"), ARGUMENTS))
+    assert "--remat 'half' is not known" in refused["error"]
 
 
 def test_the_peer_is_run_on_the_same_sizes_and_its_failure_is_a_line(monkeypatch, tmp_path):

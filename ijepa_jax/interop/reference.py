@@ -83,6 +83,8 @@ def _check_base(base: ml_collections.ConfigDict, batch_size: int, predictor_head
         )
     if predictor_heads not in (None, wanted := build.predictor_of(base).heads):
         raise WeightsError(f"{source}: its predictor has {predictor_heads} heads; the configuration's has {wanted}")
+    if base.predictor.context != "joint":
+        raise WeightsError(f"{source}: its predictor is one with predictor.context 'joint', not {base.predictor.context!r}")
 
 
 def _refuse_by_name(saved: Any, source: str) -> None:

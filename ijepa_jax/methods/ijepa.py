@@ -42,10 +42,12 @@ class IJepa:
 
     def __post_init__(self):
         if self.target_last_block not in LAST_BLOCKS:
-            raise ValueError(f"target_last_block {self.target_last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
+            raise ValueError(f"target.last_block {self.target_last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
         apart = self.masks.num_context_blocks == 1 and self.masks.mode in ("subset", "raster")
         if self.target_last_block == "distinct" and not apart:
-            raise ValueError("target_last_block 'distinct' needs one context block, and masks.mode 'subset' or 'raster'")
+            raise ValueError(
+                "target.last_block 'distinct' needs masks.num_context_blocks 1 and masks.mode 'subset' or 'raster'"
+            )
         if self.init_scheme not in ("normal", "depth_scaled"):
             raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'depth_scaled'")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -99,9 +101,10 @@ class IJepa:
         loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
         metrics = {
             "target_std": _feature_std(goal_bmtd, valid_bmt),
-            "target_image_std": encoded.mean(axis=1).std(axis=0).mean(),
             "prediction_std": _feature_std(jax.lax.stop_gradient(prediction_bmctd[:, :, 0]), valid_bmt),
         }
+        if wanted is None:  # some patches, others in each image, differ even where whole images do not
+            metrics["target_image_std"] = encoded.mean(axis=1).std(axis=0).mean()
         return loss, metrics
 
     def _wanted(self, batch: Batch) -> tuple[jax.Array | None, jax.Array]:
@@ -113,8 +116,7 @@ class IJepa:
         if self.target_last_block == "targets":
             return target.reshape(b, m * t), jnp.broadcast_to(jnp.arange(m * t).reshape(1, m, t), target.shape)
         patches = self.grid[0] * self.grid[1]
-        rows = jnp.arange(b)[:, None]
-        inside = jnp.zeros((b, patches), bool).at[rows, batch["context"][:, 0]].set(True)
+        inside = (batch["context"][:, 0, :, None] == jnp.arange(patches)).any(axis=1)
         place = jnp.cumsum(~inside, axis=1) - 1
         outside = jnp.argsort(inside, axis=1, stable=True)[:, : patches - self.masks.context_length]
         return outside, jnp.take_along_axis(place, target.reshape(b, m * t), axis=1).reshape(b, m, t)
