@@ -36,6 +36,16 @@ _POSITIVE = (
 )  # fmt: skip
 
 
+_NAMED = {
+    "model.attention": IMPLEMENTATIONS,
+    "model.remat": REMAT,
+    "model.positions": ("sincos", "table"),
+    "model.interpolation": INTERPOLATIONS,
+    "predictor.context": CONTEXTS,
+    "target.last_block": LAST_BLOCKS,
+}
+
+
 def default() -> ml_collections.ConfigDict:
     """All settings, at the values of the paper's ViT-B/16 on ImageNet-1K where it has them (METHOD: appendix A)."""
     return ml_collections.ConfigDict(
@@ -156,19 +166,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in _POSITIVE:
         if flat[key] is not None and flat[key] <= 0:
             raise ValueError(f"{key} {flat[key]} must be positive")
-    if model.attention not in IMPLEMENTATIONS:
-        raise ValueError(f"model.attention {model.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if optim.moment_dtype not in ("float32", "bfloat16"):
         raise ValueError(f"optim.moment_dtype {optim.moment_dtype!r} must be 'float32' or 'bfloat16'")
-    for key, known in (("positions", ("sincos", "table")), ("interpolation", INTERPOLATIONS)):
-        if model[key] not in known:
-            raise ValueError(f"model.{key} {model[key]!r} must be one of {', '.join(known)}")
-    if config.predictor.context not in CONTEXTS:
-        raise ValueError(f"predictor.context {config.predictor.context!r} must be one of {', '.join(CONTEXTS)}")
-    if config.target.last_block not in LAST_BLOCKS:
-        raise ValueError(f"target.last_block {config.target.last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
-    if model.remat not in REMAT:
-        raise ValueError(f"model.remat {model.remat!r} must be one of {', '.join(REMAT)}")
+    for key, known in _NAMED.items():
+        if flat[key] not in known:
+            raise ValueError(f"{key} {flat[key]!r} must be one of {', '.join(known)}")
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
     if model.dtype not in ("float32", "bfloat16"):

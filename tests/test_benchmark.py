@@ -27,7 +27,7 @@ PEER = {  # keys of the PyTorch peer's line
 
 def test_one_line_of_json_with_the_peers_keys():
     code, out, err = launch("benchmark", *SIZES, "--data=scenes")
-    assert code == 0, err
+    assert code == 0 and not err, err
     result = json.loads(out)
     assert PEER | {"mfu", "compile_s", "first_step_s", "compilations", "fed"} <= result.keys()
     assert result["compilations"] == 1 and result["blocks"] == 2 and result["dtype"] == "float32"
