@@ -5,6 +5,7 @@
     python launch.py pretrain ... --config.optim.peak_lr=1e-3                # any setting can be overridden
     python launch.py evaluate --config configs/evaluate/knn.py --checkpoint DIR  # or another of configs/evaluate/
     python launch.py features --checkpoint DIR --data folder:PATH --out features.npz  # for other tools
+    python launch.py visualize --checkpoint DIR                              # pictures of what it has learned, as a page
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
     python launch.py import --from WEIGHTS --out DIR                         # weights of the authors, transformers, timm
     python launch.py export --checkpoint DIR --format huggingface --out DIR  # and back: huggingface, timm or reference
@@ -43,11 +44,30 @@ def main(argv: list[str]) -> int:
         print(f"{__doc__}\n{commandline.usage(name, command)}\n{commandline.described(command)}")
         return 0
     try:
-        return command.run(commandline.read(name, command, rest))
+        given = commandline.read(name, command, rest)
+        return check_only(name, given) if given.dry_run else command.run(given)
     except UsageError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail(f"{name} was interrupted; the same command continues")
+
+
+def check_only(name: str, given: SimpleNamespace) -> int:
+    """Checks a command line and its settings and runs nothing: no data, no checkpoint and no device is looked at."""
+    config = getattr(given, "config", {})
+    try:
+        if "method" in config:
+            from ijepa_jax import build
+
+            build.method(config)
+        if "protocol" in config:
+            from ijepa_jax.evaluate import settings
+
+            settings.check(config)
+    except ValueError as error:
+        return fail(one_line(error))
+    print(f"{name}: nothing wrong was found in flags and settings; --dry-run ends here")
+    return 0
 
 
 def fail(message: str) -> int:
@@ -102,6 +122,24 @@ def features(given: SimpleNamespace) -> int:
         options = {name: getattr(given, name) for name in ("data", "directory", "kind", "split")}
         display = Display(quiet=not processes.is_first())
         written = extract(given.checkpoint, given.out, **options, display=display)
+        if processes.is_first():
+            print(json.dumps(written), flush=True)
+
+    return compute(run, given)
+
+
+def visualize(given: SimpleNamespace) -> int:
+    """Draws what a checkpoint has learned as a page of pictures; prints what was written as a line of JSON."""
+
+    def run() -> None:
+        from ijepa_jax import processes
+        from ijepa_jax.console import Display
+        from ijepa_jax.visualize.explore import explore
+
+        names = ("out", "data", "directory", "split", "images", "bank", "step", "seed")
+        options = {name: getattr(given, name) for name in names}
+        display = Display(quiet=not processes.is_first())
+        written = explore(given.checkpoint, **options, command=command_line(), display=display)
         if processes.is_first():
             print(json.dumps(written), flush=True)
 
@@ -301,6 +339,21 @@ COMMANDS = {
             "directory": Flag("DIR", "where tfds data sets are prepared", ""),
             "kind": Flag("last", "last (pooled), last4 (of the last four blocks), patches, or layers (each block)", "last"),
             "split": Flag("all", "train, test or all", "all"),
+            **CLUSTER,
+        },
+    ),
+    "visualize": Command(
+        visualize,
+        {
+            "checkpoint": CHECKPOINT,
+            "out": Flag("DIR", "where pictures and page go; by default WORKDIR/visualize", ""),
+            "data": Flag("NAME", "whose images are drawn, named as for training; by default the checkpoint's own", ""),
+            "directory": Flag("DIR", "where tfds data sets are prepared", ""),
+            "split": Flag("test", "train or test", "test"),
+            "images": Flag("8", "images drawn", 8, low=1),
+            "bank": Flag("2000", "images that neighbours are looked for among, and that the map shows", 2000, low=1),
+            "step": Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1),
+            "seed": Flag("0", "of the random encoder, the masks, and which images are drawn", 0, low=0),
             **CLUSTER,
         },
     ),

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
 from ijepa_jax.data import pipeline, sources
+from ijepa_jax.denoiser import Denoiser
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.masks import MaskSampler
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import IJepa, Method, Rcdm
 from ijepa_jax.optim import Optimizer, make_optimizer
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.sharding import make_mesh
@@ -24,22 +25,18 @@ from ijepa_jax.step import train_step
 from ijepa_jax.vit import SIZES, ViT, patch_grid
 
 
-def method(config: ml_collections.ConfigDict) -> IJepa:
+def method(config: ml_collections.ConfigDict) -> Method:
     """The objective with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
-    if config.method != "ijepa":
-        raise ValueError(f"method {config.method!r} is not known: it must be 'ijepa'")
     config_lib.check(config)
-    encoder, predictor, data = encoder_of(config), predictor_of(config), config.data
-    masks = MaskSampler(
-        patch_grid(data.image_size, encoder.patch),
-        batch_size=config.optim.batch_size,
-        seed=config.seed,
-        **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
-    )
+    return _ijepa(config) if config.method == "ijepa" else _rcdm(config)
+
+
+def _ijepa(config: ml_collections.ConfigDict) -> IJepa:
+    data = config.data
     return IJepa(
-        encoder,
-        predictor,
-        masks,
+        encoder_of(config),
+        predictor_of(config),
+        masks(config),
         tuple(data.image_size),
         data.channels,
         tuple(data.mean),
@@ -47,6 +44,22 @@ def method(config: ml_collections.ConfigDict) -> IJepa:
         config.model.init,
         config.target.last_block,
         config.target.float8,
+    )
+
+
+def _rcdm(config: ml_collections.ConfigDict) -> Rcdm:
+    decoder, encoder, data = config.decoder, encoder_of(config), config.data
+    denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, encoder.dtype)
+    return Rcdm(denoiser, masks(config), tuple(data.image_size), data.channels, encoder.patch, encoder.width)
+
+
+def masks(config: ml_collections.ConfigDict) -> MaskSampler:
+    """The sampler of contexts and targets."""
+    return MaskSampler(
+        patch_grid(config.data.image_size, config.model.patch),
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
+        **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
     )
 
 
@@ -121,7 +134,7 @@ def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
     )
 
 
-def step(config: ml_collections.ConfigDict, method: IJepa, optimizer: Optimizer) -> Callable:
+def step(config: ml_collections.ConfigDict, method: Method, optimizer: Optimizer) -> Callable:
     """The training step of these settings: (state, batch) -> (state, metrics), to be jitted."""
     return partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=config.optim.accumulation)
 

@@ -38,7 +38,11 @@ class Command:
 
 def flags_of(command: Command) -> dict[str, Flag]:
     """All flags of a command but its configuration's."""
-    return {**command.flags, "debug": Flag("", "show where an error came from", False)}
+    return {
+        **command.flags,
+        "debug": Flag("", "show where an error came from", False),
+        "dry_run": Flag("", "check flags and settings, and run nothing", False),
+    }
 
 
 def usage(name: str, command: Command) -> str:

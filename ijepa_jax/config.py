@@ -21,13 +21,14 @@ EXAMPLES = "examples"  # kept with the settings in checkpoints: how many trainin
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
-    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks", "data.name",
-    "data.size", "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype",
-    EXAMPLES,
+    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks",
+    "decoder.checkpoint", "decoder.step", "decoder.width", "decoder.depth", "decoder.heads", "data.name", "data.size",
+    "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
 )  # fmt: skip
 
 
 _POSITIVE = (
+    "decoder.width", "decoder.depth", "decoder.heads", "decoder.sample_steps",
     "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.epsilon", "predictor.width",
     "predictor.depth",
     "predictor.heads", "data.channels", "data.eval_crop", "data.buffer", "optim.batch_size", "optim.accumulation",
@@ -37,6 +38,7 @@ _POSITIVE = (
 
 
 _NAMED = {
+    "method": ("ijepa", "rcdm"),
     "model.attention": IMPLEMENTATIONS,
     "model.remat": REMAT,
     "model.positions": ("sincos", "table"),
@@ -129,6 +131,14 @@ def default() -> ml_collections.ConfigDict:
                 "clip": config_dict.placeholder(float),  # bound on the global gradient norm
                 "moment_dtype": "float32",  # of AdamW's first moment
             },
+            "decoder": {  # of method rcdm: what is decoded, and the network that does it
+                "checkpoint": "",  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
+                "step": 0,  # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
+                "width": 160,
+                "depth": 5,
+                "heads": 5,
+                "sample_steps": 32,  # of the pictures' sampler
+            },
             "warm_start": "",  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
             "probe": {
                 "every": 0,  # steps between probes during training; 0: at the end only
@@ -147,7 +157,11 @@ def default() -> ml_collections.ConfigDict:
                 "keep": 2,  # the newest so many, besides the best by probe
                 "keep_every": 0,  # and every so many steps for good; 0: none
             },
-            "log": {"every": 1, "line_seconds": 10.0},  # steps between metric lines; seconds between lines of text
+            "log": {
+                "every": 1,  # steps between metric lines
+                "line_seconds": 10.0,  # between lines of text
+                "wandb": "",  # a project of Weights & Biases that shows the run too (pip install wandb); empty: none
+            },
             "profile": {"start": 3, "steps": 0},  # trace these steps into WORKDIR/profile
             "mesh": {"data": -1, "fsdp": 1},  # device mesh; -1: all that are left
         }
@@ -173,6 +187,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"{key} {flat[key]!r} must be one of {', '.join(known)}")
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
+    if config.method == "rcdm" and config.warm_start:
+        raise ValueError("warm_start is for method 'ijepa': a decoder starts afresh")
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype {model.dtype!r} must be 'float32' or 'bfloat16' (float16 would need loss scaling)")
     if model.attention == "cudnn" and model.dtype != "bfloat16":

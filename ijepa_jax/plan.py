@@ -58,6 +58,8 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         ValueError: settings that do not fit each other or the topology, or a topology that there is not.
         ModuleNotFoundError: libtpu is not installed.
     """
+    if config.method != "ijepa":
+        raise ValueError(f"plan compiles the step of method 'ijepa', not of {config.method!r}")
     method = build.method(config)
     chip, devices = _devices(topology)
     mesh, batch_size = build.mesh(config, devices), config.optim.batch_size

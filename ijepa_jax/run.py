@@ -20,9 +20,10 @@ from ijepa_jax.console import Display
 from ijepa_jax.data.bad import BadImages
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import Method
 from ijepa_jax.optim import Optimizer
 from ijepa_jax.step import State, init
+from ijepa_jax.visualize import decoder
 from ijepa_jax.vit import parameter_count
 
 
@@ -34,15 +35,17 @@ class Run:
     workdir: epath.Path
     display: Display
     mesh: Mesh
-    method: IJepa
+    method: Method
     optimizer: Optimizer
     train: Source
     test: Source
     total_steps: int
     checkpoints: checkpoint.Checkpoints
     pooled: Callable[[Any, np.ndarray], features.Features]  # (encoder parameters, this process's images) -> features
+    patches: Callable[[Any, np.ndarray], features.Features]  # likewise, of patches
     bad: BadImages
     check_claim: Callable[[], None]  # see workdir.claim
+    conditions: decoder.Conditions | None  # of a decoder: what its batches are completed with
     writer: metrics_lib.MetricsWriter | None = None
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
@@ -61,6 +64,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     """Opens everything that a run needs; cheap checks come first."""
     method = build.method(config)
     mesh = build.mesh(config)
+    if config.log.wandb and not processes.all_succeeded(not processes.is_first() or metrics_lib.has_wandb()):
+        raise ValueError("log.wandb is set, but its package is not installed: pip install wandb, or leave log.wandb empty")
     train, test = _open_data(config, display)
     if len(train) < config.optim.batch_size:
         raise DataError(
@@ -69,12 +74,15 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     processes.check_agreement({"training images": len(train), "test images": len(test), "devices": jax.local_device_count()})
     probe.tasks(train, test)  # labels that do not fit are better known before training than after
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-    share = (len(train) + len(test)) / jax.process_count()
+    encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
     listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
+    decoded = decoder.load(config.decoder.checkpoint, config.decoder.step) if config.method == "rcdm" else None
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
-        build.total_steps(config, len(train)), checkpoints, features.extractor(build.encoder(config), mesh), bad, check_claim,
+        build.total_steps(config, len(train)), checkpoints, features.extractor(encoder, mesh),
+        features.extractor(encoder, mesh, ("patches",)), bad, check_claim,
+        decoder.Conditions(decoded, mesh) if decoded else None,
     )  # fmt: skip
 
 
@@ -105,7 +113,7 @@ def start(run: Run) -> tuple[State, int]:
     if restored:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state
-        run.notes = {name: restored.notes[name] for name in ("origin",) if name in restored.notes}
+        run.notes = {name: restored.notes[name] for name in ("origin", "condition") if name in restored.notes}
     else:
         run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
         state = jax.jit(fresh, out_shardings=shardings)()
@@ -113,7 +121,9 @@ def start(run: Run) -> tuple[State, int]:
             state = _warm_start(run, state)
     if processes.is_first():
         (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
-        run.writer = metrics_lib.MetricsWriter(run.workdir, step)
+        project = run.config.log.wandb
+        wandb = metrics_lib.WandbRun(project, run.workdir, config_lib.to_plain(run.config)) if project else None
+        run.writer = metrics_lib.MetricsWriter(run.workdir, step, wandb)
     sizes = {name: parameter_count(tree) for name, tree in state.params.items()}
     run.display.log(
         f"parameters: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; {run.mesh.size} "

@@ -17,6 +17,7 @@ from etils import epath
 
 from ijepa_jax import build, processes, sharding
 from ijepa_jax import config as config_lib
+from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.checkpoint import CheckpointError, digest_of
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError, Source
@@ -24,6 +25,8 @@ from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State
+from ijepa_jax.visualize import decoder
+from ijepa_jax.visualize.live import feature_strip, read_picture
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
 from ijepa_jax.workdir import absolute, claim
@@ -57,6 +60,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     """
     started = time.monotonic()
     workdir, place = os.fspath(workdir), absolute(workdir)
+    if config.method == "rcdm":
+        config = decoder.settings_of(config)
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
     with _lost_processes_named(), claim(place) as check_claim:
@@ -76,8 +81,10 @@ def _pretrain(
         state, start_step = start(run)
         if start_step == run.total_steps and (finished := read_report(run.workdir)):
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
-            display.log(probe_table(finished))
+            _show_table(display, finished)
             return finished
+        if run.conditions:
+            _prepare_conditions(run)
         with stop_requests(several_processes=jax.process_count() > 1) as requests:
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
@@ -112,8 +119,8 @@ def _lost_processes_named() -> Iterator[None]:
 def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
     step_fn = sharding.jit_step(build.step(run.config, run.method, run.optimizer), state, run.mesh)
-    if start_step == 0 and run.config.probe.every:
-        _probe_baselines(run)
+    if run.config.probe.every:
+        _recall_probes(run) if start_step else _probe_baselines(run)
     run.display.start("step", run.total_steps, start_step)
     with contextlib.closing(_placed_batches(run, start_step)) as stream, jax.transfer_guard("disallow"):
         late = None
@@ -121,6 +128,8 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
         for step in range(start_step + 1, run.total_steps + 1):
             batch = next(stream)
             _trace(run, step)
+            if run.conditions:
+                batch = run.conditions(batch)
             state, metrics = step_fn(state, batch)
             if late is not None:
                 clock = _record(run, *late, clock)
@@ -143,6 +152,15 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
+
+
+def _prepare_conditions(run: Run) -> None:
+    """The statistics that a decoder's conditions are standardised by: those kept with the checkpoint, else new ones."""
+    if "condition" not in run.notes:
+        with contextlib.closing(_placed_batches(run, 0)) as stream:
+            run.conditions.fit(stream)
+        run.notes["condition"] = run.conditions.statistics
+    run.conditions.use(run.notes["condition"])
 
 
 def _waiting(run: Run) -> dict[str, float]:
@@ -262,24 +280,43 @@ def _random_encoder(run: Run) -> Any:
 def _probe_baselines(run: Run) -> None:
     """Probes a random encoder and raw pixels on the sample that probes during training use."""
     begun, data = time.monotonic(), _probe_data(run, during=True)
-    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
+    random_encoder = _random_encoder(run)
+    random_init = data.measure(partial(run.pooled, random_encoder))
     pixels = data.measure(features.pixels(run.mesh))
     if run.writer:
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
+    _show_features(run, 0, random_encoder)
     run.probed += time.monotonic() - begun
-    run.display.log(f"probes of a random encoder: {_one_line(random_init)}")
-    run.display.log(f"probes of raw pixels: {_one_line(pixels)}")
+    run.display.probes("random init", random_init, f"probes of a random encoder: {_one_line(random_init)}")
+    run.display.probes("pixels", pixels, f"probes of raw pixels: {_one_line(pixels)}")
+
+
+def _recall_probes(run: Run) -> None:
+    """Shows again, of a run that goes on, what was probed before."""
+    lines = metrics_lib.read(run.workdir) if processes.is_first() else []
+    for name, prefix in (("random init", "baseline/random_init/"), ("pixels", "baseline/pixels/"), ("I-JEPA", "probe/")):
+        found = [{key: line[key] for key in line if key.startswith(prefix) and line[key] is not None} for line in lines]
+        last = next((results for results in reversed(found) if results), {})
+        run.display.recall_probes(name, {key.removeprefix(prefix): value for key, value in last.items()})
+
+
+def _show_features(run: Run, step: int, encoder: Any) -> None:
+    """Writes a picture of what an encoder's patches hold, for whoever watches the run."""
+    picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.mesh)
+    if run.writer:
+        run.writer.pictures(step, {"features/patches": picture})
 
 
 def _probe_during(run: Run, step: int, target: Any) -> float:
     begun = time.monotonic()
     results = _probe_data(run, during=True).measure(partial(run.pooled, target))
+    _show_features(run, step, target)
     run.probed += time.monotonic() - begun
     if run.writer:
         run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
         run.writer.flush()
-    run.display.log(f"step {step} probes: {_one_line(results)}")
+    run.display.probes("I-JEPA", results, f"step {step} probes: {_one_line(results)}")
     return probe.score(results)
 
 
@@ -288,19 +325,11 @@ def _one_line(results: dict[str, float]) -> str:
 
 
 def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
-    """Final probes beside their baselines, pictures, the report."""
-    run.display.log("final probes: trained encoder, random encoder, raw pixels")
-    data = _probe_data(run, during=False)
-    trained = data.measure(partial(run.pooled, state.target))
-    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
-    compared = probe.compare(trained, random_init, data.measure(features.pixels(run.mesh)))
-    if run.writer:
-        # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
-        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
-        run.writer.flush()
+    """What the run came to, pictures, the report."""
     waiting = _waiting(run)
-    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
+    found = _decode(run, state) if run.conditions else _evaluate(run, state)
     report = {
+        "method": run.config.method,
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
         "input_wait_share": max(waiting.values()),
@@ -312,18 +341,54 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "params_digest": params_digest(state),
         "best_step": run.checkpoints.best_step(),
         "bad_images": sum(processes.gather_objects(len(run.bad.names))),
-        **compared,
+        **found,
         "data": run.config.data.name,
         "command": command,
         "environment": environment(),
         "config": config_lib.to_plain(run.config),
-        "pictures": pictures,
     }
-    if processes.is_first():
+    if run.writer:
+        report["last_metrics"] = _last_metrics(run)
         write_report(run.workdir / "report", report)
-    run.display.log(probe_table(report))
+        named = {f"report/{epath.Path(name).stem}": read_picture(run.workdir / "report" / name) for name in report["pictures"]}
+        run.writer.pictures(run.total_steps, named)
+    _show_table(run.display, report)
     run.display.log(f"{report['seconds']} s in all, {report['images_per_s']} images/s; report in {run.workdir / 'report'}")
     return report
+
+
+def _show_table(display: Display, report: dict[str, Any]) -> None:
+    if report.get("probes"):
+        display.log(probe_table(report))
+    for kind, error in report.get("decoded", {}).items():
+        display.log(f"drawn from {kind}: {error:.1f} grey levels from the image")
+
+
+def _evaluate(run: Run, state: State) -> dict[str, Any]:
+    """Final probes beside their baselines, and pictures."""
+    run.display.log("final probes: trained encoder, random encoder, raw pixels")
+    data = _probe_data(run, during=False)
+    trained = data.measure(partial(run.pooled, state.target))
+    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
+    compared = probe.compare(trained, random_init, data.measure(features.pixels(run.mesh)))
+    if run.writer:
+        # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
+        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
+        run.writer.flush()
+    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
+    return {**compared, "pictures": pictures}
+
+
+def _decode(run: Run, state: State) -> dict[str, Any]:
+    """How much of test images a decoder draws again, and pictures of it."""
+    run.display.log("drawing samples from the predictor's output and the target encoder's")
+    return decoder.show(run.workdir, run.config, run.method, state.target, run.test, run.conditions, run.mesh)
+
+
+def _last_metrics(run: Run) -> dict[str, float]:
+    """Loss and signs of collapse of the last step that was written down."""
+    last = [line for line in metrics_lib.read(run.workdir) if "loss" in line][-1:]
+    return {key: value for line in last for key, value in line.items() if key == "loss" or key.endswith("_std")}
 
 
 def params_digest(state: State) -> str:

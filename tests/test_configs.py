@@ -77,7 +77,7 @@ def test_unknown_names_are_named():
         ({"model__size": "vit_medium"}, "model.size 'vit_medium' is not known: it must be one of vit_pico"),
         ({"model__patch": 0}, "model.patch 0 must be positive"),
         ({"model__attention": "flash"}, "model.attention 'flash' must be one of xla, cudnn"),
-        ({"method": "mae"}, "method 'mae' is not known"),
+        ({"method": "mae"}, "method 'mae' must be one of ijepa, rcdm"),
         ({"model__dtype": "float16"}, "model.dtype 'float16' must be"),
         ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
         ({"masks__context_patches": 60}, "context_patches"),

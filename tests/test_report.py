@@ -1,10 +1,14 @@
+"""Reports: the JSON as given, the same story as Markdown and HTML, and warnings where a run went wrong."""
+
 import io
 import json
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from ijepa_jax.visualize import report
+from tests.test_page import Reader
 
 
 def example():
@@ -29,8 +33,17 @@ def example():
     }
 
 
+def written(folder, given: dict) -> str:
+    """The page in Markdown of a report whose pictures are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in given.get("pictures", []):
+        (folder / name).write_bytes(b"a picture")
+    report.write_report(folder, given)
+    return (folder / "report.md").read_text()
+
+
 def test_json_comes_back_as_it_went(tmp_path):
-    report.write_report(tmp_path / "new" / "report", example())
+    written(tmp_path / "new" / "report", example())
     text = (tmp_path / "new" / "report" / "report.json").read_text()
     expected = example()
     expected["config"]["masks"]["scale"] = [0.1, 0.2]
@@ -40,8 +53,7 @@ def test_json_comes_back_as_it_went(tmp_path):
 
 
 def test_page_has_every_probe_and_picture(tmp_path):
-    report.write_report(tmp_path, example())
-    page = (tmp_path / "report.md").read_text()
+    page = written(tmp_path, example())
     for expected in (
         "python launch.py",
         "| count | 40.3 | 30.0 | 35.0 |",
@@ -52,6 +64,7 @@ def test_page_has_every_probe_and_picture(tmp_path):
         "(curves.png)",
         "(masks.png)",
         "| `model.width` | `96` |",
+        "| `model.width` | `96` | `None` |",
         "| `jax` | `0.10.2` |",
         "ab" * 32,
     ):
@@ -60,10 +73,77 @@ def test_page_has_every_probe_and_picture(tmp_path):
 
 
 def test_parts_that_are_missing_are_left_out(tmp_path):
-    report.write_report(tmp_path, {"probes": {"count": {"ijepa": 1.0, "random_init": 2.0}}})
-    page = (tmp_path / "report.md").read_text()
+    page = written(tmp_path, {"probes": {"count": {"ijepa": 1.0, "random_init": 2.0}}})
     assert "| count | 1.0 | 2.0 | – |" in page
     assert "Settings" not in page and "None" not in page and "mean" not in page
+
+
+def test_the_story_comes_first_and_the_page_in_html_is_the_same(tmp_path):
+    given = {**example(), "best_step": 2000, "input_wait_share": 0.021, "probe_share": 0.035}
+    page = written(tmp_path, {**given, "last_metrics": {"target_std": 0.46, "loss": 0.09}})
+    first = page.split("\n\n")[1]
+    for expected in (
+        "**45.1 %**",
+        "mean of 2 tasks",
+        "35.0 % on an encoder with random",
+        "40.2 % on raw",
+        "3,000 steps",
+        "334 images",
+    ):
+        assert expected in first
+    assert "Warning" not in page
+    for expected in ("step 2,000", "| 2.1 % |", "| 3.5 % |", "target_std: spread of target tokens | 0.4600"):
+        assert expected in page
+    html = Reader((tmp_path / "report.html").read_text())
+    assert {"45.1", "step 2,000", "model.width", "0.10.2"} <= set(html.text["td"]) and len(html.text["details"]) == 2
+    assert [attributes["src"][:11] for tag, attributes in html.elements if tag == "img"] == ["data:image/"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (
+            {"probes": {"a": {"ijepa": 30.0, "random_init": 30.0, "pixels": 1.0}}},
+            "no better than an encoder with random weights",
+        ),
+        (
+            {"probes": {"linear": {"ijepa": 3.0, "random_init": 2.0, "pixels": 4.0}, "knn": {}}},
+            "no better than raw pixels: 3.0 %",
+        ),
+        (
+            {"probes": {"a_": {"ijepa": 3.0, "random_init": 2.0}, "b": {"ijepa": 1.0, "random_init": 1.5}}},
+            "no better than the random encoder at b (1.0 % against 1.5 %)",
+        ),
+        (
+            {"decoded": {"target": 60.0, "another image": 55.0}},
+            "no nearer (60.0) than from another's (55.0)",
+        ),
+        ({"rankme": {"ijepa": 1.2, "random_init": 1.3}}, "RankMe, the effective rank of the features, is 1.20"),
+        ({"rankme": {"ijepa": 5.0, "random_init": 12.0}}, "RankMe is 5, far below the random encoder's 12"),
+        ({"feature_std": {"ijepa": 0.01, "random_init": 0.2}}, "The spread of features is 0.01, far below"),
+        ({"last_metrics": {"target_std": 0.001, "prediction_std": 0.3}}, "At the last step `target_std` is 0.001"),
+    ],
+)
+def test_what_looks_wrong_is_said(tmp_path, change, warning):
+    lines = [line for line in written(tmp_path, {**example(), **change}).splitlines() if "Warning" in line]
+    assert len(lines) == 1 and lines[0].startswith("> **Warning:** ") and warning in lines[0]
+
+
+def test_text_of_data_and_commands_stays_text(tmp_path):
+    nasty = "<script>alert(1)</script> a|b `c` </details>"
+    given = {**example(), "command": f"{nasty}\n```\n<b>", "data": nasty, "config": {"data": {"name": nasty}}}
+    given["probes"] = {nasty: {"ijepa": 40.0, "random_init": 30.0}, "b": {"ijepa": 20.0, "random_init": 10.0}}
+    given["environment"] = {nasty: nasty}
+    written(tmp_path, given)
+    html = Reader((tmp_path / "report.html").read_text())
+    assert not {"script", "b", "a"} & {tag for tag, _ in html.elements}
+    assert html.text["td"].count(nasty) == 6 and nasty in html.text["pre"][0] and nasty in html.text["title"][0]
+
+
+def test_a_missing_picture_leaves_no_report_that_says_finished(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"names the picture 'curves\.png'"):
+        report.write_report(tmp_path, example())
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_terminal_table_has_the_same_rows():

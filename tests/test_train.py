@@ -1,5 +1,6 @@
 """Runs: what a workdir holds, resuming to the same bits, stopping, refusing, faults."""
 
+import io
 import json
 import os
 import signal
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ijepa_jax import build, checkpoint, metrics, train
 from ijepa_jax.data.sources import DataError
 from tests import small
+from tests.test_metrics import events, wandb  # noqa: F401 (a fixture)
 
 TABLE_COLUMNS = {"ijepa", "random_init", "pixels"}
 
@@ -45,8 +48,14 @@ def test_workdir_holds_what_it_should(whole):
     assert saved["params_digest"] == report["params_digest"] and saved["steps"] == 12 and saved["compilations"] == 1
     assert saved["probes"].keys() == {"count", "distance", "shape", "colour"}
     assert all(result.keys() == TABLE_COLUMNS for result in saved["probes"].values())
-    assert {"report.md", *saved["pictures"]} <= {path.name for path in (workdir / "report").iterdir()}
+    assert {"report.md", "report.html", *saved["pictures"]} <= {path.name for path in (workdir / "report").iterdir()}
     assert saved["seconds"] > 0 and saved["images_per_s"] > 0
+    assert saved["last_metrics"]["target_std"] == steps[-1]["target_std"] and saved["last_metrics"]["loss"] == steps[-1]["loss"]
+    shown = [(tag, step, value) for tag, step, value in events(workdir) if isinstance(value, bytes)]
+    assert [step for tag, step, _ in shown if tag == "features/patches"] == [0, 4, 8, 12]
+    assert {tag for tag, _, _ in shown} == {"features/patches", *(f"report/{name[:-4]}" for name in saved["pictures"])}
+    strip = Image.open(io.BytesIO(shown[0][2]))
+    assert strip.size == (8 * 96, 2 * 96)  # images of 32 pixels are shown three times as large
 
 
 def test_a_finished_run_is_left_alone(whole, capsys):
@@ -245,3 +254,40 @@ def test_the_process_that_waits_for_its_input_is_named(monkeypatch, shares, name
     run = SimpleNamespace(waited=1.0, seconds=10.0, display=SimpleNamespace(log=lines.append))
     train._report_waiting(run)
     assert [named in line for line in lines] == ([True] if named else [])
+
+
+def test_wandb_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"log\.wandb is set, but its package is not installed: pip install wandb"):
+        train.pretrain(small.config(log__wandb="a project"), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_run_and_its_continuation_are_one_run_of_wandb(tmp_path, monkeypatch, wandb):  # noqa: F811
+    stopped_run(tmp_path / "run", monkeypatch, step=7, log__wandb="mine", probe__every=4)
+    first = wandb()
+    train.pretrain(small.config(log__wandb="mine", probe__every=4), tmp_path / "run")
+    second = wandb()
+    assert first[0] == second[0] and first[0][1]["project"] == "mine"
+    assert first[1][1]["optim"]["steps"] == 12 and second[-1] == ["finish", None]
+    losses = [
+        [values["step"] for name, values in calls if name == "log" and "train/loss" in values] for calls in (first, second)
+    ]
+    assert losses == [[1, 2, 3, 4, 5, 6], list(range(5, 13))]
+    pictures = [
+        [values["step"] for name, values in calls if name == "log" and "features/patches" in values]
+        for calls in (first, second)
+    ]
+    assert pictures == [[0, 4], [8, 12]]
+
+
+def test_a_run_that_goes_on_shows_what_was_probed_before(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(train.Display, "recall_probes", lambda self, name, results: shown.update({name: results}))
+    stopped_run(tmp_path, monkeypatch, step=7, probe__every=4)
+    assert not shown
+    train.pretrain(small.config(probe__every=4), tmp_path)
+    lines = [line for line in metrics.read(tmp_path) if "probe/rankme" in line]
+    assert shown["I-JEPA"]["linear/count"] == lines[1]["probe/linear/count"] and lines[1]["step"] == 4
+    assert shown["random init"]["rankme"] == lines[0]["baseline/random_init/rankme"]
+    assert shown["pixels"]["knn/shape"] == lines[0]["baseline/pixels/knn/shape"]

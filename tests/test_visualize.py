@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax.visualize import curves, features, masks
+from ijepa_jax.visualize import curves, features, map, masks, prediction, similarity
 
 
 def opened(path):
@@ -28,9 +28,9 @@ def test_masks_are_drawn(tmp_path, channels):
 
 def test_only_seen_patches_are_revealed():
     image = pictures(1)[0].repeat(3, 0).repeat(3, 1)
-    seen = masks._patches([0, 9, 63, 62], 3, (8, 8))  # the fourth is padding
+    seen = masks.seen_patches([0, 9, 63, 62], 3, (8, 8))  # the fourth is padding
     assert seen.sum() == 3
-    shown = masks._reveal(image, seen, faintness=1.0)
+    shown = masks.reveal(image, seen, faintness=1.0)
     kept = (shown == image).all(axis=-1).reshape(8, 12, 8, 12).all(axis=(1, 3))
     np.testing.assert_array_equal(kept, seen)
     np.testing.assert_array_equal(shown[12:24, 0], np.broadcast_to(masks._PAPER, (12, 3)))
@@ -79,6 +79,119 @@ def test_neighbours_are_the_nearest_and_are_drawn(tmp_path):
     opened(tmp_path / "a.png")
     with pytest.raises(ValueError, match="2 query images but neighbours of 1"):
         features.draw_neighbours(tmp_path / "a.png", pictures(2), pictures(30), found[:1])
+
+
+def test_an_image_is_never_its_own_neighbour():
+    bank = np.random.default_rng(0).normal(size=(6, 8))
+    bank[1] = bank[2] = bank[0]
+    found = features.nearest_others(bank, [0, 1, 2, 5], 3)
+    assert [{*row} for row in found[:3, :2]] == [{1, 2}, {0, 2}, {0, 1}] and 5 not in found[3]
+    assert features.nearest_others(bank, [2], 1).tolist() == [[0]]  # equal features have crowded it out
+    assert features.nearest_others(bank, [3], 50).shape == (1, 5)
+
+
+def test_agreement_of_neighbours_is_counted_beside_chance():
+    labels = np.array([7, 7, 7, 9, 9])
+    share, chance = features.label_agreement(labels, [0, 3], np.array([[1, 3], [4, 0]]))
+    assert share == 0.5  # one of two neighbours each
+    assert chance == (2 / 4 + 1 / 4) / 2  # of the four others two are 7 like the first, one is 9 like the second
+
+
+def test_captions_are_drawn_below_neighbours_whatever_they_hold(tmp_path):
+    found = np.array([[1, 2], [3, 0]])
+    features.draw_neighbours(tmp_path / "a.png", pictures(2), pictures(4), found)
+    captions = [["a_b$", "<3>", "$x"], ["two\nlines", "", "%"]]
+    features.draw_neighbours(tmp_path / "b.png", pictures(2), pictures(4), found, captions=captions)
+    assert len(opened(tmp_path / "b.png")) > len(opened(tmp_path / "a.png")) + 20
+
+
+def test_a_random_encoder_is_drawn_below_the_trained_one(tmp_path):
+    patches = np.random.default_rng(0).normal(size=(2, 2, 64, 8))
+    features.draw_pca(tmp_path / "a.png", pictures(2), patches[0], (8, 8))
+    features.draw_pca(tmp_path / "b.png", pictures(2), patches[0], (8, 8), patches[1])
+    assert len(opened(tmp_path / "b.png")) > 1.2 * len(opened(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match="8x8 grid do not fit"):
+        features.draw_pca(tmp_path / "c.png", pictures(2), patches[0], (8, 8), patches[1, :, :9])
+
+
+def test_similarity_tells_the_halves_of_an_image_apart():
+    patches = np.zeros((1, 4, 6, 5), np.float32)  # 4 rows, 6 columns: the left half is one thing, the right another
+    patches[0, :, :3, 0], patches[0, :, 3:, 1] = 2.0, 0.5
+    patches[0, 3, 5] = 0  # of no direction
+    found = similarity.similarities(patches.reshape(1, 24, 5), [0, 5, 23]).reshape(1, 3, 4, 6)
+    left = np.repeat([[1.0, 1, 1, 0, 0, 0]], 4, axis=0)
+    np.testing.assert_allclose(found[0, 0], left, atol=1e-6)
+    np.testing.assert_allclose(found[0, 1, :3], 1 - left[:3], atol=1e-6)
+    assert not found[0, 2].any() and found[0, 1, 3, 5] == 0
+    random = np.random.default_rng(0).normal(size=(2, 24, 5))
+    np.testing.assert_allclose(similarity.similarities(random, range(24))[:, range(24), range(24)], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("grid", "places"), [((6, 6), [7, 9, 11, 19, 21, 23, 31, 33, 35]), ((1, 2), [0, 1])])
+def test_queries_are_spread_over_the_grid(grid, places):
+    assert similarity.spread_patches(grid).ravel().tolist() == places
+
+
+@pytest.mark.parametrize(("grid", "channels"), [((4, 4), 3), ((2, 4), 1), ((1, 1), 3)])
+def test_similarity_is_drawn(tmp_path, grid, channels):
+    images = pictures(2, channels)[:, : 8 * grid[0], : 8 * grid[1]]
+    patches = np.random.default_rng(0).normal(size=(2, grid[0] * grid[1], 5))
+    similarity.draw_similarity(tmp_path / "a.png", images, patches, grid)
+    assert (opened(tmp_path / "a.png") == similarity._MARK).all(axis=-1).sum() > 50
+    with pytest.raises(ValueError, match="3x3 grid do not fit"):
+        similarity.draw_similarity(tmp_path / "b.png", images, patches, (3, 3))
+
+
+def test_padding_does_not_count_in_the_means_of_blocks():
+    values, length = np.array([[[1.0, 0.5, -9.0], [0.0, 0.25, 0.5]]]), np.array([[2, 3]])
+    np.testing.assert_allclose(prediction.block_means(values, length), [[0.75, 0.25]])
+    assert prediction.token_mean(values, length) == pytest.approx((1.5 + 0.75) / 5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_blocks_are_coloured_by_how_well_they_are_predicted(tmp_path, padded):
+    drawn = {
+        "context": np.array([[[3, 4]]]),
+        "target": np.array([[[0, 1, 1], [14, 15, 15]]]),
+        "target_length": np.full((1, 2), 2),
+    }
+    if padded:
+        drawn["context_length"] = np.array([[1]])
+    values = np.array([[[1.0, 1.0, 0], [-1.0, -1.0, 0]]])
+    prediction.draw_prediction(tmp_path / "a.png", pictures(1, 1)[:, :16], drawn, values, values, 4)
+    picture = opened(tmp_path / "a.png")
+    for value in (1.0, -1.0):
+        assert (picture == prediction._SCALE.colours(value)).all(axis=-1).sum() > 500
+
+
+def test_a_map_keeps_what_is_apart_apart_and_is_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    which = np.arange(60) % 3
+    points = 30 * np.eye(8)[which] + rng.normal(size=(60, 8))
+    found = map.project(points)
+    assert next(iter(found)) == "PCA" and all(places.shape == (60, 2) for places in found.values())
+    again = map.project(points)
+    for name, places in found.items():
+        np.testing.assert_array_equal(again[name], places)
+        spread = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        assert spread[which[:, None] == which].max() < spread[which[:, None] != which].min()
+    for labels in ({}, {"kind": which}, {"kind": which, "many": np.arange(60)}):
+        map.draw_map(tmp_path / "a.png", found, labels, {"kind": ["_hidden", "$a", "a very long name of some class"]})
+        opened(tmp_path / "a.png")
+
+
+def test_classes_that_are_colours_are_drawn_in_them(tmp_path):
+    places = {"PCA": np.random.default_rng(0).normal(size=(40, 2))}
+    map.draw_map(tmp_path / "a.png", places, {"colour": np.arange(40) % 2}, {"colour": ["magenta", "green"]})
+    red, green, blue = np.moveaxis(opened(tmp_path / "a.png").astype(int), -1, 0)
+    assert ((red > 250) & (green < 60) & (blue > 250)).sum() > 50
+
+
+@pytest.mark.parametrize("points", [np.zeros((20, 4)), np.ones((1, 4)), np.arange(12.0).reshape(12, 1)])
+def test_a_map_of_collapsed_or_few_features_is_no_error(tmp_path, points):
+    found = map.project(points)
+    assert all(np.isfinite(places).all() for places in found.values())
+    map.draw_map(tmp_path / "a.png", found, {}, {})
 
 
 def run(steps):

@@ -210,6 +210,12 @@ class ScenesSource(ArraySource):
     """Scenes `index` [N] of the collection `seed`, whose segments can be had too."""
 
     segment_names = scenes.SEGMENTS
+    class_names: Mapping[str, Sequence[str]] = {
+        "count": [str(count) for count in range(1, scenes.MAX_OBJECTS + 1)],
+        "distance": [str(place) for place in range(1, _DISTANCE_BINS + 1)],  # from near to far
+        "shape": list(scenes.SHAPES),
+        "colour": list(scenes.COLOURS),
+    }
 
     def __init__(self, images: np.ndarray, labels: Mapping[str, np.ndarray], title: str, seed: int, index: np.ndarray):
         super().__init__(images, labels, title)

@@ -141,12 +141,15 @@ def _open(run: ml_collections.ConfigDict, split: str, wanted: int, display: Disp
 
 
 def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
-    """An encoder of the same shape with random weights, as pretraining would start with this seed, and raw pixels."""
+    """A random encoder, and raw pixels where the protocol can."""
+    return [random_init(bench, protocol.random, seed)] + [Subject("pixels", None, "pixels")] * protocol.pixels
+
+
+def random_init(bench: Bench, name: str, seed: int) -> Subject:
+    """An encoder of the same shape with random weights, as pretraining would start with this seed."""
     fresh = jax.jit(lambda: bench.encoder.init(jax.random.split(jax.random.key(seed))[0]))  # as IJepa.init
     params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
-    return [Subject(protocol.random, params, checkpoint.digest_of(params))] + [
-        Subject("pixels", None, "pixels")
-    ] * protocol.pixels
+    return Subject(name, params, checkpoint.digest_of(params))
 
 
 def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:

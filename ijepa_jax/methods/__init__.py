@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from ijepa_jax.methods.ijepa import IJepa
+from ijepa_jax.methods.rcdm import Rcdm
 
-__all__ = ["IJepa", "Method"]
+__all__ = ["IJepa", "Method", "Rcdm"]
 
 Params = dict[str, dict]
 Batch = dict[str, jax.Array]

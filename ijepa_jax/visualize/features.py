@@ -8,7 +8,7 @@ from ijepa_jax.visualize.masks import as_rgb, save_grid
 _COLUMNS = 8  # images side by side before a new pair of rows begins
 
 
-def draw_pca(path, images, patches, grid: tuple[int, int]) -> None:
+def draw_pca(path, images, patches, grid: tuple[int, int], random_init=None) -> None:
     """Draws images and, below each, its patch features as colours: their first three principal components as red, green, blue.
 
     One basis and one scale serve all images, so that a colour means the same thing in every one of them.
@@ -18,24 +18,39 @@ def draw_pca(path, images, patches, grid: tuple[int, int]) -> None:
       images: uint8 [n, H, W, channels].
       patches: float [n, N, D], features of N = rows * columns patches in row-major order.
       grid: (rows, columns).
+      random_init: float [n, N, D], a random encoder's, drawn below them in a basis of their own; None for none.
 
     Raises:
       ValueError: patches that do not fill the grid, or are not finite.
     """
-    images, patches = as_rgb(images), np.asarray(patches)
-    if patches.ndim != 3 or patches.shape[:2] != (len(images), grid[0] * grid[1]):
-        raise ValueError(f"{len(images)} images on a {grid[0]}x{grid[1]} grid do not fit patch features {list(patches.shape)}")
-    colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)
-    height, width = images.shape[1:3]
-    rows_of_pixel, columns_of_pixel = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
-    colours = colours[:, rows_of_pixel][:, :, columns_of_pixel]  # each pixel gets its patch's colour
+    images = as_rgb(images)
+    lines = {"image": images, "PCA": _as_colours(patches, images, grid)}
+    if random_init is not None:
+        lines["random init"] = _as_colours(random_init, images, grid)
     blank = np.full_like(images[0], 255)
     rows = []
     for start in range(0, len(images), _COLUMNS):
-        for pictures in (images, colours):
+        for pictures in lines.values():
             row = list(pictures[start : start + _COLUMNS])
             rows.append(row + [blank] * (min(_COLUMNS, len(images)) - len(row)))
-    save_grid(path, rows, [""] * len(rows[0]), ["image", "PCA"] * (len(rows) // 2))
+    save_grid(path, rows, [""] * len(rows[0]), [*lines] * (len(rows) // len(lines)))
+
+
+def _as_colours(patches, images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Patch features [n, N, D] as colours, uint8 [n, H, W, 3] like the images: each pixel gets its patch's."""
+    patches = checked_patches(patches, len(images), grid)
+    colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)
+    height, width = images.shape[1:3]
+    rows_of_pixel, columns_of_pixel = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
+    return colours[:, rows_of_pixel][:, :, columns_of_pixel]
+
+
+def checked_patches(patches, count: int, grid: tuple[int, int]) -> np.ndarray:
+    """Patch features as an array [count, rows * columns, D]; ValueError where they have another shape."""
+    patches = np.asarray(patches)
+    if patches.ndim != 3 or patches.shape[:2] != (count, grid[0] * grid[1]):
+        raise ValueError(f"{count} images on a {grid[0]}x{grid[1]} grid do not fit patch features {list(patches.shape)}")
+    return patches
 
 
 def pca_colours(patches) -> np.ndarray:
@@ -44,12 +59,8 @@ def pca_colours(patches) -> np.ndarray:
     Components run from their 1st to their 99th percentile; one that does not vary is drawn as mid-grey. Their signs are
     fixed (the largest loading is positive), so that the same features always give the same picture.
     """
-    flat = checked_features(np.reshape(patches, (-1, np.shape(patches)[-1])), "patch").astype(np.float64)
-    centred = flat - flat.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1][:, :3]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    scores = np.pad(centred @ axes, ((0, 0), (0, 3 - axes.shape[1])))
+    flat = checked_features(np.reshape(patches, (-1, np.shape(patches)[-1])), "patch")
+    scores = principal_components(flat, 3)
     low, high = np.percentile(scores, [1, 99], axis=0)
     spread = high - low
     varies = spread > 1e-6 * max(np.abs(flat).max(), np.finfo(np.float64).tiny)
@@ -57,12 +68,52 @@ def pca_colours(patches) -> np.ndarray:
     return np.clip(colours, 0.0, 1.0).reshape(*np.shape(patches)[:-1], 3)
 
 
+def principal_components(features: np.ndarray, count: int) -> np.ndarray:
+    """Scores of features (float [N, D]) on their first principal components: float64 [N, count], zeros past the Dth.
+
+    Signs are fixed: the largest loading of each component is positive.
+    """
+    centred = np.asarray(features, np.float64)
+    centred = centred - centred.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    axes = axes[:, ::-1][:, :count]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    return np.pad(centred @ axes, ((0, 0), (0, count - axes.shape[1])))
+
+
 def nearest(queries, bank, k: int) -> np.ndarray:
     """The k bank features (float [N, D]) nearest to each query (float [n, D]) by cosine similarity: int32 [n, min(k, N)]."""
     return neighbours(bank, queries, k)[0]
 
 
-def draw_neighbours(path, query_images, bank_images, neighbours, titles=None) -> None:
+def nearest_others(bank, positions, k: int) -> np.ndarray:
+    """The k features of a bank (float [N, D]) nearest to those at `positions` (int [n]), themselves left out: int32 [n, k].
+
+    They are N - 1 where the bank has no more. An image that it holds twice has its double for a neighbour.
+    """
+    positions = np.asarray(positions)
+    found = nearest(np.asarray(bank)[positions], bank, k + 1)
+    itself = found == positions[:, None]
+    itself[~itself.any(axis=1), -1] = True  # nearer ones of equal features have crowded it out
+    return found[~itself].reshape(len(found), -1)
+
+
+def label_agreement(labels, positions, found) -> tuple[float, float]:
+    """How often neighbours share their query's label, and how often any other image of the bank does: shares in 0 .. 1.
+
+    Args:
+      labels: int [N], of the bank.
+      positions: int [n], the queries' places in the bank.
+      found: int [n, k], their neighbours' places, from `nearest_others`.
+    """
+    labels, positions = np.asarray(labels), np.asarray(positions)
+    wanted = labels[positions]
+    _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    chance = (counts[which[positions]] - 1) / max(1, len(labels) - 1)
+    return float(np.mean(labels[found] == wanted[:, None])), float(chance.mean())
+
+
+def draw_neighbours(path, query_images, bank_images, neighbours, titles=None, captions=None) -> None:
     """Draws a row for each query image: the image, then its neighbours in the bank, nearest first.
 
     Args:
@@ -71,6 +122,7 @@ def draw_neighbours(path, query_images, bank_images, neighbours, titles=None) ->
       bank_images: uint8 [N, H, W, channels].
       neighbours: int [n, k], from `nearest`.
       titles: list of n str that name the rows; None for none.
+      captions: for each row the text below the query and each neighbour, n lists of 1 + k str; None for none.
 
     Raises:
       ValueError: another number of rows of neighbours than of queries.
@@ -81,4 +133,5 @@ def draw_neighbours(path, query_images, bank_images, neighbours, titles=None) ->
     queries, found = as_rgb(query_images), as_rgb(np.asarray(bank_images)[neighbours.ravel()])
     found = found.reshape(*neighbours.shape, *found.shape[1:])
     rows = [[query, *row] for query, row in zip(queries, found, strict=True)]
-    save_grid(path, rows, ["query", "nearest", *map(str, range(2, neighbours.shape[1] + 1))], titles, gap_after=1)
+    columns = ["query", "nearest", *map(str, range(2, neighbours.shape[1] + 1))]
+    save_grid(path, rows, columns[: 1 + neighbours.shape[1]], titles, captions=captions, gap_after=1)

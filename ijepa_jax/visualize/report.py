@@ -1,10 +1,17 @@
-"""The report of a run: report.json for programs, report.md for people, and the table of probes for page and terminal."""
+"""The report of a run: report.json for programs, report.html and .md for people, the table of probes for page and terminal."""
 
 import json
 import math
+import urllib.parse
 
 from etils import epath
 from rich.table import Table
+
+from ijepa_jax import config as config_lib
+from ijepa_jax.visualize.page import as_block, as_code, as_text, write_page
+from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
+
+_TITLES_BY_METHOD = {"ijepa": "I-JEPA pretraining report", "rcdm": "Report of a decoder of I-JEPA's representations"}
 
 _COLUMNS = ("ijepa", "random_init", "pixels")
 _HEADINGS = ("I-JEPA", "random init", "pixels")
@@ -12,28 +19,51 @@ _CAPTION = (
     "Accuracy on held-out images, per cent, on frozen features: the target encoder's pooled patches, those of an encoder with "
     "random weights, and raw pixels at 32x32. Linear probes, but for a row named knn."
 )
+_DECODED = (
+    "Root mean square difference of the drawn blocks from those of the images, in grey levels (0 to 255), by the "
+    "representation that they were drawn from."
+)
 _TITLES = {
+    "decoded": "Blocks drawn from representations",
     "curves": "Training",
     "probes": "Probes over steps",
     "masks": "Images, their contexts and targets",
     "pca": "Patch features as colours",
     "neighbours": "Nearest neighbours",
 }
+_EXPLAINED = {
+    "probes": "On the smaller samples that probes during training use; lines across are the baselines on the same samples.",
+    "masks": "What the context encoder sees of an image, and the blocks whose representations are predicted from it.",
+    "pca": "The first three principal components of the target encoder's patches as red, green and blue.",
+    "neighbours": "Test images, and those whose features are most like theirs.",
+}
+_LAST_METRICS = {
+    "target_std": "target_std: spread of target tokens",
+    "prediction_std": "prediction_std: spread of predictions",
+    "target_image_std": "target_image_std: spread of whole images",
+}
 
 
 def write_report(directory, report: dict) -> None:
-    """Writes report.json and report.md.
+    """Writes report.md, report.html, which needs no other file, and report.json.
 
     Args:
       directory: where to, made if missing; local or cloud storage. Pictures are expected there too.
       report: `probes` (per cent: {task: {ijepa, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme`, `lidar`
-        and `feature_std` ({ijepa, random_init}), `seconds`, `images_per_s`, `steps`, `params_digest`, `compilations`,
-        `command`, `data`, `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`).
-        NaN and infinity become null in the JSON, which has no word for them, and a dash in the page.
+        and `feature_std` ({ijepa, random_init}), `last_metrics` (of the last step: {target_std, ...}), `method`, `decoded` (of
+        a decoder: {kind: {inside, outside}}), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
+        `input_wait_share` and `probe_share` (0 .. 1), `bad_images`, `params_digest`, `compilations`, `command`, `data`,
+        `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`). NaN and infinity become
+        null in the JSON, which has no word for them, and a dash in the page.
+
+    Raises:
+      FileNotFoundError: a picture is not there.
     """
     directory, report = epath.Path(directory), _plain(report)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.md").write_text(markdown(report))
+    text = markdown(report)
+    (directory / "report.md").write_text(text)
+    write_page(directory / "report.html", text, _title(report) + (f": {report['data']}" if report.get("data") else ""))
     unfinished = directory / "report.json.tmp"  # report.json says that the run is finished: it comes last, and whole
     unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     unfinished.replace(directory / "report.json")
@@ -47,22 +77,23 @@ def read_report(workdir) -> dict | None:
 
 def markdown(report: dict) -> str:
     """The report as a page of Markdown; parts that `report` does not have are left out."""
-    parts = ["# I-JEPA pretraining report"]
+    parts = [f"# {_title(report)}", in_words(report), *(f"> **Warning:** {warning}" for warning in warnings(report))]
     if report.get("command"):
-        parts.append(f"```\n{report['command']}\n```")
-    parts += [_run_table(report), "## Probes", _CAPTION, _probe_section(report, "probes")]
+        parts.append(as_block(report["command"]))
+    parts.append(_run_table(report))
+    if report.get("probes"):
+        parts += ["## Probes", _CAPTION, _probe_section(report, "probes")]
+    if report.get("decoded"):
+        parts += ["## Blocks drawn anew", _DECODED, _decoded_table(report["decoded"])]
     if report.get("knn"):
-        parts += ["## Nearest neighbours", "Accuracy of kNN on held-out images, per cent.", _probe_section(report, "knn")]
-    if report.get("rankme") or report.get("feature_std"):
-        parts += ["## Signs of collapse", _collapse_table(report)]
-    for picture in report.get("pictures") or []:
-        parts.append(f"## {_title(picture)}\n\n![{_title(picture)}]({picture})")
-    for key, title in (("config", "Settings"), ("environment", "Environment")):
-        if report.get(key):
-            rows = [[f"`{name}`", f"`{value}`"] for name, value in _flatten(report[key])]
-            table = _table(["name", "value"], rows)
-            parts.append(f"## {title}\n\n<details><summary>values: {len(rows)}</summary>\n\n{table}\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+        parts += ["## kNN", "Accuracy of kNN on held-out images, per cent.", _probe_section(report, "knn")]
+    parts += _collapse_section(report)
+    parts += [_picture_section(picture) for picture in report.get("pictures") or []]
+    if report.get("config"):
+        parts += _settings_section(report["config"])
+    if report.get("environment"):
+        parts += ["## Environment", _folded(report["environment"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
@@ -74,8 +105,8 @@ def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
     """
     probes = report.get(key) or {}
     rows = [[task, *(_number(result.get(column)) for column in _COLUMNS)] for task, result in probes.items()]
-    if len(probes) > 1 and "knn" not in probes:  # several tasks, not several protocols of one
-        rows.append(["mean", *(_number(_mean([result.get(column) for result in probes.values()])) for column in _COLUMNS)])
+    if len(linear_probes({"probes": probes})) > 1:  # several tasks, not several protocols of one
+        rows.append(["mean", *(_number(mean_accuracy({"probes": probes}, column)) for column in _COLUMNS)])
     return rows
 
 
@@ -94,45 +125,87 @@ def probe_table(report: dict, key: str = "probes") -> Table:
 
 def _run_table(report: dict) -> str:
     named = (
-        ("data", "data", str),
+        ("data", "data", as_code),
         ("steps", "steps", "{:,}".format),
-        ("time", "seconds", lambda seconds: f"{seconds:,.0f} s"),
+        ("best checkpoint, by the probes during training", "best_step", "step {:,}".format),
+        ("time", "seconds", "{:,.0f} s".format),
         ("images per second", "images_per_s", "{:,.0f}".format),
+        ("share of training waited for input", "input_wait_share", _share),
+        ("share of training spent in probes", "probe_share", _share),
+        ("unreadable images", "bad_images", str),
         ("compilations of the step", "compilations", str),
-        ("digest of the parameters", "params_digest", "`{}`".format),
+        ("digest of the parameters", "params_digest", as_code),
     )
-    return _table(["", ""], [[name, write(report[key])] for name, key, write in named if report.get(key) is not None])
+    rows = [[name, write(report[key])] for name, key, write in named if report.get(key) is not None]
+    return _table(["", ""], rows, right=False) if rows else ""
 
 
 def _probe_section(report: dict, key: str) -> str:
-    return _table(["probe", *_HEADINGS], probe_rows(report, key))
+    return _table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
 
 
-def _collapse_table(report: dict) -> str:
+def _decoded_table(decoded: dict) -> str:
+    return _table(["drawn from", "error"], [[as_text(kind), _number(error)] for kind, error in decoded.items()])
+
+
+def _collapse_section(report: dict) -> list[str]:
     names = {"rankme": "RankMe (effective rank)", "lidar": "LiDAR", "feature_std": "feature std"}
-    rows = []
-    for key, name in names.items():
-        if report.get(key):
-            rows.append([name, *(_number(report[key].get(column), 3) for column in _COLUMNS[:2])])
-    return _table(["", *_HEADINGS[:2]], rows)
+    rows = [
+        [name, *(_number(report[key].get(column), 3) for column in _COLUMNS[:2])]
+        for key, name in names.items()
+        if report.get(key)
+    ]
+    last = report.get("last_metrics") or {}
+    last_rows = [[name, _number(last[key], 4)] for key, name in _LAST_METRICS.items() if key in last]
+    parts = ["## Signs of collapse"] if rows or last_rows else []
+    if rows:
+        parts += [
+            "Near 1 (the first two) or 0, or far below the random encoder's, they tell of collapse.",
+            _table(["", *_HEADINGS[:2]], rows),
+        ]
+    if last_rows:
+        parts += ["At the last step of training (a spread of 0 is collapse):", _table(["", "last step"], last_rows)]
+    return parts
 
 
-def _table(headings, rows) -> str:
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+def _picture_section(picture: str) -> str:
+    name = picture.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    title = as_text(_TITLES.get(name, name.replace("_", " ").capitalize()))
+    shown = f"![{title}]({urllib.parse.quote(picture)})"
+    return "\n\n".join(part for part in (f"## {title}", _EXPLAINED.get(name), shown) if part)
+
+
+def _settings_section(settings: dict) -> list[str]:
+    """Settings that differ from the defaults beside these, and all of them folded away."""
+    defaults = dict(_flatten(_plain(config_lib.to_plain(config_lib.default()))))
+    changed = [(name, value) for name, value in _flatten(settings) if name not in defaults or value != defaults[name]]
+    rows = [[as_code(name), as_code(value), as_code(defaults[name]) if name in defaults else "–"] for name, value in changed]
+    table = _table(["setting", "this run", "default"], rows, right=False)
+    return ["## Settings", "Those that are not the defaults:" if rows else "", table if rows else "", _folded(settings)]
+
+
+def _folded(values: dict) -> str:
+    rows = [[as_code(name), as_code(value)] for name, value in _flatten(values)]
+    table = _table(["name", "value"], rows, right=False)
+    return f"<details><summary>all values: {len(rows)}</summary>\n\n{table}\n\n</details>"
+
+
+def _title(report: dict) -> str:
+    return _TITLES_BY_METHOD.get(report.get("method"), _TITLES_BY_METHOD["ijepa"])
+
+
+def _table(headings, rows, right: bool = True) -> str:
+    """A table of Markdown, numbers to the right; `|` in cells is escaped here, all else where the cells are made."""
+    lines = [headings, ["---"] + ["---:" if right else "---"] * (len(headings) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def _number(value, digits: int = 1) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _mean(values) -> float | None:
-    return None if not values or any(value is None for value in values) else sum(values) / len(values)
-
-
-def _title(picture: str) -> str:
-    name = picture.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def _flatten(tree, prefix: str = ""):

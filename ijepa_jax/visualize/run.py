@@ -10,13 +10,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ijepa_jax import build, metrics, processes
-from ijepa_jax.data.images import center_crop, decode
 from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.methods import IJepa
 from ijepa_jax.visualize.curves import draw_curves, draw_probes
-from ijepa_jax.visualize.features import draw_neighbours, draw_pca, nearest
-from ijepa_jax.visualize.masks import draw_masks
+from ijepa_jax.visualize.features import draw_pca
+from ijepa_jax.visualize.gallery import Gallery
 
 _IMAGES = 8  # drawn
 _BANK = 1000  # images to find neighbours among
@@ -41,13 +40,10 @@ def draw_pictures(
         return features_lib.collect(build.eval_batches(config, test, rows, mesh), partial(extract, target), mesh)
 
     bank, rows = collect(features_lib.sample(len(test), _BANK), pooled)
-    chosen = features_lib.sample(len(rows), _IMAGES)
-    patches, _ = collect(rows[chosen], features_lib.extractor(build.encoder(config), mesh, ("patches",)))
+    gallery = Gallery(config, test, rows, features_lib.sample(len(rows), _IMAGES))
+    patches, _ = collect(rows[gallery.chosen], features_lib.extractor(build.encoder(config), mesh, ("patches",)))
     if not processes.is_first():
         return []
-    found = nearest(bank["last"][chosen], bank["last"], 7)[:, 1:]
-    near = np.unique(found)
-    images, near_images = _images(config, test, rows[chosen]), _images(config, test, rows[near])
     folder = workdir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lines = metrics.read(workdir)
@@ -56,27 +52,7 @@ def draw_pictures(
     if any(key.startswith("probe/linear/") for line in lines for key in line):
         draw_probes(folder / "probes.png", lines)
         pictures.append("probes.png")
-    _draw_masks(folder / "masks.png", method, images)
-    draw_pca(folder / "pca.png", images, patches["patches"], method.grid)
-    draw_neighbours(folder / "neighbours.png", images, near_images, np.searchsorted(near, found))
+    gallery.draw_masks(folder / "masks.png", gallery.masks(len(gallery.chosen)))
+    draw_pca(folder / "pca.png", gallery.images(gallery.chosen), patches["patches"], method.grid)
+    gallery.draw_nearest(folder / "neighbours.png", bank["last"])
     return [*pictures, "masks.png", "pca.png", "neighbours.png"]
-
-
-def _images(config: ml_collections.ConfigDict, source: Source, rows: np.ndarray) -> np.ndarray:
-    """The images as the encoder sees them in an evaluation: uint8 [n, H, W, C]."""
-    data = config.data
-    decoded = (decode(source[int(row)], data.channels) for row in rows)
-    return np.stack([center_crop(image, tuple(data.image_size), data.eval_crop) for image in decoded])
-
-
-def _draw_masks(path: epath.Path, method: IJepa, images: np.ndarray) -> None:
-    masks = method.prepare()(np.arange(len(images)))
-    draw_masks(
-        path,
-        images,
-        masks["context"],
-        masks["target"],
-        masks["target_length"],
-        method.encoder.patch,
-        masks.get("context_length"),
-    )

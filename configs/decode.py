@@ -1,0 +1,34 @@
+"""A diffusion decoder of a quickstart encoder's representations: what they hold, as pictures (paper, section 8).
+
+    python launch.py
+    python launch.py pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode
+
+Hardware: two CPU cores. Cost: MINUTES.
+
+Networks, masks and images are the checkpoint's; so are the data, unless `data.name` names others. The pictures of the report
+show, for test images, their context, samples drawn from the predictor's output for one block, and from the target encoder's.
+"""
+
+import ml_collections
+
+from configs import quickstart
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run."""
+    config = quickstart.get_config()
+    config.method = "rcdm"
+    config.data.name = ""
+    config.data.crop_scale = (1.0, 1.0)
+    config.data.crop_aspect = (1.0, 1.0)
+    config.optim.steps = 6000
+    config.optim.warmup = 200.0
+    config.optim.start_lr = 1e-5
+    config.optim.weight_decay = 0.01
+    config.optim.final_weight_decay = 0.01
+    config.optim.momentum = 0.998
+    config.optim.final_momentum = 0.998
+    config.optim.clip = 1.0
+    config.probe.every = 0
+    config.checkpoint.every = 1000
+    return config

@@ -1,0 +1,93 @@
+"""How well the predictor of a checkpoint predicts: cosines of its output with the target encoder's, beside what chance gives.
+
+A raw cosine can be high for no merit: tokens of all images share a mean, and those at one position share more. So it is also
+taken after the mean target at the same position is subtracted from both, and with the target of another image.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ijepa_jax.methods import IJepa
+from ijepa_jax.sharding import place_batch, place_rows, replicated
+from ijepa_jax.vit import normalise
+
+MEASURES = ("cosine", "centred", "other", "other_centred", "position_mean")
+_IMAGES = 32  # at a time
+
+
+def position_means(method: IJepa, target: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> np.ndarray:
+    """The mean of the target encoder's (layer-normalised) output at each position, over evaluation batches: float32 [N, D].
+
+    With several processes all must call this, each with its rows of the batches.
+    """
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def summed(target, batch):
+        encoded = method.encode_target(target, normalise(batch["image"], method.mean, method.std))
+        return jnp.where(batch["valid"][:, None, None], encoded, 0).sum(axis=0), batch["valid"].sum()
+
+    total, count = 0.0, 0
+    for batch in batches:
+        placed = place_batch({"image": batch["image"], "valid": batch["valid"]}, mesh)
+        part, images = jax.device_get(summed(target, placed))
+        total, count = total + part.astype(np.float64), count + int(images)
+    return np.asarray(total / count, np.float32)
+
+
+def measure(
+    method: IJepa, params: Any, target: Any, means: np.ndarray, images: np.ndarray, masks: dict[str, np.ndarray], mesh: Mesh
+) -> dict[str, np.ndarray]:
+    """Cosines of every target token's prediction: float32 [n, M, T] each, averaged over contexts; padding's mean nothing.
+
+    - `cosine`: with its target; `centred`: likewise, with the position's mean taken off both;
+    - `other`, `other_centred`: with the next image's target at the same position;
+    - `position_mean`: of the position's mean itself with the target, which takes no prediction.
+
+    Args:
+      method: the objective; nothing is dropped at random.
+      params: {"encoder": tree, "predictor": tree}, the context encoder's and the predictor's.
+      target: the target encoder's parameters.
+      means: float32 [N, D], from `position_means`.
+      images: uint8 [n, H, W, C], all of them in every process.
+      masks: of these images, as `MaskSampler` gives them.
+      mesh: devices, among which images are divided.
+    """
+    size = max(2, min(_IMAGES, len(images)))  # with one image alone there would be no other
+    size = -(-size // mesh.size) * mesh.size
+    compiled = jax.jit(partial(_cosines, method), out_shardings=replicated(mesh))
+    parts = []
+    for start in range(0, len(images), size):
+        rows = (start + np.arange(size)) % len(images)  # the last batch is filled up from the beginning
+        batch = {"image": images[rows], **{name: values[rows] for name, values in masks.items()}}
+        found = compiled(params, target, means, {name: place_rows(values, mesh) for name, values in batch.items()})
+        parts.append(jax.device_get(found))
+    return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in MEASURES}
+
+
+def _cosines(method: IJepa, params: Any, target: Any, means: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    images = normalise(batch["image"], method.mean, method.std)
+    encoded = method.encode_target(target, images)
+    goal, other = (method.gather_targets(tokens, batch["target"])[:, :, None] for tokens in (encoded, jnp.roll(encoded, -1, 0)))
+    usual = means[batch["target"]][:, :, None]
+    context = method.encode_context(params["encoder"], images, batch, jax.random.key(0))
+    prediction = method.predict(params["predictor"], context, batch)
+    found = {
+        "cosine": cosine(prediction, goal),
+        "centred": cosine(prediction - usual, goal - usual),
+        "other": cosine(prediction, other),
+        "other_centred": cosine(prediction - usual, other - usual),
+        "position_mean": cosine(usual, goal),
+    }
+    return {name: values.mean(axis=2) for name, values in found.items()}
+
+
+def cosine(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Cosine of vectors [..., D]: [...]; 0 where one of them is zero."""
+    lengths = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
+    return jnp.where(lengths > 0, (first * second).sum(axis=-1) / jnp.where(lengths > 0, lengths, 1), 0)

@@ -1,0 +1,260 @@
+"""What a checkpoint has learned, as pictures on a page: of any workdir with an encoder, on any data."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from ijepa_jax import build, checkpoint, processes, sharding
+from ijepa_jax.console import Display
+from ijepa_jax.data.sources import Subset
+from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.evaluate import prediction
+from ijepa_jax.evaluate.bench import Bench, Subject
+from ijepa_jax.evaluate.settings import default
+from ijepa_jax.evaluate.suite import open_bench, random_init
+from ijepa_jax.visualize import explore_page
+from ijepa_jax.visualize.features import draw_pca, label_agreement, nearest_others
+from ijepa_jax.visualize.gallery import Gallery
+from ijepa_jax.visualize.map import draw_map, project
+from ijepa_jax.visualize.page import write_page
+from ijepa_jax.visualize.prediction import draw_prediction, token_mean
+from ijepa_jax.visualize.similarity import draw_similarity
+from ijepa_jax.workdir import absolute
+
+SPLITS = ("train", "test")
+_SIMILAR = 4  # images whose similarity maps are drawn
+_MEASURED = 256  # images that prediction is measured on
+_MAPPED = 1000  # images on the map: t-SNE takes a second or two for each thousand
+_QUERIES = 2000  # images whose neighbours are compared with them,
+_NEIGHBOURS = 10  # so many of each
+_LONGEST = 24  # letters of a class's name below a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of the bank: pooled features float [N, D], and patches float [n, P, D] of the images drawn."""
+
+    pooled: np.ndarray
+    patches: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Cosines by measure, float [n, M, T] (see `prediction.measure`), of the images at some places of the bank."""
+
+    places: np.ndarray
+    cosines: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """All that is drawn: images, what the encoders (trained, random_init) make of them, masks and predictions."""
+
+    gallery: Gallery
+    encoded: Mapping[str, Encoded]
+    masks: dict[str, np.ndarray]
+    predictions: Predictions | None
+
+
+def explore(
+    path: str, *, out: str = "", data: str = "", directory: str = "", split: str = "test", images: int = 8, bank: int = 2000,
+    step: int = 0, seed: int = 0, command: str = "", display: Display,
+) -> dict[str, Any]:  # fmt: skip
+    """Draws what a workdir's encoder makes of a data set; returns what was written and measured.
+
+    Writes pictures, a page of Markdown (index.md) and the same as one HTML file (index.html). With several processes all must
+    call this; the first one writes.
+
+    Args:
+      path: a workdir, or WORKDIR/checkpoints/STEP.
+      out: a folder, by default WORKDIR/visualize.
+      data: the data set, named as for training, by default the checkpoint's own; `directory`: where tfds data sets are.
+      split: train or test.
+      images: how many are drawn, out of a `bank` of so many, spread evenly over the split.
+      step: which checkpoint, see `checkpoint.restore_parts`.
+      seed: of the random encoder, the masks, and which images are drawn.
+      command: what the page says it was made with.
+      display: where progress is shown.
+
+    Raises:
+      ValueError: a split that there is not, more images than the bank is to have, or foreign weights that are no workdir.
+      DataError, CheckpointError: as `suite.evaluate`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not known: it must be one of {', '.join(SPLITS)}")
+    if images > bank:
+        raise ValueError(f"{images} images are to be drawn out of a bank of {bank}: give a larger bank")
+    folder = _folder(path, out)
+    settings = default("rank")
+    settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
+    settings.cache, settings.step = False, step
+    bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
+    learned = checkpoint.restore_parts(path, found_step, ("target", "params")).trees.get("params")
+    look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
+    result = {
+        "out": str(folder), "checkpoint": str(path), "step": found_step, "digest": digest, "data": bench.run.data.name,
+        "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
+        "own_masks": learned is not None, "command": command,
+    }  # fmt: skip
+    if processes.is_first():
+        display.log("drawing")
+        result |= _draw(folder, look, seed)
+        (folder / "index.md").write_text(text := explore_page.markdown(result))
+        write_page(folder / "index.html", text, "What an I-JEPA encoder sees")
+    return {**result, "page": "index.html"}
+
+
+def _folder(path: str, out: str) -> epath.Path:
+    """Where the page goes; ValueError for what is no workdir but may be foreign weights."""
+    workdir = absolute(path)
+    workdir = workdir.parent.parent if checkpoint.is_step(workdir) else workdir
+    if workdir.exists() and not (workdir / "checkpoints").is_dir():
+        how = f"python launch.py import --from {path} --out DIR"
+        raise ValueError(f"{path} is no workdir: foreign weights are made one with {how}")
+    return absolute(out) if out else workdir / "visualize"
+
+
+def _drawn(count: int, images: int, seed: int) -> np.ndarray:
+    """Places of the images to draw, evenly spread over the bank; other ones for other seeds."""
+    return np.sort((features_lib.sample(count, images) + seed) % count)
+
+
+def _patches(bench: Bench, subject: Subject, gallery: Gallery) -> np.ndarray:
+    """The chosen images' patch features, float32 [n, P, D]."""
+    source = Subset(gallery.source, gallery.rows[gallery.chosen])
+    return features_lib.collect(bench.batches(source), bench.extract(subject, ("patches",)), bench.mesh)[0]["patches"]
+
+
+def _look(bench: Bench, trained: Subject, learned: Any, split: str, images: int, seed: int) -> Look:
+    """Encodes the bank and predicts what is masked; `learned`: the trained parameters, None where the encoder came alone."""
+    subjects = {"trained": trained, "random_init": random_init(bench, "random_init", seed)}
+    pooled = {name: bench.features(subject, ("last",), split) for name, subject in subjects.items()}
+    rows = pooled["trained"][1]
+    config = bench.run if learned is not None else _with_masks_that_fit(bench.run)
+    gallery = Gallery(config, bench.splits[split], rows, _drawn(len(rows), images, seed))
+    encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
+    masks = _masks(gallery, min(len(rows), max(_MEASURED, images)), seed, own=learned is not None)
+    predictions = _predict(bench, learned, trained.params, gallery, masks) if learned is not None else None
+    return Look(gallery, encoded, masks, predictions)
+
+
+def _with_masks_that_fit(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The settings of an encoder that came alone, whose masks are nobody's choice: with contexts of any length."""
+    config = config.copy_and_resolve_references()
+    config.masks.mode, config.masks.context_patches = "pad", 0
+    return config
+
+
+def _masks(gallery: Gallery, count: int, seed: int, *, own: bool) -> dict[str, np.ndarray]:
+    """Masks of so many images; none where they are not the checkpoint's own and its grid is too small for them."""
+    try:
+        return gallery.masks(count, seed)
+    except ValueError:
+        if own:
+            raise
+        return {}
+
+
+def _predict(bench: Bench, params: Any, target: Any, gallery: Gallery, masks: dict[str, np.ndarray]) -> Predictions:
+    """What the predictor makes of the images drawn and others, by their masks."""
+    method = build.method(bench.run)
+    method = dataclasses.replace(method, encoder=dataclasses.replace(method.encoder, drop_path=0.0))
+    params = jax.tree.map(jax.device_put, params, sharding.state_shardings(params, bench.mesh))
+    bench.display.log("predicting target blocks")
+    means = prediction.position_means(method, target, bench.batches(Subset(gallery.source, gallery.rows)), bench.mesh)
+    others = np.setdiff1d(features_lib.sample(len(gallery.rows), len(masks["target"])), gallery.chosen)
+    places = np.concatenate([gallery.chosen, others])[: len(masks["target"])]
+    masks = {name: values[: len(places)] for name, values in masks.items()}
+    return Predictions(places, prediction.measure(method, params, target, means, gallery.images(places), masks, bench.mesh))
+
+
+def _labels(gallery: Gallery) -> dict[str, np.ndarray]:
+    """Labels int [N] of the bank by task, of those tasks that all images have a label of."""
+    found = gallery.source.labels_at(gallery.rows)
+    return {task: values for task, values in found.items() if values.min() >= 0}
+
+
+def _captions(labels: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """A text of all labels of each image, two tasks on a line; None without labels."""
+    if not labels:
+        return None
+    shown = []
+    for task, values in labels.items():
+        words = [str(value) if task not in names else _short(str(names[task][value])) for value in values]
+        plain = len(labels) > 1 and all(word.isdigit() for word in words)
+        shown.append([f"{task} {word}" for word in words] if plain else words)
+    lines = [[", ".join(pair) for pair in zip(*shown[i : i + 2], strict=True)] for i in range(0, len(shown), 2)]
+    return ["\n".join(parts) for parts in zip(*lines, strict=True)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _agreements(encoded: Mapping[str, Encoded], labels: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """By task: how often the nearest neighbours of an image share its label, in per cent, by encoder and by chance."""
+    found: dict[str, dict[str, float]] = {task: {} for task in labels}
+    chances: dict[str, float] = {}
+    for name, one in encoded.items():
+        if not labels or len(one.pooled) < 2:
+            continue
+        queries = features_lib.sample(len(one.pooled), _QUERIES)
+        near = nearest_others(one.pooled, queries, _NEIGHBOURS)
+        for task, values in labels.items():
+            share, chance = label_agreement(values, queries, near)
+            found[task][name], chances[task] = round(100 * share, 2), round(100 * chance, 2)
+    return {task: {**found[task], "chance": chance} for task, chance in chances.items()}
+
+
+def _summary(predictions: Predictions | None, masks: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """Mean cosines over all valid target tokens of the images measured; those with other images where there are any."""
+    if predictions is None:
+        return None
+    count = len(predictions.places)
+    means = {name: round(token_mean(values, masks["target_length"][:count]), 4) for name, values in predictions.cosines.items()}
+    alone = ("other", "other_centred", "centred", "position_mean") if count < 2 else ()
+    return {"images": count, **{name: value for name, value in means.items() if name not in alone}}
+
+
+def _draw(folder: epath.Path, look: Look, seed: int) -> dict[str, Any]:
+    """Draws all pictures; returns their names, in the page's order, and what was measured for them."""
+    for name in explore_page.PICTURES:
+        (folder / name).unlink(missing_ok=True)  # another page's, perhaps with more pictures
+    gallery, labels, mapped = look.gallery, _labels(look.gallery), features_lib.sample(len(look.gallery.rows), _MAPPED)
+    _draw_images(folder, look)
+    if len(gallery.rows) > 1:
+        captions = _captions(labels, gallery.source.class_names)
+        gallery.draw_nearest(folder / "neighbours.png", look.encoded["trained"].pooled, captions)
+    shown = {task: values[mapped] for task, values in labels.items()}
+    for name, suffix in (("trained", ""), ("random_init", "_random_init")):
+        maps = project(look.encoded[name].pooled[mapped], seed)
+        draw_map(folder / f"map{suffix}.png", maps, shown, gallery.source.class_names)
+    return {
+        "pictures": [name for name in explore_page.PICTURES if (folder / name).exists()],
+        "neighbours": _agreements(look.encoded, labels),
+        "prediction": _summary(look.predictions, look.masks),
+        "maps": [*maps],
+        "mapped": len(mapped),
+        "tasks": [*labels],
+    }
+
+
+def _draw_images(folder: epath.Path, look: Look) -> None:
+    """Draws what is masked, encoded and predicted of the chosen images."""
+    gallery, trained, random = look.gallery, look.encoded["trained"], look.encoded["random_init"]
+    images, grid = gallery.images(gallery.chosen), build.encoder(gallery.config).grid
+    if look.masks:
+        gallery.draw_masks(folder / "masks.png", look.masks)
+    draw_pca(folder / "pca.png", images, trained.patches, grid, random.patches)
+    for name, one in (("similarity", trained), ("similarity_random_init", random)):
+        draw_similarity(folder / f"{name}.png", images[:_SIMILAR], one.patches[:_SIMILAR], grid)
+    if look.predictions is not None:
+        count, cosines = len(images), look.predictions.cosines
+        first = {name: values[:count] for name, values in look.masks.items()}
+        drawn = images, first, cosines["cosine"][:count], cosines["centred"][:count]
+        draw_prediction(folder / "prediction.png", *drawn, gallery.config.model.patch)

@@ -1,0 +1,127 @@
+"""The page of `explore`: its pictures, what they show, and the numbers that keep them honest."""
+
+from typing import Any
+
+from ijepa_jax.visualize.map import FEWEST, PANELS
+from ijepa_jax.visualize.page import as_block, as_code, as_text
+
+_RANDOM = " A random encoder's, of the same shape, is shown for comparison: what it shows too was not learned."
+_SECTIONS = {
+    "masks.png": (
+        "Contexts and targets",
+        "What the context encoder sees of an image, and the blocks that the predictor fills in.",
+    ),
+    "pca.png": (
+        "Patch features as colours",
+        "The first three principal components of patch features as red, green and blue. One basis serves all images, so that "
+        "a colour means the same in every one of them." + _RANDOM,
+    ),
+    "similarity.png": (
+        "Which patches are alike",
+        "For each marked patch, the cosine similarity of its features to those of all other patches of the image. The maps lie "
+        "as the marked patches do.",
+    ),
+    "similarity_random_init.png": (
+        "The same of a random encoder",
+        "Mind the scale of colours, which is this picture's own. Positions alone make patches alike that are near each other, "
+        "and plain ones.",
+    ),
+    "neighbours.png": (
+        "Nearest neighbours",
+        "Each image and those of the bank that are nearest to it by the cosine of pooled features, with their labels.",
+    ),
+    "prediction.png": (
+        "How well target blocks are predicted",
+        "Below each block: the mean cosine of the predictor's output with the target encoder's (layer-normalised), and the "
+        "same after the mean target at each patch's position, over the bank, was taken off both. The colours are the second: "
+        "blue is predicted, white is no better than that mean, red is wrong.",
+    ),
+    "map.png": (
+        "A map of the bank",
+        "Pooled features in two dimensions, coloured by label. PCA keeps large distances; t-SNE and UMAP keep neighbours "
+        "together, and make clusters look further apart than they are.",
+    ),
+    "map_random_init.png": ("The same map of a random encoder", "What is as well sorted here was not learned."),
+}
+PICTURES = tuple(_SECTIONS)
+_ROWS = {
+    ("cosine", "centred"): "prediction with its target",
+    ("other", "other_centred"): "prediction with another image's target, same patches",
+    ("position_mean", None): "mean target at the position, with the target: no prediction at all",
+}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page of what `explore` has drawn and measured, as Markdown; pictures are named relative to it."""
+    parts = ["# What an I-JEPA encoder sees", _facts(result)]
+    for picture, (title, text) in _SECTIONS.items():
+        if picture == "prediction.png" and picture not in result["pictures"]:
+            parts.append(f"## {title}\n\nLeft out: the checkpoint holds an encoder only, without a predictor.")
+        if picture not in result["pictures"]:
+            continue
+        parts.append(f"## {title}\n\n{text}\n\n![{title}]({picture})")
+        if picture == "masks.png" and not result["own_masks"]:
+            parts.append("The encoder came without the settings of its training: these masks are drawn by the default ones.")
+        if picture == "neighbours.png":
+            parts.append(_neighbours(result))
+        if picture == "prediction.png":
+            parts.append(_prediction(result["prediction"]))
+        if picture == "map.png":
+            parts.append(_map(result))
+    if result["command"]:
+        parts.append(f"## Made with\n\n{as_block(result['command'])}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(result: dict[str, Any]) -> str:
+    drawn, bank = result["images"], result["bank"]
+    rows = {
+        "checkpoint": f"{as_code(result['checkpoint'])}, step {result['step']}",
+        "encoder": as_code(result["digest"][:16]),
+        "data": f"{as_code(result['data'])}, {result['split']} split",
+        "images": f"{drawn} drawn, out of a bank of {bank}",
+        "seed": result["seed"],
+    }
+    return _table(["", ""], [[name, value] for name, value in rows.items()])
+
+
+def _neighbours(result: dict[str, Any]) -> str:
+    """How often neighbours share a label, as a table."""
+    if not result["neighbours"]:
+        return "The images have no labels."
+    rows = [
+        [as_text(task), *(f"{found[key]:.1f}" for key in ("trained", "random_init", "chance"))]
+        for task, found in result["neighbours"].items()
+    ]
+    text = "How often the ten nearest neighbours of an image share its label, in per cent, over the bank:"
+    return f"{text}\n\n{_table(['task', 'trained', 'random init', 'chance'], rows)}"
+
+
+def _prediction(found: dict[str, Any]) -> str:
+    """Mean cosines of predictions beside what takes no prediction, as a table."""
+    rows = [
+        [text, *("–" if key not in found else f"{found[key]:.3f}" for key in keys)]
+        for keys, text in _ROWS.items()
+        if keys[0] in found
+    ]
+    text = (
+        f"Means over all target patches of {found['images']} images. A cosine is high for no merit where all targets are "
+        "alike: only what exceeds the rows below the first was predicted from the image."
+    )
+    return f"{text}\n\n{_table(['', 'cosine', 'less the mean'], rows)}"
+
+
+def _map(result: dict[str, Any]) -> str:
+    """What the map shows of the bank, and what it leaves out."""
+    lines = [f"{result['mapped']} of {result['bank']} images."] if result["mapped"] < result["bank"] else []
+    if len(result["tasks"]) > PANELS:
+        lines.append(f"Of {len(result['tasks'])} tasks the first {PANELS} are drawn.")
+    if result["maps"] == ["PCA"] and result["mapped"] >= FEWEST:
+        lines.append("With scikit-learn installed there would be t-SNE beside it, with umap-learn UMAP.")
+    return " ".join(lines)
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    """A table in Markdown; columns with a heading, but for the first, hold numbers."""
+    lines = [head, ["---", *("---:" if title else "---" for title in head[1:])], *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -1,0 +1,55 @@
+"""Images of a data set as pictures show them: as an evaluation sees them, with their masks, and with their neighbours."""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from ijepa_jax import build
+from ijepa_jax.data.images import center_crop, decode
+from ijepa_jax.data.sources import Source
+from ijepa_jax.visualize.features import draw_neighbours, nearest_others
+from ijepa_jax.visualize.masks import draw_masks
+
+_NEIGHBOURS = 6  # drawn beside an image
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """A bank of images, those of a source at `rows` (int64 [N], all readable), some of which are drawn: `chosen`, int [n].
+
+    `config` holds the settings of a run, which say how images are prepared.
+    """
+
+    config: ml_collections.ConfigDict
+    source: Source
+    rows: np.ndarray
+    chosen: np.ndarray
+
+    def images(self, places: np.ndarray) -> np.ndarray:
+        """The images at some places of the bank as an evaluation gives them to the encoder: uint8 [n, H, W, C]."""
+        data = self.config.data
+        decoded = (decode(self.source[int(row)], data.channels) for row in self.rows[places])
+        return np.stack([center_crop(image, tuple(data.image_size), data.eval_crop) for image in decoded])
+
+    def masks(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """The run's masks of so many images, see `MaskSampler`."""
+        return build.masks(self.config)(np.arange(count) + seed * count)
+
+    def draw_masks(self, path, masks: dict[str, np.ndarray]) -> None:
+        """Draws the chosen images with their contexts and targets, the first rows of `masks`."""
+        first = {name: values[: len(self.chosen)] for name, values in masks.items()}
+        draw_masks(path, self.images(self.chosen), **first, patch=self.config.model.patch)
+
+    def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
+        """Draws the chosen images, each with those of the bank that are nearest by pooled features, float [N, D].
+
+        `captions`: text to be written below each image of the bank.
+        """
+        found = nearest_others(pooled, self.chosen, _NEIGHBOURS)
+        shown = None if captions is None else [
+            [captions[place] for place in (query, *near)] for query, near in zip(self.chosen, found, strict=True)
+        ]  # fmt: skip
+        near = np.unique(found)
+        images = self.images(self.chosen)
+        draw_neighbours(path, images, self.images(near), np.searchsorted(near, found), captions=shown)

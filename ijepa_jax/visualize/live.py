@@ -1,0 +1,52 @@
+"""Pictures while a run trains: a few test images above their patch features as colours, without matplotlib."""
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from ijepa_jax import build
+from ijepa_jax.data.sources import Source
+from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.sharding import all_rows
+from ijepa_jax.visualize.features import pca_colours
+from ijepa_jax.visualize.masks import as_rgb
+
+_IMAGES = 8
+_SIDE = 96  # at least so many pixels an image
+
+
+def feature_strip(config: ml_collections.ConfigDict, test: Source, extract: features_lib.Extract, mesh: Mesh) -> np.ndarray:
+    """Some test images and, below each, its patches' first three principal components as colours: uint8 [2 H, n W, 3].
+
+    `extract` gives `patches` of images. With several processes all must call this, and all get the picture.
+    """
+    small = config.copy_and_resolve_references()
+    small.probe.batch_size, small.data.workers = _IMAGES, 0
+    rows = features_lib.sample(len(test), _IMAGES)
+
+    def with_images(images: np.ndarray) -> features_lib.Features:
+        return {**extract(images), **all_rows({"image": images}, mesh)}
+
+    found, _ = features_lib.collect(build.eval_batches(small, test, rows, mesh), with_images, mesh)
+    return side_by_side(found["image"], found["patches"], build.encoder(config).grid)
+
+
+def side_by_side(images: np.ndarray, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The picture of images uint8 [n, H, W, C] and patch features [n, rows * columns, D]; small images are enlarged."""
+    images = as_rgb(images)
+    colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)
+    scale = -(-_SIDE // images.shape[1])
+    size = images.shape[2] * scale, images.shape[1] * scale
+    return np.concatenate([np.concatenate([_resized(picture, size) for picture in row], axis=1) for row in (images, colours)])
+
+
+def read_picture(path) -> np.ndarray:
+    """A PNG file on white ground: uint8 [H, W, 3]."""
+    with path.open("rb") as file, Image.open(file) as image:
+        ground = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))
