@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = ""
     config.data.crop_scale = (1.0, 1.0)
     config.data.crop_aspect = (1.0, 1.0)
-    config.optim.steps = 6000
+    config.optim.steps = 8000
     config.optim.warmup = 200.0
     config.optim.start_lr = 1e-5
     config.optim.weight_decay = 0.01

@@ -220,6 +220,9 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) 
     step = {0: steps[-1] if best is None else best, -1: steps[-1]}.get(step, step) if step not in steps else step
     if step not in steps:
         raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
+    notes = checkpoints.notes(step)
+    if (method := notes["settings"]["method"]) != "ijepa":
+        raise CheckpointError(f"{path} holds no encoder but what method {method!r} trains: give the workdir of an I-JEPA run")
     item = folder / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(item).item_metadata.tree
@@ -228,7 +231,7 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) 
         }
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         trees = checkpointer.restore(item, ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True))
-    return Saved(trees, checkpoints.notes(step), step)
+    return Saved(trees, notes, step)
 
 
 def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:

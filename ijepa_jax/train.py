@@ -6,27 +6,24 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib import metadata
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
-from ijepa_jax import build, processes, sharding
+from ijepa_jax import build, probes, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.checkpoint import CheckpointError, digest_of
 from ijepa_jax.console import Display
-from ijepa_jax.data.sources import DataError, Source
-from ijepa_jax.evaluate import features, probe
+from ijepa_jax.data.sources import DataError
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State
 from ijepa_jax.visualize import decoder
-from ijepa_jax.visualize.live import feature_strip, read_picture
+from ijepa_jax.visualize.live import read_picture
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
 from ijepa_jax.workdir import absolute, claim
@@ -120,7 +117,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
     step_fn = sharding.jit_step(build.step(run.config, run.method, run.optimizer), state, run.mesh)
     if run.config.probe.every:
-        _recall_probes(run) if start_step else _probe_baselines(run)
+        probes.recall(run) if start_step else probes.baselines(run)
     run.display.start("step", run.total_steps, start_step)
     with contextlib.closing(_placed_batches(run, start_step)) as stream, jax.transfer_guard("disallow"):
         late = None
@@ -141,7 +138,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             late = None
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
-            score = _probe_during(run, step, state.target) if _due_probe(run, step) else None
+            score = probes.during(run, step, state.target) if _due_probe(run, step) else None
             _report_waiting(run)
             run.check_claim()
             run.checkpoints.save(state, step, run.settings(), score, **run.notes)
@@ -254,76 +251,6 @@ def _end_trace(run: Run) -> None:
         run.display.log(f"profile in {run.workdir / 'profile'}")
 
 
-def _probe_data(run: Run, during: bool) -> probe.ProbeData:
-    settings = run.config.probe
-    return probe.ProbeData(
-        run.train, run.test, partial(_eval_batches, run), partial(build.crops, run.config), run.mesh,
-        train_images=settings.during_train_images if during else settings.train_images,
-        test_images=settings.during_test_images if during else settings.test_images,
-        knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
-        lidar_images=settings.lidar_images, lidar_views=settings.lidar_views,
-    )  # fmt: skip
-
-
-def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    for batch in build.eval_batches(run.config, source, rows, run.mesh):
-        run.bad.account(source, batch["bad"])
-        yield batch
-
-
-def _random_encoder(run: Run) -> Any:
-    """The parameters of the encoder as it was before any training, placed like the trained one's."""
-    fresh = jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))
-    return jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), run.mesh))()
-
-
-def _probe_baselines(run: Run) -> None:
-    """Probes a random encoder and raw pixels on the sample that probes during training use."""
-    begun, data = time.monotonic(), _probe_data(run, during=True)
-    random_encoder = _random_encoder(run)
-    random_init = data.measure(partial(run.pooled, random_encoder))
-    pixels = data.measure(features.pixels(run.mesh))
-    if run.writer:
-        named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
-        run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
-    _show_features(run, 0, random_encoder)
-    run.probed += time.monotonic() - begun
-    run.display.probes("random init", random_init, f"probes of a random encoder: {_one_line(random_init)}")
-    run.display.probes("pixels", pixels, f"probes of raw pixels: {_one_line(pixels)}")
-
-
-def _recall_probes(run: Run) -> None:
-    """Shows again, of a run that goes on, what was probed before."""
-    lines = metrics_lib.read(run.workdir) if processes.is_first() else []
-    for name, prefix in (("random init", "baseline/random_init/"), ("pixels", "baseline/pixels/"), ("I-JEPA", "probe/")):
-        found = [{key: line[key] for key in line if key.startswith(prefix) and line[key] is not None} for line in lines]
-        last = next((results for results in reversed(found) if results), {})
-        run.display.recall_probes(name, {key.removeprefix(prefix): value for key, value in last.items()})
-
-
-def _show_features(run: Run, step: int, encoder: Any) -> None:
-    """Writes a picture of what an encoder's patches hold, for whoever watches the run."""
-    picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.mesh)
-    if run.writer:
-        run.writer.pictures(step, {"features/patches": picture})
-
-
-def _probe_during(run: Run, step: int, target: Any) -> float:
-    begun = time.monotonic()
-    results = _probe_data(run, during=True).measure(partial(run.pooled, target))
-    _show_features(run, step, target)
-    run.probed += time.monotonic() - begun
-    if run.writer:
-        run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
-        run.writer.flush()
-    run.display.probes("I-JEPA", results, f"step {step} probes: {_one_line(results)}")
-    return probe.score(results)
-
-
-def _one_line(results: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in results.items() if name != "feature_std")
-
-
 def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
     """What the run came to, pictures, the report."""
     waiting = _waiting(run)
@@ -366,15 +293,7 @@ def _show_table(display: Display, report: dict[str, Any]) -> None:
 
 def _evaluate(run: Run, state: State) -> dict[str, Any]:
     """Final probes beside their baselines, and pictures."""
-    run.display.log("final probes: trained encoder, random encoder, raw pixels")
-    data = _probe_data(run, during=False)
-    trained = data.measure(partial(run.pooled, state.target))
-    random_init = data.measure(partial(run.pooled, _random_encoder(run)))
-    compared = probe.compare(trained, random_init, data.measure(features.pixels(run.mesh)))
-    if run.writer:
-        # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
-        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
-        run.writer.flush()
+    compared = probes.final(run, state.target)
     pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
     return {**compared, "pictures": pictures}
 

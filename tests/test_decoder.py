@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ijepa_jax
 from configs import decode
 from ijepa_jax import build, checkpoint, train
 from ijepa_jax.sharding import make_mesh, place_batch
@@ -107,7 +108,7 @@ def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path
     with pytest.raises(train.Stopped):
         train.pretrain(settings(encoder), tmp_path)
     requests.clear()
-    kept = checkpoint.restore_parts(str(tmp_path)).notes["condition"]
+    kept = checkpoint.Checkpoints(tmp_path, read_only=True).notes(1)["condition"]
     assert len(kept["mean"]) == len(kept["std"]) == 32
     monkeypatch.setattr(decoder.Conditions, "fit", None)  # the statistics must be those that were kept
     again = train.pretrain(settings(encoder), tmp_path)
@@ -126,8 +127,10 @@ def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
         train.pretrain(settings(""), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not a workdir"):
         train.pretrain(settings(tmp_path), tmp_path / "run")
-    with pytest.raises(checkpoint.CheckpointError, match="holds a decoder"):
+    with pytest.raises(checkpoint.CheckpointError, match="holds no encoder but what method 'rcdm' trains"):
         train.pretrain(settings(decoded[0]), tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no encoder"):
+        ijepa_jax.load(decoded[0])
     with pytest.raises(ValueError, match=r"decoder\.width 0 must be positive"):
         train.pretrain(settings(encoder, decoder__width=0), tmp_path)
     with pytest.raises(ValueError, match="a decoder starts afresh"):

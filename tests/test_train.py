@@ -13,6 +13,7 @@ from PIL import Image
 
 from ijepa_jax import build, checkpoint, metrics, train
 from ijepa_jax.data.sources import DataError
+from ijepa_jax.evaluate import probe
 from tests import small
 from tests.test_metrics import events, wandb  # noqa: F401 (a fixture)
 
@@ -196,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path
 
 def test_best_and_newest_checkpoints_are_kept(tmp_path, monkeypatch):
     scores = iter([50.0, 40.0, 30.0, 20.0, 10.0])
-    monkeypatch.setattr(train.probe, "score", lambda results: next(scores))
+    monkeypatch.setattr(probe, "score", lambda results: next(scores))
     changes = {"checkpoint__keep": 1, "checkpoint__keep_every": 6, "probe__every": 2, "checkpoint__every": 2}
     stopped_run(tmp_path, monkeypatch, step=11, **changes)
     checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)

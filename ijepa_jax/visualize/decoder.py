@@ -70,8 +70,6 @@ def load(path: str, step: int = 0) -> Representation:
     """What a workdir's checkpoint (see `checkpoint.restore_parts`) represents images by. Raises CheckpointError."""
     saved = checkpoint.restore_parts(path, step, ("target", "params"))
     settings = config_lib.from_plain(saved.notes["settings"])
-    if settings.method != "ijepa":
-        raise checkpoint.CheckpointError(f"{path} holds a decoder: give the workdir of an I-JEPA run, whose output is decoded")
     settings.model.drop_path = 0.0
     method = build.method(settings)
     return Representation(method, saved.trees, settings, path, saved.step)
