@@ -58,7 +58,9 @@ def check_only(name: str, given: SimpleNamespace) -> int:
     try:
         if "method" in config:
             from ijepa_jax import build
+            from ijepa_jax import config as config_lib
 
+            config_lib.check_run(config)
             build.method(config)
         if "protocol" in config:
             from ijepa_jax.evaluate import settings
@@ -350,7 +352,7 @@ COMMANDS = {
             "data": Flag("NAME", "whose images are drawn, named as for training; by default the checkpoint's own", ""),
             "directory": Flag("DIR", "where tfds data sets are prepared", ""),
             "split": Flag("test", "train or test", "test"),
-            "images": Flag("8", "images drawn", 8, low=1),
+            "images": Flag("8", "images drawn", 8, low=1, high=64),
             "bank": Flag("2000", "images that neighbours are looked for among, and that the map shows", 2000, low=1),
             "step": Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1),
             "seed": Flag("0", "of the random encoder, the masks, and which images are drawn", 0, low=0),

@@ -11,24 +11,28 @@ show, for test images, their context, samples drawn from the predictor's output 
 
 import ml_collections
 
-from configs import quickstart
+from ijepa_jax import config as settings
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run."""
-    config = quickstart.get_config()
+    config = settings.default()
     config.method = "rcdm"
-    config.data.name = ""
+    config.decoder.checkpoint = "runs/quickstart"
+    config.data.name = ""  # the checkpoint's own
     config.data.crop_scale = (1.0, 1.0)
     config.data.crop_aspect = (1.0, 1.0)
+    config.optim.batch_size = 32
     config.optim.steps = 8000
     config.optim.warmup = 200.0
+    config.optim.schedule_scale = 1.0
     config.optim.start_lr = 1e-5
+    config.optim.peak_lr = 1e-3
+    config.optim.final_lr = 1e-5
     config.optim.weight_decay = 0.01
     config.optim.final_weight_decay = 0.01
     config.optim.momentum = 0.998
     config.optim.final_momentum = 0.998
     config.optim.clip = 1.0
-    config.probe.every = 0
     config.checkpoint.every = 1000
     return config

@@ -53,6 +53,19 @@ def _rcdm(config: ml_collections.ConfigDict) -> Rcdm:
     return Rcdm(denoiser, masks(config), tuple(data.image_size), data.channels, encoder.patch, encoder.width)
 
 
+def with_masks_that_fit(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same settings, or, where their masks do not fit the grid, with contexts of any length instead.
+
+    Imported weights do not tell their masks: they come with the default ones, which small grids are too small for.
+    """
+    try:
+        masks(config)
+    except ValueError:
+        config = config.copy_and_resolve_references()
+        config.masks.mode, config.masks.context_patches = "pad", 0
+    return config
+
+
 def masks(config: ml_collections.ConfigDict) -> MaskSampler:
     """The sampler of contexts and targets."""
     return MaskSampler(

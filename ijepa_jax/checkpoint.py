@@ -230,7 +230,8 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) 
             part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved[part]) for part in parts if part in saved
         }
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        trees = checkpointer.restore(item, ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True))
+        asked = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+        trees = checkpointer.restore(item, asked) if wanted else {}
     return Saved(trees, notes, step)
 
 

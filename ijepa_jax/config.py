@@ -22,8 +22,8 @@ EXAMPLES = "examples"  # kept with the settings in checkpoints: how many trainin
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
     "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks",
-    "decoder.checkpoint", "decoder.step", "decoder.width", "decoder.depth", "decoder.heads", "data.name", "data.size",
-    "data.image_size", "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
+    "decoder.width", "decoder.depth", "decoder.heads", "data.name", "data.size", "data.image_size",
+    "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
 )  # fmt: skip
 
 
@@ -168,9 +168,19 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
+def check_run(config: ml_collections.ConfigDict) -> None:
+    """As `check`, and that there is all that a run needs; weights that were imported have settings, but no length of a run."""
+    check(config)
+    optim, decoder = config.optim, config.decoder
+    if bool(optim.epochs) == bool(optim.steps):
+        raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
+    if config.method == "rcdm" and not decoder.checkpoint:
+        raise ValueError("decoder.checkpoint is missing: give the workdir whose representations are to be decoded")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
-    optim, data, model = config.optim, config.data, config.model
+    optim, data, model, decoder = config.optim, config.data, config.model, config.decoder
     flat = flatten(config)
     if config.probe.lidar_images < 0 or config.probe.lidar_views < 2:
         raise ValueError(
@@ -185,8 +195,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, known in _NAMED.items():
         if flat[key] not in known:
             raise ValueError(f"{key} {flat[key]!r} must be one of {', '.join(known)}")
-    if bool(optim.epochs) == bool(optim.steps):
-        raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
+    if decoder.width % 4 or decoder.width % decoder.heads:
+        raise ValueError(f"decoder.width {decoder.width} must be a multiple of 4 and of decoder.heads {decoder.heads}")
     if config.method == "rcdm" and config.warm_start:
         raise ValueError("warm_start is for method 'ijepa': a decoder starts afresh")
     if model.dtype not in ("float32", "bfloat16"):

@@ -73,14 +73,14 @@ class MetricsWriter:
             (self._workdir / "tensorboard" / events.name).write_bytes(events.read_bytes())
 
     def close(self) -> None:
-        if self._wandb:
-            self._wandb.close()
         self._tensorboard.close()
         if self._remote:
             self.flush()
             self._events.cleanup()
         else:
             self._file.close()
+        if self._wandb:
+            self._wandb.close()  # last: it may fail by what others have failed by
 
 
 class WandbRun:

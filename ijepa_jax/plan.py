@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from ijepa_jax import build, sharding
+from ijepa_jax import config as config_lib
 from ijepa_jax.collectives import count_collectives
 from ijepa_jax.flops import PEAK_TFLOPS, index_padding, lane_padding, step_flops, unfriendly_sizes
 from ijepa_jax.methods import IJepa
@@ -60,6 +61,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     """
     if config.method != "ijepa":
         raise ValueError(f"plan compiles the step of method 'ijepa', not of {config.method!r}")
+    config_lib.check_run(config)
     method = build.method(config)
     chip, devices = _devices(topology)
     mesh, batch_size = build.mesh(config, devices), config.optim.batch_size

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ijepa_jax import build, metrics, processes, sharding
-from ijepa_jax.data.sources import Source
+from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run
 from ijepa_jax.visualize.live import feature_strip
@@ -89,8 +89,11 @@ def _random_encoder(run: Run) -> Any:
 
 
 def _show_features(run: Run, step: int, encoder: Any) -> None:
-    """Writes a picture of what an encoder's patches hold, for whoever watches the run."""
-    picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.mesh)
+    """Writes a picture of what an encoder's patches hold, for whoever watches the run; no run stops for want of it."""
+    try:
+        picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.mesh)
+    except DataError:  # none of these few images can be read
+        return
     if run.writer:
         run.writer.pictures(step, {"features/patches": picture})
 

@@ -62,6 +62,7 @@ class Run:
 
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
     """Opens everything that a run needs; cheap checks come first."""
+    config_lib.check_run(config)
     method = build.method(config)
     mesh = build.mesh(config)
     if config.log.wandb and not processes.all_succeeded(not processes.is_first() or metrics_lib.has_wandb()):

@@ -153,11 +153,12 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
 
 def _prepare_conditions(run: Run) -> None:
     """The statistics that a decoder's conditions are standardised by: those kept with the checkpoint, else new ones."""
-    if "condition" not in run.notes:
-        with contextlib.closing(_placed_batches(run, 0)) as stream:
-            run.conditions.fit(stream)
-        run.notes["condition"] = run.conditions.statistics
-    run.conditions.use(run.notes["condition"])
+    if kept := run.notes.get("condition"):
+        run.conditions.use(kept)
+        return
+    with contextlib.closing(_placed_batches(run, 0)) as stream:
+        run.conditions.fit(stream)
+    run.notes["condition"] = run.conditions.statistics
 
 
 def _waiting(run: Run) -> dict[str, float]:
@@ -227,7 +228,7 @@ def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) ->
             f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. The last checkpoint is good"
         )
     rate = run.config.optim.batch_size * run.steps_timed / run.seconds if run.seconds else 0.0
-    if run.writer and step % run.config.log.every == 0:
+    if run.writer and (step % run.config.log.every == 0 or step == run.total_steps):
         run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad.names)})
     run.display.update(step, f"loss {values['loss']:.4f} {rate:.0f} images/s")
     return now
@@ -288,7 +289,7 @@ def _show_table(display: Display, report: dict[str, Any]) -> None:
     if report.get("probes"):
         display.log(probe_table(report))
     for kind, error in report.get("decoded", {}).items():
-        display.log(f"drawn from {kind}: {error:.1f} grey levels from the image")
+        display.log(f"drawn from {kind}: {math.nan if error is None else error:.1f} grey levels from the image")
 
 
 def _evaluate(run: Run, state: State) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def _spread(values: list[float], form: str = ".1f") -> str:
 
 def _run(arguments: argparse.Namespace, mode: str, seed: int) -> dict[str, Any]:
     config = _config(arguments.config)
+    if not config.optim.steps:
+        sys.exit(f"error: {arguments.config} gives epochs: choose a configuration whose length is in steps")
     steps = steps_at_equal_compute(config, mode, arguments.steps or config.optim.steps)
     workdir = arguments.runs / f"{mode}_{seed}"
     report = workdir / "report" / "report.json"
@@ -86,6 +88,10 @@ def _run(arguments: argparse.Namespace, mode: str, seed: int) -> dict[str, Any]:
         with (arguments.runs / f"{mode}_{seed}.log").open("w") as log:
             subprocess.run([str(part) for part in command], cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
     written = json.loads(report.read_text())
+    kept = written["config"]
+    found = {"steps": written["steps"], "mode": kept["masks"]["mode"], "seed": kept["seed"], "data": kept["data"]["name"]}
+    if found != (asked := {"steps": steps, "mode": mode, "seed": seed, "data": config.data.name}):
+        sys.exit(f"error: {workdir} holds the run {found}, not {asked}: give another folder by --runs")
     probes = {task: scores["ijepa"] for task, scores in written["probes"].items()}
     return {"steps": steps, "seconds": written["seconds"], "mean": statistics.mean(probes.values()), "probes": probes}
 
@@ -105,6 +111,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of mode subset; the configuration's, if not given")
     parser.add_argument("--modes", nargs="+", default=MODES)
     arguments, arguments.flags = parser.parse_known_args()
+    if wrong := [flag for flag in arguments.flags if not flag.startswith("--config.")]:
+        parser.error(f"{' '.join(wrong)} is not known; settings are given as --config.KEY=VALUE")
     arguments.runs.mkdir(parents=True, exist_ok=True)
     arguments.runs = arguments.runs.resolve()
     return arguments

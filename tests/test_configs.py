@@ -85,4 +85,5 @@ def test_unknown_names_are_named():
         ({"data__image_size": (8, 8)}, "grid"),
     ):
         with pytest.raises(ValueError, match=message):
-            build.method(small.config(**change))
+            settings.check_run(config := small.config(**change))
+            build.method(config)

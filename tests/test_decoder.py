@@ -12,6 +12,7 @@ from PIL import Image
 import ijepa_jax
 from configs import decode
 from ijepa_jax import build, checkpoint, train
+from ijepa_jax.interop import convert
 from ijepa_jax.sharding import make_mesh, place_batch
 from ijepa_jax.visualize import decoder
 from tests import small
@@ -32,7 +33,6 @@ def settings(encoder, **changes):
     config = decode.get_config()
     config.decoder.checkpoint = str(encoder)
     config.decoder.update(width=16, depth=1, heads=2, sample_steps=3)
-    config.data.size, config.data.test_size = 64, 32
     config.optim.steps, config.optim.warmup, config.checkpoint.every, config.optim.batch_size = 8, 2.0, 4, 16
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
@@ -84,7 +84,10 @@ def test_a_decoder_takes_the_settings_of_what_it_decodes(encoder):
     assert completed.model.to_dict() == {**trained.model.to_dict(), "drop_path": 0.0}
     assert completed.masks.to_dict() == trained.masks.to_dict()
     assert completed.decoder.step == 4 and completed.optim.steps == 8
+    assert completed.data.size == trained.data.size and completed.data.eval_crop == trained.data.eval_crop
     assert decoder.settings_of(settings(encoder, data__name="folder:x")).data.name == "folder:x"
+    with pytest.raises(ValueError, match=r"masks\.num_targets: a decoder takes these from decoder\.checkpoint"):
+        decoder.settings_of(settings(encoder, masks__num_targets=2))
 
 
 def test_the_run_of_a_decoder_ends_with_pictures_and_figures(decoded):
@@ -115,11 +118,22 @@ def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path
     assert again["resumed_from"] == 1 and again["params_digest"] == decoded[1]["params_digest"]
 
 
-def test_an_encoder_alone_is_decoded_too(encoder):
-    found = decoder.load(str(encoder))
-    del found.trees["params"]
-    assert found.kinds == ("target",)
-    assert found.of_blocks(found.trees, small.batch(found.method)).shape == (4, 1, 4, 32)
+def test_an_imported_encoder_alone_is_decoded_too(encoder, tmp_path):
+    """It brings neither a predictor, nor masks that fit its grid, nor the length of a run."""
+    convert.export_weights(str(encoder), str(tmp_path / "theirs"), "huggingface")
+    convert.import_weights(str(tmp_path / "theirs"), str(tmp_path / "imported"))
+    config = settings(tmp_path / "imported", data__name="scenes", data__size=64, data__test_size=32)
+    report = train.pretrain(config, tmp_path / "run")
+    assert report["decoded"].keys() == {"target", "another image"} and "decoded.png" in report["pictures"]
+
+
+def test_weights_that_changed_meanwhile_are_refused(encoder):
+    found, mesh = decoder.load(str(encoder)), make_mesh()
+    conditions = decoder.Conditions(found, mesh)
+    conditions.fit(iter([place_batch(small.batch(found.method, 1024), mesh)]))
+    found.trees["target"] = jax.tree.map(lambda leaf: leaf + 1, found.trees["target"])
+    with pytest.raises(ValueError, match=r"began with other weights, of step 4.*give --config\.decoder\.step=4"):
+        decoder.Conditions(found, mesh).use(conditions.statistics)
 
 
 def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
@@ -131,8 +145,8 @@ def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
         train.pretrain(settings(decoded[0]), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="holds no encoder"):
         ijepa_jax.load(decoded[0])
-    with pytest.raises(ValueError, match=r"decoder\.width 0 must be positive"):
-        train.pretrain(settings(encoder, decoder__width=0), tmp_path)
+    with pytest.raises(ValueError, match=r"decoder\.width 30 must be a multiple of 4 and of decoder\.heads 2"):
+        train.pretrain(settings(encoder, decoder__width=30), tmp_path)
     with pytest.raises(ValueError, match="a decoder starts afresh"):
         train.pretrain(settings(encoder, warm_start="runs/x"), tmp_path)
     with pytest.raises(ValueError, match="another workdir"):

@@ -122,8 +122,19 @@ def test_an_encoder_alone_has_no_predictions_and_the_page_says_so(theirs, tmp_pa
     assert code == 0 and not err, err
     assert result["prediction"] is None and result["data"].startswith("folder:") and [*result["neighbours"]] == ["label"]
     text = checked_page(tmp_path / "page", [name for name in PICTURES if name != "prediction.png"])
-    assert "Left out: the checkpoint holds an encoder only, without a predictor." in text
-    assert "these masks are drawn by the default ones" in text
+    assert "Left out: the checkpoint holds an encoder only, without a predictor" in text
+    assert "do not tell the masks of their training" in text
+
+
+def test_an_import_with_a_predictor_is_drawn_with_masks_that_fit(workdir, tmp_path, capsys):
+    """Weights of the authors' code have no length of a run, and no masks of their own; the default ones are for large grids."""
+    convert.export_weights(str(workdir), str(tmp_path / "theirs"), "reference")
+    convert.import_weights(str(tmp_path / "theirs" / "checkpoint.pth.tar"), str(tmp_path / "run"), heads=2)
+    code, result, err = visualize(
+        capsys, "--checkpoint", tmp_path / "run", "--data=scenes", "--bank=16", "--images=2", "--out", tmp_path / "page"
+    )
+    assert code == 0, err
+    assert result["prediction"]["images"] == 16 and "prediction.png" in result["pictures"] and not result["own_masks"]
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_the_story_comes_first_and_the_page_in_html_is_the_same(tmp_path):
         ),
         (
             {"decoded": {"target": 60.0, "another image": 55.0}},
-            "no nearer (60.0) than from another's (55.0)",
+            "Blocks drawn from the target encoder's output are no nearer (60.0) than from another image's (55.0)",
         ),
         ({"rankme": {"ijepa": 1.2, "random_init": 1.3}}, "RankMe, the effective rank of the features, is 1.20"),
         ({"rankme": {"ijepa": 5.0, "random_init": 12.0}}, "RankMe is 5, far below the random encoder's 12"),

@@ -14,6 +14,7 @@ from PIL import Image
 from ijepa_jax import build, checkpoint, metrics, train
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.evaluate import probe
+from ijepa_jax.visualize import curves
 from tests import small
 from tests.test_metrics import events, wandb  # noqa: F401 (a fixture)
 
@@ -292,3 +293,11 @@ def test_a_run_that_goes_on_shows_what_was_probed_before(tmp_path, monkeypatch):
     assert shown["I-JEPA"]["linear/count"] == lines[1]["probe/linear/count"] and lines[1]["step"] == 4
     assert shown["random init"]["rankme"] == lines[0]["baseline/random_init/rankme"]
     assert shown["pixels"]["knn/shape"] == lines[0]["baseline/pixels/knn/shape"]
+
+
+def test_a_run_shorter_than_its_log_interval_has_a_report(tmp_path):
+    """The last step is always written down: a report without a loss would have nothing to draw."""
+    report = train.pretrain(small.config(optim__steps=2, log__every=50), tmp_path)
+    lines = [line for line in metrics.read(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == [2] and report["last_metrics"]["loss"] == lines[0]["loss"]
+    assert curves.draw_run(tmp_path, lines) == ["curves.png"] and curves.draw_run(tmp_path, []) == []

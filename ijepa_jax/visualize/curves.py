@@ -22,6 +22,18 @@ _BASELINES = {"random_init": ("random init", "#868e96", (0, (4, 2))), "pixels": 
 _PROTOCOLS = {"linear": "linear probe", "knn": "kNN"}
 
 
+def draw_run(folder, metrics: list[dict]) -> list[str]:
+    """Draws what there is to draw of a run's metrics, curves.png and probes.png in a folder (an epath); returns the names."""
+    drawn = []
+    if any(isinstance(line.get("loss"), float) for line in metrics):
+        draw_curves(folder / "curves.png", metrics)
+        drawn.append("curves.png")
+    if any(key.startswith("probe/linear/") for line in metrics for key in line):
+        draw_probes(folder / "probes.png", metrics)
+        drawn.append("probes.png")
+    return drawn
+
+
 def draw_curves(path, metrics: list[dict]) -> None:
     """Draws loss, feature spread, norms and schedules over steps.
 

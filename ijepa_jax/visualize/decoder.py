@@ -21,7 +21,7 @@ from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features
 from ijepa_jax.methods import IJepa, Rcdm
 from ijepa_jax.sharding import all_rows, batch_sharding, place_batch, replicated
-from ijepa_jax.visualize.curves import draw_curves
+from ijepa_jax.visualize.curves import draw_run
 from ijepa_jax.visualize.masks import as_rgb, reveal, save_grid, seen_patches
 from ijepa_jax.vit import normalise, patch_grid
 
@@ -45,7 +45,6 @@ class Representation:
     method: IJepa
     trees: dict[str, Any]  # target, and, unless an encoder alone was imported, params
     settings: ml_collections.ConfigDict
-    path: str
     step: int
 
     @property
@@ -69,22 +68,33 @@ class Representation:
 def load(path: str, step: int = 0) -> Representation:
     """What a workdir's checkpoint (see `checkpoint.restore_parts`) represents images by. Raises CheckpointError."""
     saved = checkpoint.restore_parts(path, step, ("target", "params"))
-    settings = config_lib.from_plain(saved.notes["settings"])
+    settings = build.with_masks_that_fit(config_lib.from_plain(saved.notes["settings"]))
     settings.model.drop_path = 0.0
-    method = build.method(settings)
-    return Representation(method, saved.trees, settings, path, saved.step)
+    return Representation(build.method(settings), saved.trees, settings, saved.step)
+
+
+_DECODED = ("model", "predictor", "target", "masks")  # sections of settings that are those of what is decoded
+_DECODED_DATA = ("image_size", "channels", "mean", "std", "eval_crop")
+_DECODED_NAME = ("name", "directory", "size", "test_size")  # likewise, unless data are named
 
 
 def settings_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A decoder's settings completed by those of what it decodes: its networks, masks, images and, unless named, its data."""
-    config = config.copy_and_resolve_references()
-    if not config.decoder.checkpoint:
-        raise ValueError("decoder.checkpoint is missing: give the workdir whose representations are to be decoded")
+    """A decoder's settings completed by those of what it decodes: its networks, masks, images and, unless named, its data.
+
+    Raises ValueError for settings that were given in vain.
+    """
+    config_lib.check_run(config)
+    given, default = config_lib.flatten(config), config_lib.flatten(config_lib.default())
+    taken = (*(f"{section}." for section in _DECODED), *(f"data.{key}" for key in _DECODED_DATA))
+    vain = [key for key in given if key.startswith(taken) and given[key] != default[key]]
+    if vain:
+        raise ValueError(f"{', '.join(vain)}: a decoder takes these from decoder.checkpoint {config.decoder.checkpoint}")
     decoded = load(config.decoder.checkpoint, config.decoder.step)
-    config.decoder.step = decoded.step  # a run that continues decodes the same
-    for section in ("model", "predictor", "target", "masks"):
+    config = config.copy_and_resolve_references()
+    config.decoder.step = decoded.step
+    for section in _DECODED:
         config[section] = decoded.settings[section]
-    for key in ("image_size", "channels", "mean", "std", *(("name", "directory") if not config.data.name else ())):
+    for key in (*_DECODED_DATA, *(() if config.data.name else _DECODED_NAME)):
         config.data[key] = decoded.settings.data[key]
     return config
 
@@ -97,7 +107,8 @@ class Conditions:
     """
 
     def __init__(self, representation: Representation, mesh: Mesh):
-        self.representation, self.statistics = representation, None
+        self.representation, self.statistics = representation, {}
+        self._digest = checkpoint.digest_of(representation.trees)
         self._everywhere = replicated(mesh)
         self._trees = jax.device_put(representation.trees, self._everywhere)
         self._compute = jax.jit(self._standardised, out_shardings=batch_sharding(mesh))
@@ -112,10 +123,19 @@ class Conditions:
             images = len(batch["image"])
             count, total, squares = count + images, total + images * mean, squares + images * square
         average = total / count
-        self.use({"mean": average.tolist(), "std": np.sqrt(np.maximum(squares / count - average**2, _SMALL)).tolist()})
+        std = np.sqrt(np.maximum(squares / count - average**2, _SMALL))
+        self.use({"mean": average.tolist(), "std": std.tolist(), "digest": self._digest, "step": self.representation.step})
 
-    def use(self, statistics: dict[str, list[float]]) -> None:
-        """Takes statistics that were kept: `mean` and `std` [D]."""
+    def use(self, statistics: dict[str, Any]) -> None:
+        """Takes statistics that were kept: `mean` and `std` [D], and the `digest` and `step` of the weights they are of.
+
+        Raises ValueError where the weights are others by now.
+        """
+        if statistics["digest"] != self._digest:
+            raise ValueError(
+                f"this decoder began with other weights, of step {statistics['step']}, than decoder.checkpoint has at step "
+                f"{self.representation.step}: give --config.decoder.step={statistics['step']}, or another workdir"
+            )
         self.statistics = statistics
         arrays = [np.array(statistics[name], np.float32) for name in ("mean", "std")]
         self._placed = jax.device_put(arrays, self._everywhere)
@@ -165,8 +185,11 @@ def show(
     drawn = {
         kind: [sample(given[:, i], seed) for seed in range(_SAMPLES)] for i, kind in enumerate(conditions.representation.kinds)
     }
-    drawn["another image"] = [sample(jnp.roll(given[:, -1], 1, axis=0), seed) for seed in range(_OTHERS)]
     valid = np.flatnonzero(batch["valid"])
+    if len(valid) > 1:
+        other = np.arange(len(given))
+        other[valid] = np.roll(valid, 1)
+        drawn["another image"] = [sample(given[other, -1], seed) for seed in range(_OTHERS)]
     errors = {kind: float(np.mean([_error(batch, images, method, valid) for images in drawn[kind]])) for kind in drawn}
     if not processes.is_first():
         return {"decoded": errors, "pictures": []}
@@ -175,8 +198,7 @@ def show(
     chosen = valid[:_SHOWN]
     shown = {kind: [images[chosen] for images in drawn[kind]] for kind in drawn}
     draw_decoded(folder / "decoded.png", {name: values[chosen] for name, values in batch.items()}, shown, method.patch)
-    draw_curves(folder / "curves.png", metrics.read(workdir))
-    return {"decoded": errors, "pictures": ["decoded.png", "curves.png"]}
+    return {"decoded": errors, "pictures": ["decoded.png", *draw_run(folder, metrics.read(workdir))]}
 
 
 def pasted(images: np.ndarray, patches: np.ndarray, index: np.ndarray, lengths: np.ndarray, patch: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
@@ -94,12 +93,13 @@ def explore(
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
     bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
-    learned = checkpoint.restore_parts(path, found_step, ("target", "params")).trees.get("params")
+    saved = checkpoint.restore_parts(path, found_step, ("params",))
+    learned, origin = saved.trees.get("params"), saved.notes.get("origin", {"warm_start": True})
     look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
     result = {
         "out": str(folder), "checkpoint": str(path), "step": found_step, "digest": digest, "data": bench.run.data.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
-        "own_masks": learned is not None, "command": command,
+        "own_masks": "warm_start" in origin, "command": command,
     }  # fmt: skip
     if processes.is_first():
         display.log("drawing")
@@ -135,34 +135,24 @@ def _look(bench: Bench, trained: Subject, learned: Any, split: str, images: int,
     subjects = {"trained": trained, "random_init": random_init(bench, "random_init", seed)}
     pooled = {name: bench.features(subject, ("last",), split) for name, subject in subjects.items()}
     rows = pooled["trained"][1]
-    config = bench.run if learned is not None else _with_masks_that_fit(bench.run)
-    gallery = Gallery(config, bench.splits[split], rows, _drawn(len(rows), images, seed))
+    gallery = Gallery(build.with_masks_that_fit(bench.run), bench.splits[split], rows, _drawn(len(rows), images, seed))
     encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
-    masks = _masks(gallery, min(len(rows), max(_MEASURED, images)), seed, own=learned is not None)
-    predictions = _predict(bench, learned, trained.params, gallery, masks) if learned is not None else None
+    masks = _masks(gallery, min(len(rows), max(_MEASURED, images)), seed)
+    predictions = _predict(bench, learned, trained.params, gallery, masks) if learned is not None and masks else None
     return Look(gallery, encoded, masks, predictions)
 
 
-def _with_masks_that_fit(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The settings of an encoder that came alone, whose masks are nobody's choice: with contexts of any length."""
-    config = config.copy_and_resolve_references()
-    config.masks.mode, config.masks.context_patches = "pad", 0
-    return config
-
-
-def _masks(gallery: Gallery, count: int, seed: int, *, own: bool) -> dict[str, np.ndarray]:
-    """Masks of so many images; none where they are not the checkpoint's own and its grid is too small for them."""
+def _masks(gallery: Gallery, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Masks of so many images; none where the grid is too small for any."""
     try:
         return gallery.masks(count, seed)
     except ValueError:
-        if own:
-            raise
         return {}
 
 
 def _predict(bench: Bench, params: Any, target: Any, gallery: Gallery, masks: dict[str, np.ndarray]) -> Predictions:
     """What the predictor makes of the images drawn and others, by their masks."""
-    method = build.method(bench.run)
+    method = build.method(gallery.config)
     method = dataclasses.replace(method, encoder=dataclasses.replace(method.encoder, drop_path=0.0))
     params = jax.tree.map(jax.device_put, params, sharding.state_shardings(params, bench.mesh))
     bench.display.log("predicting target blocks")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ijepa_jax.visualize.map import FEWEST, PANELS
-from ijepa_jax.visualize.page import as_block, as_code, as_text
+from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text
 
 _RANDOM = " A random encoder's, of the same shape, is shown for comparison: what it shows too was not learned."
 _SECTIONS = {
@@ -44,6 +44,10 @@ _SECTIONS = {
     "map_random_init.png": ("The same map of a random encoder", "What is as well sorted here was not learned."),
 }
 PICTURES = tuple(_SECTIONS)
+_NO_PREDICTION = "Left out: the checkpoint holds an encoder only, without a predictor, or its grid is too small for masks."
+_MASKS_OF_IMPORT = (
+    "The weights were imported and do not tell the masks of their training: these are drawn by the settings of the import."
+)
 _ROWS = {
     ("cosine", "centred"): "prediction with its target",
     ("other", "other_centred"): "prediction with another image's target, same patches",
@@ -56,12 +60,12 @@ def markdown(result: dict[str, Any]) -> str:
     parts = ["# What an I-JEPA encoder sees", _facts(result)]
     for picture, (title, text) in _SECTIONS.items():
         if picture == "prediction.png" and picture not in result["pictures"]:
-            parts.append(f"## {title}\n\nLeft out: the checkpoint holds an encoder only, without a predictor.")
+            parts.append(f"## {title}\n\n{_NO_PREDICTION}")
         if picture not in result["pictures"]:
             continue
         parts.append(f"## {title}\n\n{text}\n\n![{title}]({picture})")
         if picture == "masks.png" and not result["own_masks"]:
-            parts.append("The encoder came without the settings of its training: these masks are drawn by the default ones.")
+            parts.append(_MASKS_OF_IMPORT)
         if picture == "neighbours.png":
             parts.append(_neighbours(result))
         if picture == "prediction.png":
@@ -82,7 +86,7 @@ def _facts(result: dict[str, Any]) -> str:
         "images": f"{drawn} drawn, out of a bank of {bank}",
         "seed": result["seed"],
     }
-    return _table(["", ""], [[name, value] for name, value in rows.items()])
+    return as_table(["", ""], [[name, value] for name, value in rows.items()], right=False)
 
 
 def _neighbours(result: dict[str, Any]) -> str:
@@ -94,7 +98,7 @@ def _neighbours(result: dict[str, Any]) -> str:
         for task, found in result["neighbours"].items()
     ]
     text = "How often the ten nearest neighbours of an image share its label, in per cent, over the bank:"
-    return f"{text}\n\n{_table(['task', 'trained', 'random init', 'chance'], rows)}"
+    return f"{text}\n\n{as_table(['task', 'trained', 'random init', 'chance'], rows)}"
 
 
 def _prediction(found: dict[str, Any]) -> str:
@@ -108,7 +112,7 @@ def _prediction(found: dict[str, Any]) -> str:
         f"Means over all target patches of {found['images']} images. A cosine is high for no merit where all targets are "
         "alike: only what exceeds the rows below the first was predicted from the image."
     )
-    return f"{text}\n\n{_table(['', 'cosine', 'less the mean'], rows)}"
+    return f"{text}\n\n{as_table(['', 'cosine', 'less the mean'], rows)}"
 
 
 def _map(result: dict[str, Any]) -> str:
@@ -119,9 +123,3 @@ def _map(result: dict[str, Any]) -> str:
     if result["maps"] == ["PCA"] and result["mapped"] >= FEWEST:
         lines.append("With scikit-learn installed there would be t-SNE beside it, with umap-learn UMAP.")
     return " ".join(lines)
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    """A table in Markdown; columns with a heading, but for the first, hold numbers."""
-    lines = [head, ["---", *("---:" if title else "---" for title in head[1:])], *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -116,6 +116,7 @@ def save_grid(
     if scale is not None:
         colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colormap)
         bar = figure.colorbar(colours, ax=axes, orientation="horizontal", fraction=0.04, aspect=40, pad=0.02)
+        bar.ax.locator_params(nbins=5)
         bar.set_label(scale.label, fontsize=8, color="#333333")
         bar.ax.tick_params(labelsize=7)
     save(figure, path)

@@ -133,3 +133,9 @@ def _inlined(folder: epath.Path, name: str) -> str:
     if not picture.exists():
         raise FileNotFoundError(f"a page names the picture {name!r}, which is not in {folder}")
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+
+
+def as_table(headings, rows, right: bool = True) -> str:
+    """A table of Markdown, numbers to the right; `|` in cells is escaped here, all else where the cells are made."""
+    lines = [headings, ["---"] + ["---:" if right else "---"] * (len(headings) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -8,7 +8,7 @@ from etils import epath
 from rich.table import Table
 
 from ijepa_jax import config as config_lib
-from ijepa_jax.visualize.page import as_block, as_code, as_text, write_page
+from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
 
 _TITLES_BY_METHOD = {"ijepa": "I-JEPA pretraining report", "rcdm": "Report of a decoder of I-JEPA's representations"}
@@ -36,6 +36,9 @@ _EXPLAINED = {
     "masks": "What the context encoder sees of an image, and the blocks whose representations are predicted from it.",
     "pca": "The first three principal components of the target encoder's patches as red, green and blue.",
     "neighbours": "Test images, and those whose features are most like theirs.",
+    "decoded": "In the frame, pixels drawn from one vector: the average of the block's patches as the predictor gives it "
+    "from the context, as the target encoder gives it from the whole image, and, for comparison, as it gives it of another "
+    "image's block. The decoder is told where the block lies, and nothing else; the faded surroundings are the image's own.",
 }
 _LAST_METRICS = {
     "target_std": "target_std: spread of target tokens",
@@ -51,7 +54,7 @@ def write_report(directory, report: dict) -> None:
       directory: where to, made if missing; local or cloud storage. Pictures are expected there too.
       report: `probes` (per cent: {task: {ijepa, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme`, `lidar`
         and `feature_std` ({ijepa, random_init}), `last_metrics` (of the last step: {target_std, ...}), `method`, `decoded` (of
-        a decoder: {kind: {inside, outside}}), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
+        a decoder: errors in grey levels by kind), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
         `input_wait_share` and `probe_share` (0 .. 1), `bad_images`, `params_digest`, `compilations`, `command`, `data`,
         `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`). NaN and infinity become
         null in the JSON, which has no word for them, and a dash in the page.
@@ -137,15 +140,15 @@ def _run_table(report: dict) -> str:
         ("digest of the parameters", "params_digest", as_code),
     )
     rows = [[name, write(report[key])] for name, key, write in named if report.get(key) is not None]
-    return _table(["", ""], rows, right=False) if rows else ""
+    return as_table(["", ""], rows, right=False) if rows else ""
 
 
 def _probe_section(report: dict, key: str) -> str:
-    return _table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
+    return as_table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
 
 
 def _decoded_table(decoded: dict) -> str:
-    return _table(["drawn from", "error"], [[as_text(kind), _number(error)] for kind, error in decoded.items()])
+    return as_table(["drawn from", "error"], [[as_text(kind), _number(error)] for kind, error in decoded.items()])
 
 
 def _collapse_section(report: dict) -> list[str]:
@@ -161,10 +164,10 @@ def _collapse_section(report: dict) -> list[str]:
     if rows:
         parts += [
             "Near 1 (the first two) or 0, or far below the random encoder's, they tell of collapse.",
-            _table(["", *_HEADINGS[:2]], rows),
+            as_table(["", *_HEADINGS[:2]], rows),
         ]
     if last_rows:
-        parts += ["At the last step of training (a spread of 0 is collapse):", _table(["", "last step"], last_rows)]
+        parts += ["At the last step of training (a spread of 0 is collapse):", as_table(["", "last step"], last_rows)]
     return parts
 
 
@@ -180,24 +183,23 @@ def _settings_section(settings: dict) -> list[str]:
     defaults = dict(_flatten(_plain(config_lib.to_plain(config_lib.default()))))
     changed = [(name, value) for name, value in _flatten(settings) if name not in defaults or value != defaults[name]]
     rows = [[as_code(name), as_code(value), as_code(defaults[name]) if name in defaults else "–"] for name, value in changed]
-    table = _table(["setting", "this run", "default"], rows, right=False)
-    return ["## Settings", "Those that are not the defaults:" if rows else "", table if rows else "", _folded(settings)]
+    table = as_table(["setting", "this run", "default"], rows, right=False)
+    return [
+        "## Settings",
+        "Those that are not the defaults:" if rows else "",
+        table if rows else "",
+        _folded(settings),
+    ]
 
 
 def _folded(values: dict) -> str:
     rows = [[as_code(name), as_code(value)] for name, value in _flatten(values)]
-    table = _table(["name", "value"], rows, right=False)
+    table = as_table(["name", "value"], rows, right=False)
     return f"<details><summary>all values: {len(rows)}</summary>\n\n{table}\n\n</details>"
 
 
 def _title(report: dict) -> str:
     return _TITLES_BY_METHOD.get(report.get("method"), _TITLES_BY_METHOD["ijepa"])
-
-
-def _table(headings, rows, right: bool = True) -> str:
-    """A table of Markdown, numbers to the right; `|` in cells is escaped here, all else where the cells are made."""
-    lines = [headings, ["---"] + ["---:" if right else "---"] * (len(headings) - 1), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _share(value: float) -> str:

@@ -13,7 +13,7 @@ from ijepa_jax import build, metrics, processes
 from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.methods import IJepa
-from ijepa_jax.visualize.curves import draw_curves, draw_probes
+from ijepa_jax.visualize.curves import draw_run
 from ijepa_jax.visualize.features import draw_pca
 from ijepa_jax.visualize.gallery import Gallery
 
@@ -46,12 +46,7 @@ def draw_pictures(
         return []
     folder = workdir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = metrics.read(workdir)
-    draw_curves(folder / "curves.png", lines)
-    pictures = ["curves.png"]
-    if any(key.startswith("probe/linear/") for line in lines for key in line):
-        draw_probes(folder / "probes.png", lines)
-        pictures.append("probes.png")
+    pictures = draw_run(folder, metrics.read(workdir))
     gallery.draw_masks(folder / "masks.png", gallery.masks(len(gallery.chosen)))
     draw_pca(folder / "pca.png", gallery.images(gallery.chosen), patches["patches"], method.grid)
     gallery.draw_nearest(folder / "neighbours.png", bank["last"])

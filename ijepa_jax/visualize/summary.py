@@ -82,9 +82,11 @@ def _not_better(report: dict):
 
 def _decodes_nothing(report: dict):
     decoded = report.get("decoded") or {}
-    ours, other = (decoded.get(kind) for kind in ("target", "another image"))
-    if ours is not None and other is not None and ours >= other:
-        yield f"Blocks drawn from their image's representation are no nearer ({ours:.1f}) than from another's ({other:.1f})."
+    other = decoded.get("another image")
+    for kind, names in (("target", "the target encoder's"), ("predictor", "the predictor's")):
+        ours = decoded.get(kind)
+        if ours is not None and other is not None and ours >= other:
+            yield f"Blocks drawn from {names} output are no nearer ({ours:.1f}) than from another image's ({other:.1f})."
 
 
 def _collapsed(report: dict):

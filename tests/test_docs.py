@@ -1,0 +1,173 @@
+"""README and docs: every command is right and, unless it needs hardware or data that are not here, run; links lead on."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.py")) if path.name != "__init__.py"]
+STANDS_FOR = {  # what pages write where a reader has to choose
+    "PROTOCOL": "knn", "CONFIGURATION": "in1k_vith14", "SLICE": "v5e:4x4", "MESH": "data=16", "--workers W": "--workers 2",
+    "$i": "1",
+}  # fmt: skip
+
+
+def commands(text: str) -> list[str]:
+    """What a page tells to type, `python launch.py ...` and `python tests/...`, in blocks and within lines."""
+    text = text.replace("\\\n", " ")
+    found = re.findall(r"(?:^|\s|`|/)python ((?:launch\.py|tests/\w+\.py)[^`\n]*)", text)
+    return [re.split(r"\s+#\s|\"|'$|[,;:.]?$", line)[0].strip() for line in found]
+
+
+def launches(pages: list[Path]) -> list[str]:
+    lines = [line for page in pages for line in commands(page.read_text())]
+    return list(dict.fromkeys(line.removeprefix("launch.py").strip() for line in lines if line.startswith("launch.py")))
+
+
+def chosen(line: str) -> str:
+    for name, value in STANDS_FOR.items():
+        line = line.replace(name, value)
+    return line
+
+
+# How the commands of the pages are run here: with what is added to make them small. `None`: not run, with the reason.
+SMALL = (
+    "--config.model.depth=1 --config.model.width=32 --config.model.heads=2 --config.predictor.width=16 "
+    "--config.optim.epochs=0 --config.optim.steps=4 --config.optim.warmup=1 --config.optim.batch_size=8 "
+    "--config.data.size=128 --config.data.test_size=64 --config.checkpoint.every=4 "
+    "--config.probe.train_images=64 --config.probe.test_images=32 --config.probe.every=0 "
+)
+TINY_IMAGES = (
+    "--config.data.image_size=(32,32) --config.model.patch=4 --config.masks.context_patches=16 --config.model.dtype=float32 "
+)
+IMAGENET = "needs ImageNet and a cluster"
+RUN = {
+    "": SMALL,
+    "pretrain --config configs/tiny.py --workdir runs/tiny": "",
+    "pretrain --config configs/tiny.py --mesh data=4,fsdp=2 --workdir runs/mesh": SMALL,  # on eight simulated devices
+    "pretrain --config configs/folder.py --config.data.name=folder:PATH --workdir runs/mine": SMALL + TINY_IMAGES,
+    "pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode": (
+        "--config.decoder.width=16 --config.decoder.depth=1 --config.decoder.heads=1 --config.decoder.sample_steps=2 "
+        "--config.optim.steps=2 --config.optim.batch_size=8 --config.data.size=128 --config.data.test_size=64"
+    ),
+    "evaluate --config configs/evaluate/knn.py --checkpoint runs/quickstart": (
+        "--config.data.train_images=64 --config.data.test_images=32 --config.data.size=128 --config.data.test_size=64"
+    ),
+    "features --checkpoint runs/quickstart --out features.npz": "--data folder:PATH",
+    "features --checkpoint runs/quickstart --data folder:PATH --out features.npz": "",
+    "visualize --checkpoint runs/quickstart": "--bank 64 --images 2 --data folder:PATH",
+    "export --checkpoint runs/quickstart --format huggingface --out DIR": "",
+    "import --from WEIGHTS --out runs/theirs": "",
+    "visualize --checkpoint runs/theirs --data folder:PATH --out pictures": "--images 2",
+    "prepare --from folder:PATH --out packed/mine": "",
+    "pretrain --config configs/folder.py --config.data.name=tfds:packed/mine --workdir runs/mine": (
+        SMALL + TINY_IMAGES + "--workdir runs/packed"
+    ),
+    "plan --config configs/in1k_vith14.py --topology cpu:8 --mesh data=2,fsdp=4": (
+        SMALL.replace("batch_size=8", "batch_size=16") + TINY_IMAGES
+    ),
+}
+NOT_RUN = {  # patterns of commands that are only checked, and why
+    r"configs/(in1k|in22k)": IMAGENET,
+    r"_in1k\.py": "needs ImageNet",
+    r"configs/fashion_mnist|runs/fashion_mnist": "takes half an hour; tests train on its first images",
+    r"configs/cifar10": "needs the reader's own file; another test trains by it",
+    r"folder:imagenet": "needs ImageNet",
+    r"benchmark": "times a large model on an accelerator; another test runs the command with a small one",
+    r"\.pth\.tar": "needs the authors' file; another test imports one of its structure",
+    r"--topology (v5e|v5p|v6e|SLICE)": "needs libtpu; another test, where that is, compiles for it",
+    r"^(pretrain|prepare|evaluate|plan|benchmark|visualize)?$": "a command's name, not a command line",
+    r"--out exported": "as another that is run",
+    r"quickstart\.py --config\.optim\.steps=1600": "takes minutes; a variant of the quickstart, which is run",
+    r"--workers W": "the speed of one that is run",
+}
+
+
+@pytest.mark.parametrize("line", launches(PAGES + CONFIGS))
+def test_every_command_is_right(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = launch.main(["launch.py", *shlex.split(chosen(line)), "--dry-run"])
+    assert code == 0, errors.getvalue()
+
+
+def test_every_command_of_the_pages_is_run_or_said_why_not():
+    unknown = [line for line in launches(PAGES) if line not in RUN and not any(re.search(p, line) for p in NOT_RUN)]
+    assert not unknown
+    assert not RUN.keys() - {*launches(PAGES)}  # nothing is listed that no page tells
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder as after cloning, with images in the folder PATH and weights of another library in WEIGHTS."""
+    place = tmp_path
+    for name in ("launch.py", "configs", "tests"):
+        (place / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        folder = place / "PATH" / ("cats", "dogs")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (80, 72, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    (place / "WEIGHTS").symlink_to(place / "DIR")  # what `export` writes
+    return place
+
+
+@pytest.mark.slow
+def test_every_command_runs(place, monkeypatch):
+    """In the order of the table: later ones need what earlier ones wrote. At the end the first Python block of the README."""
+    for line, smaller in RUN.items():
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8" if "--mesh data=4" in line else "1"}
+        command = [sys.executable, "launch.py", *shlex.split(f"{line} {smaller}")]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
+    monkeypatch.chdir(place)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(place / name)
+    exec(python_blocks()[0], {})
+
+
+def test_the_second_python_block_of_the_readme_runs():
+    names = {}
+    exec(python_blocks()[1], names)
+    assert int(names["state"].step) == 1 and np.isfinite(jax.device_get(names["metrics"]["loss"]))
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize(
+    "tool", sorted({line.split()[0] for page in PAGES for line in commands(page.read_text()) if line.startswith("tests/")})
+)
+def test_every_tool_that_a_page_names_is_there_and_tells_its_flags(tool):
+    done = subprocess.run([sys.executable, tool, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [target for target in targets if not target.startswith("http") and not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_readme_leads_to_every_page_and_names_every_file():
+    readme = (ROOT / "README.md").read_text()
+    assert not [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme]
+    tree = readme[readme.index("## Files") :]
+    modules = [path for path in (ROOT / "ijepa_jax").rglob("*.py") if path.name != "__init__.py"]
+    assert not [str(path) for path in modules if not re.search(rf"\b{path.name}\b", tree)]
