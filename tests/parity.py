@@ -7,6 +7,7 @@ fp32 (key names: see `replay`). Prints one JSON line and exits with 1 when a bar
 is left out of gradients and weights: its true gradient is zero, and Adam turns the rounding noise there into steps.
 """
 
+import argparse
 import json
 import sys
 from functools import partial
@@ -173,10 +174,9 @@ def _largest(x) -> float:
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("usage: python tests/parity.py RECORDING.npz", file=sys.stderr)
-        return 2
-    errors = replay(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recording", help="an .npz file of recorded steps")
+    errors = replay(parser.parse_args().recording)
     missed = [name for name, bar in BARS.items() if not errors[name] <= bar]
     print(json.dumps({**errors, "missed": missed}))
     return 1 if missed else 0

@@ -86,7 +86,7 @@ def test_killed_and_continued_in_a_bucket_it_ends_like_a_local_run(bucket, whole
     assert bucket.digest() == whole and bucket.logged() == list(range(1, 41))
     assert bucket.steps() == {30, 40} and not bucket.names("bucket/run/checkpoints/20/")
     report = {name.rpartition("/")[2] for name in bucket.names("bucket/run/report/")}
-    assert report == {"report.json", "report.md", "curves.png", "masks.png", "pca.png", "neighbours.png"}
+    assert report == {"report.json", "report.md", "report.html", "curves.png", "masks.png", "pca.png", "neighbours.png"}
     assert json.loads(bucket.text("config.json"))["optim"]["steps"] == 40
     assert bucket.names("bucket/run/tensorboard/events.")
     short = ["--config.optim.steps=1", "--config.optim.warmup=0.0"]

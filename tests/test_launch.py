@@ -48,7 +48,7 @@ def digest(workdir: Path) -> str:
         (["--config.optim.peak_lr=high"], "error: flag --config.optim.peak_lr=high: could not convert string to float: 'high"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
-        (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, prepare, "),
+        (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, visualize, prepare, "),
         (["prepare"], "error: --from is missing. usage: python launch.py prepare --from NAME --out DIR"),
         (["prepare", "--from=folder:x"], "error: --out is missing. usage: "),
         (["prepare", "--from", "x", "--out", "y"], "error: no data named 'x': use one of "),
