@@ -4,8 +4,8 @@
     python launch.py pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode
 
 Hardware: two CPU cores. Cost: 63 minutes on cores that did other work besides (70 images/s, four blocks of each).
-Expected, root mean square error of drawn blocks in grey levels: 48 from the target encoder's output, 64 from the predictor's, 74 from
-another image's.
+Expected, root mean square error of drawn blocks in grey levels: 48 from the target encoder's output, 64 from the predictor's,
+74 from another image's.
 
 Networks, masks and images are the checkpoint's; so are the data, unless `data.name` names others. The pictures of the report
 show, for test images, their context, samples drawn from the predictor's output for one block, and from the target encoder's.
