@@ -146,7 +146,7 @@ def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
 
 
 def random_init(bench: Bench, name: str, seed: int) -> Subject:
-    """An encoder of the same shape with random weights, as pretraining would start with this seed."""
+    """An encoder of the same shape with random weights, as pretraining with `model.init` normal would start with this seed."""
     fresh = jax.jit(lambda: bench.encoder.init(jax.random.split(jax.random.key(seed))[0]))  # as IJepa.init
     params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
     return Subject(name, params, checkpoint.digest_of(params))
