@@ -61,7 +61,7 @@ RUN = {
     "pretrain --config configs/folder.py --config.data.name=folder:PATH --workdir runs/mine": SMALL + TINY_IMAGES,
     "pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode": (
         "--config.decoder.width=16 --config.decoder.depth=1 --config.decoder.heads=1 --config.decoder.sample_steps=2 "
-        "--config.optim.steps=2 --config.optim.batch_size=8 --config.data.size=128 --config.data.test_size=64"
+        "--config.optim.steps=2 --config.optim.warmup=1 --config.optim.batch_size=8"
     ),
     "evaluate --config configs/evaluate/knn.py --checkpoint runs/quickstart": (
         "--config.data.train_images=64 --config.data.test_images=32 --config.data.size=128 --config.data.test_size=64"

@@ -85,7 +85,8 @@ def settings_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """
     config_lib.check_run(config)
     given, default = config_lib.flatten(config), config_lib.flatten(config_lib.default())
-    taken = (*(f"{section}." for section in _DECODED), *(f"data.{key}" for key in _DECODED_DATA))
+    data = _DECODED_DATA + (() if config.data.name else _DECODED_NAME[1:])
+    taken = (*(f"{section}." for section in _DECODED), *(f"data.{key}" for key in data))
     vain = [key for key in given if key.startswith(taken) and given[key] != default[key]]
     if vain:
         raise ValueError(f"{', '.join(vain)}: a decoder takes these from decoder.checkpoint {config.decoder.checkpoint}")
