@@ -24,9 +24,9 @@ def draw_pca(path, images, patches, grid: tuple[int, int], random_init=None) -> 
       ValueError: patches that do not fill the grid, or are not finite.
     """
     images = as_rgb(images)
-    lines = {"image": images, "PCA": _as_colours(patches, images, grid)}
+    lines = {"image": images, "PCA": as_colours(patches, images, grid)}
     if random_init is not None:
-        lines["random init"] = _as_colours(random_init, images, grid)
+        lines["random init"] = as_colours(random_init, images, grid)
     blank = np.full_like(images[0], 255)
     rows = []
     for start in range(0, len(images), _COLUMNS):
@@ -36,7 +36,7 @@ def draw_pca(path, images, patches, grid: tuple[int, int], random_init=None) -> 
     save_grid(path, rows, [""] * len(rows[0]), [*lines] * (len(rows) // len(lines)))
 
 
-def _as_colours(patches, images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def as_colours(patches, images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Patch features [n, N, D] as colours, uint8 [n, H, W, 3] like the images: each pixel gets its patch's."""
     patches = checked_patches(patches, len(images), grid)
     colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)

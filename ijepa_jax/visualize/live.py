@@ -9,7 +9,7 @@ from ijepa_jax import build
 from ijepa_jax.data.sources import Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.sharding import all_rows
-from ijepa_jax.visualize.features import pca_colours
+from ijepa_jax.visualize.features import as_colours
 from ijepa_jax.visualize.masks import as_rgb
 
 _IMAGES = 8
@@ -35,10 +35,9 @@ def feature_strip(config: ml_collections.ConfigDict, test: Source, extract: feat
 def side_by_side(images: np.ndarray, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The picture of images uint8 [n, H, W, C] and patch features [n, rows * columns, D]; small images are enlarged."""
     images = as_rgb(images)
-    colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)
     scale = -(-_SIDE // images.shape[1])
-    size = images.shape[2] * scale, images.shape[1] * scale
-    return np.concatenate([np.concatenate([_resized(picture, size) for picture in row], axis=1) for row in (images, colours)])
+    strips = [np.concatenate([*row], axis=1) for row in (images, as_colours(patches, images, grid))]
+    return np.concatenate(strips).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def read_picture(path) -> np.ndarray:
@@ -46,7 +45,3 @@ def read_picture(path) -> np.ndarray:
     with path.open("rb") as file, Image.open(file) as image:
         ground = Image.new("RGBA", image.size, "white")
         return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
-
-
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))

@@ -180,7 +180,7 @@ def _picture_section(picture: str) -> str:
 
 def _settings_section(settings: dict) -> list[str]:
     """Settings that differ from the defaults beside these, and all of them folded away."""
-    defaults = dict(_flatten(_plain(config_lib.to_plain(config_lib.default()))))
+    defaults = config_lib.flatten(config_lib.default())
     changed = [(name, value) for name, value in _flatten(settings) if name not in defaults or value != defaults[name]]
     rows = [[as_code(name), as_code(value), as_code(defaults[name]) if name in defaults else "–"] for name, value in changed]
     table = as_table(["setting", "this run", "default"], rows, right=False)
