@@ -80,10 +80,12 @@ def _attention_backward(residuals, gradient):
     d_weights = _product("bhqd,bhkd->bhqk", gradient, v, jnp.float32)
     d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
     d_logits = d_logits.astype(q.dtype)
+    # XLA's CPU compiler has fast products over a factor's last dimension only: over queries, a transposed copy is worth its while.
+    d_logits_bhkq, weights_bhkq = (stored_on_cpu(x.swapaxes(-1, -2)) for x in (d_logits, weights))
     return (
         _product("bhqk,bhkd->bhqd", d_logits, k, q.dtype),
-        _product("bhqk,bhqd->bhkd", d_logits, q, q.dtype),
-        _product("bhqk,bhqd->bhkd", weights, gradient, q.dtype),
+        _product("bhkq,bhqd->bhkd", d_logits_bhkq, q, q.dtype),
+        _product("bhkq,bhqd->bhkd", weights_bhkq, gradient, q.dtype),
         None,
     )
 
@@ -93,6 +95,11 @@ _softmax_attention.defvjp(_attention_forward, _attention_backward)
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array, dtype) -> jax.Array:
     return jnp.einsum(subscripts, a, b, precision=matmul_precision(a.dtype), preferred_element_type=dtype)
+
+
+def stored_on_cpu(x: jax.Array) -> jax.Array:
+    """The array itself; on CPU the compiler then fuses what makes it with nothing that reads it."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def matmul_precision(dtype) -> jax.lax.Precision | None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ijepa_jax.attention import matmul_precision
+from ijepa_jax.attention import matmul_precision, stored_on_cpu
 
 
 class Dense(nn.Module):
@@ -134,7 +134,8 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU; jax.nn.gelu's erfc costs twice as much on CPU."""
-    wide = x.astype(jnp.float32)  # 1 + erf cancels on the left, which bfloat16 cannot afford
+    # 1 + erf cancels on the left, which bfloat16 cannot afford; fused with a product, constants would be laid out as arrays
+    wide = stored_on_cpu(x).astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
