@@ -1,58 +1,52 @@
 """Multi-head attention over token sequences, with tail padding given as lengths."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 
 
-Select = Callable[[jax.Array], jax.Array]  # picks tokens: [B, S, ...] -> [B, Q, ...]
-
-
 def attend(
-    qkv: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
     heads: int,
     lengths: jax.Array | None = None,
     implementation: str = "xla",
-    select: Select | None = None,
     visible: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention with scale `head_dim ** -0.5`.
 
     Args:
-        qkv: [B, S, 3 * D] queries, keys and values, in this order, heads within each.
+        q: [B, Q, D] queries, head after head.
+        k: [B, S, D] keys.
+        v: [B, S, D] values.
         heads: number of heads; divides D.
-        lengths: [B] int32 number of valid tokens in each sequence, the rest being padding at its tail that no query
-            attends to; None where every token is valid (the compiled program then carries no mask).
+        lengths: [B] int32 number of valid keys in each sequence, the rest being padding at its tail that no query
+            attends to; None where every one is valid (the compiled program then carries no mask).
         implementation: "xla" (any device) or "cudnn" (NVIDIA GPUs, bfloat16 or float16 only).
-        select: picks the Q tokens that attend to others, of all S; None: they all do.
-        visible: [B or 1, S, S] float, 1.0 where a query (second axis) may attend to a key (third), else 0.0; None: everywhere.
+        visible: [B or 1, Q, S] float, 1.0 where a query may attend to a key, else 0.0; None: everywhere.
 
     Returns:
-        [B, S or Q, D], in the dtype of `qkv`; logits and softmax are float32.
+        [B, Q, D], in the dtype of `q`; logits and softmax are float32.
     """
-    b, s, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    split = qkv.reshape(b, s, 3, heads, width // heads)
-    select = select or (lambda tokens: tokens)
-    visible = None if visible is None else select(visible)[:, None]
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}")
+    width = q.shape[-1] // heads
+    q_bqhd, k_bshd, v_bshd = (x.reshape(*x.shape[:-1], heads, width) for x in (q, k, v))
     if implementation == "cudnn":
         if visible is not None:
             raise ValueError("attention 'cudnn' leaves out padding at the tail only: predictor.context 'alone' needs 'xla'")
-        q, k, v = (split[:, :, i] for i in range(3))
-        out = jax.nn.dot_product_attention(select(q), k, v, key_value_seq_lengths=lengths, implementation="cudnn")
-        return out.reshape(b, -1, width)
+        out = jax.nn.dot_product_attention(q_bqhd, k_bshd, v_bshd, key_value_seq_lengths=lengths, implementation="cudnn")
+        return out.reshape(q.shape)
     # Batch-major products: on CPU they run up to 1.4 times faster, forward and backward, than the [B, S, H, D] layout.
-    q_bhsd, k_bhsd, v_bhsd = split.transpose(2, 0, 3, 1, 4)
-    q_bhsd = select(q_bhsd.swapaxes(1, 2)).swapaxes(1, 2) * q_bhsd.shape[-1] ** -0.5
+    q_bhqd, k_bhsd, v_bhsd = (x.swapaxes(1, 2) for x in (q_bqhd, k_bshd, v_bshd))
+    visible = None if visible is None else visible[:, None]
     if lengths is not None:
-        valid = (jnp.arange(s) < lengths[:, None, None, None]).astype(jnp.float32)
+        valid = (jnp.arange(k.shape[1]) < lengths[:, None, None, None]).astype(jnp.float32)
         visible = valid if visible is None else visible * valid
-    out = _softmax_attention(q_bhsd, k_bhsd, v_bhsd, visible)
-    return out.transpose(0, 2, 1, 3).reshape(b, -1, width)
+    out = _softmax_attention(q_bhqd * width**-0.5, k_bhsd, v_bhsd, visible)
+    return out.swapaxes(1, 2).reshape(q.shape)
 
 
 @jax.custom_vjp
@@ -80,7 +74,7 @@ def _attention_backward(residuals, gradient):
     d_weights = _product("bhqd,bhkd->bhqk", gradient, v, jnp.float32)
     d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
     d_logits = d_logits.astype(q.dtype)
-    # XLA's CPU compiler has fast products over a factor's last dimension only: over queries, a transposed copy is worth its while.
+    # XLA's CPU compiler has fast products over a first factor's last dimension only; a transposed copy costs less than others.
     d_logits_bhkq, weights_bhkq = (stored_on_cpu(x.swapaxes(-1, -2)) for x in (d_logits, weights))
     return (
         _product("bhqk,bhkd->bhqd", d_logits, k, q.dtype),

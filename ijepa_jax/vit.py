@@ -4,7 +4,7 @@ The same module is the context encoder (given `keep`, it sees only those patches
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 
 from ijepa_jax import positions as tables
-from ijepa_jax.attention import Select, attend
+from ijepa_jax.attention import attend
 from ijepa_jax.layers import Dense, LayerNorm, gelu
 
 
@@ -75,6 +75,9 @@ def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, in
     return jax.lax.stop_gradient(module.param("positions", lambda _: jnp.asarray(tables.sincos(width, grid))))
 
 
+Select = Callable[[jax.Array], jax.Array]  # picks tokens: [B, S, ...] -> [B, Q, ...]
+
+
 def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
     """Selects tokens: [B, N, ...], int [B, K] -> [B, K, ...]."""
     return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
@@ -103,10 +106,14 @@ class Block(nn.Module):
         self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None, visible: jax.Array | None
     ) -> jax.Array:
         width, dense = x_bsd.shape[-1], partial(Dense, dtype=self.dtype, float8=self.float8)
-        y = dense(3 * width, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
-        y = attend(y, self.heads, lengths, self.attention, self.select, visible)
-        y = dense(width, name="proj")(y)
-        x_bsd = (self.select(x_bsd) if self.select else x_bsd) + self._drop(y, drop_rate)
+        # One product is faster on CPUs; of three, TPUs need not take the output apart, which is laid out in tiles.
+        parts = 1 if self.dtype == jnp.float32 else 3
+        y = dense(3 * width, parts=parts, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
+        q, k, v = jnp.split(y, 3, axis=-1) if parts == 1 else y
+        if self.select:
+            q, x_bsd, visible = (None if x is None else self.select(x) for x in (q, x_bsd, visible))
+        y = dense(width, name="proj")(attend(q, k, v, self.heads, lengths, self.attention, visible))
+        x_bsd = x_bsd + self._drop(y, drop_rate)
         y = dense(self.mlp_hidden, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
         y = dense(width, name="fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)

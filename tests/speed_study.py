@@ -68,19 +68,19 @@ def attention(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _attention_ms(batch: int, heads: int, tokens: int, head_width: int, padded: bool, attention: str) -> float:
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    qkv, gradient = (jax.random.normal(jax.random.key(n), (batch, tokens, n * heads * head_width), dtype) for n in (3, 1))
+    q, k, v, gradient = (jax.random.normal(jax.random.key(n), (batch, tokens, heads * head_width), dtype) for n in range(4))
     lengths = jnp.full(batch, tokens - 4) if padded else None
 
     @jax.jit
-    def run(qkv, gradient):
-        out, backward = jax.vjp(lambda x: attend(x, heads, lengths, attention), qkv)
+    def run(q, k, v, gradient):
+        out, backward = jax.vjp(lambda *qkv: attend(*qkv, heads, lengths, attention), q, k, v)
         return out, backward(gradient)
 
-    jax.block_until_ready(run(qkv, gradient))
+    jax.block_until_ready(run(q, k, v, gradient))
     times = []
     for _ in range(10):
         begun = time.perf_counter()
-        jax.block_until_ready([run(qkv, gradient) for _ in range(5)])
+        jax.block_until_ready([run(q, k, v, gradient) for _ in range(5)])
         times.append((time.perf_counter() - begun) / 5)
     return 1e3 * statistics.median(times)
 

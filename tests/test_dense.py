@@ -1,4 +1,4 @@
-"""The linear layer: its numbers, its float32 gradients, and that split weights are gathered where they are used."""
+"""The linear layer: its numbers, whole or in parts, its float32 gradients, and what bfloat16 sums in float32."""
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,24 @@ def test_equals_linens_layer(dtype):
     if dtype == jnp.float32:  # in bfloat16, theirs sums the gradient of the bias in bfloat16: it is off by up to 9% here
         for name, gradient in back(cotangent)[0].items():
             np.testing.assert_allclose(d_params[name], gradient, rtol=1e-5, atol=1e-4)  # sums of 512 in another order
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_parts_are_slices_of_the_whole_output(dtype):
+    x, cotangent, params = setup(dtype)
+
+    def together(params, x):
+        return jnp.concatenate(Dense(32, dtype, parts=4).apply({"params": params}, x), axis=-1)
+
+    (ours, ours_back), (expected, back) = (
+        jax.vjp(f, params, x) for f in (together, lambda params, x: Dense(32, dtype).apply({"params": params}, x))
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    (d_params, d_x), (expected_params, expected_x) = ours_back(cotangent), back(cotangent)
+    rounding = 1e-6 if dtype == jnp.float32 else 2**-8  # of the parts, which are added in the dtype of the computation
+    np.testing.assert_allclose(*(np.asarray(d, np.float32) for d in (d_x, expected_x)), atol=2 * rounding)
+    for name, gradient in expected_params.items():
+        np.testing.assert_allclose(d_params[name], gradient, rtol=1e-5, atol=1e-4)
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
