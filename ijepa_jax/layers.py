@@ -65,9 +65,9 @@ def _linear_backward(parts, residuals, gradients):
     rows, last = tuple(range(x.ndim - 1)), (x.ndim - 1,)
     pairs = zip(gradients, _kernels(parts, kernel, x), strict=True)
     d_x = reduce(operator.add, [_contract(gradient, last, k, (1,), x.dtype) for gradient, k in pairs])
-    d_kernels = [_kernel_gradient(x, gradient, rows, kernel.dtype) for gradient in gradients]
-    d_biases = [_sum_rows(gradient, rows, kernel.dtype) for gradient in gradients]
-    return d_x, jnp.concatenate(d_kernels, axis=1), jnp.concatenate(d_biases)
+    # one product for the weights' gradient: of several, what is split over devices would have to be exchanged
+    gradient = jnp.concatenate(gradients, axis=-1)
+    return d_x, _kernel_gradient(x, gradient, rows, kernel.dtype), _sum_rows(gradient, rows, kernel.dtype)
 
 
 def _kernels(parts: int, kernel: jax.Array, x: jax.Array) -> list[jax.Array]:
