@@ -5,10 +5,15 @@ Needs the core's libraries only, so that it runs on a bare GPU image; feeding th
 
 import contextlib
 import dataclasses
+import gzip
+import json
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +22,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ijepa_jax.attention import IMPLEMENTATIONS
+from ijepa_jax.collectives import parse
 from ijepa_jax.flops import peak_tflops, step_flops
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import make_optimizer
 from ijepa_jax.predictor import Predictor
+from ijepa_jax.relayouts import op_name
 from ijepa_jax.sharding import jit_step, make_mesh, place_batch, state_shardings
 from ijepa_jax.step import State, init, train_step
 from ijepa_jax.vit import REMAT, SIZES, ViT
@@ -117,9 +124,7 @@ def benchmark(
     if work.batch % mesh.size:
         raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
     state, step = _prepared(method, mesh, compiler_options)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (work.batch, work.image, work.image, 3), np.uint8)
-    batch = place_batch({"image": images, **method.masks(np.arange(work.batch))}, mesh)
+    batch = _random_batch(work, method, mesh)
     begun = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))
     first = time.perf_counter() - begun
@@ -149,6 +154,11 @@ def _prepared(method: IJepa, mesh: Mesh, compiler_options: dict | None) -> tuple
     return state, jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh, compiler_options)
 
 
+def _random_batch(work: Workload, method: IJepa, mesh: Mesh) -> dict[str, jax.Array]:
+    images = np.random.default_rng(0).integers(0, 256, (work.batch, work.image, work.image, 3), np.uint8)
+    return place_batch({"image": images, **method.masks(np.arange(work.batch))}, mesh)
+
+
 def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:
     """The state after them, the median of the seconds of `steps` steps, each waited for, and the last one's metrics."""
     times = []
@@ -157,6 +167,30 @@ def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -
         state, metrics = jax.block_until_ready(step(state, batch))
         times.append(time.perf_counter() - begun)
     return state, statistics.median(times[warmup:]), metrics
+
+
+def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, dict[str, float]]:
+    """Where the time of a step goes, by JAX's profiler: its milliseconds, and those of its operations.
+
+    Operations are named by what they come from in the program (`transpose` is backward; numbers of blocks are *), a fusion
+    by its result, the longest first. Devices and threads that work at once are added up. Empty where a device tells nothing.
+    """
+    method, mesh = work.method(), make_mesh()
+    state, step = _prepared(method, mesh, None)
+    batch = _random_batch(work, method, mesh)
+    compiled = step.lower(state, batch).compile()
+    lines = {line.name: line for line in parse(compiled.as_text())[0]}
+    state = _timed(compiled, state, batch, warmup, 0)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            seconds = _timed(compiled, state, batch, steps, 0)[1]
+        (trace,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    spent = Counter()
+    for event in events:
+        if event.get("ph") == "X" and (line := lines.get(event.get("args", {}).get("hlo_op"))):
+            spent[op_name(line, lines) or line.operation] += event["dur"] / 1e3 / steps
+    return 1e3 * seconds, dict(spent.most_common())
 
 
 def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, warmup: int, rate: float) -> dict[str, Any]:

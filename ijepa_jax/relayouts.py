@@ -50,7 +50,7 @@ def count_relayouts(hlo: str, largest: int = 3) -> dict[str, Any]:
     for line in instructions:
         runs = 0 if line.computation in fused else times[line.computation]
         for kind, array, size in _relayouts(line, lines, computations) if runs else ():
-            for total in (kinds[kind], sources[_op_name(line, lines), array]) if kind else (moves[None],):
+            for total in (kinds[kind], sources[op_name(line, lines), array]) if kind else (moves[None],):
                 total["count"] += runs
                 total["bytes"] += runs * size
             at_least |= line.computation in unknown
@@ -117,7 +117,7 @@ def _roots(inside: list[Instruction], lines: dict[str, Instruction]) -> list[Ins
     return found
 
 
-def _op_name(line: Instruction, lines: dict[str, Instruction]) -> str:
+def op_name(line: Instruction, lines: dict[str, Instruction]) -> str:
     """What the program calls an instruction, or else its operand."""
     for each in (line, lines.get(_first_operand(line))):
         if each and (named := re.search(r'op_name="([^"]*)"', each.rest)):

@@ -3,6 +3,7 @@
     python tests/speed_study.py attention                  # cuDNN or XLA, for each number of tokens and head width
     python tests/speed_study.py options --model vit_large  # scan, remat, batch size, compiler options, less work: one at a time
     python tests/speed_study.py table --peer torch_ijepa.py  # B/16, L/16, H/14, H/16-448 beside PyTorch, eager and compiled
+    python tests/speed_study.py profile --model vit_huge   # where the time of a step goes
     python tests/speed_study.py growth --picture FILE.png  # time against batch, tokens, width, depth, with fitted lines
 
 `--small` takes sizes for a CPU; `--seconds` is when it starts no more. Only the core's libraries are needed, but for the
@@ -28,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import launch
+from ijepa_jax import benchmark
 from ijepa_jax.attention import attend
 from ijepa_jax.benchmark import Workload
 from ijepa_jax.vit import SIZES
@@ -118,6 +120,15 @@ def _peer(work: Workload, arguments: argparse.Namespace, how: tuple[str, ...]) -
     flags = [f"--{name.replace('_', '-')}={getattr(work, name)}" for name in sizes]
     found = _printed([arguments.peer, *flags, f"--steps={arguments.steps}", *how])
     return {key: found[key] for key in ("images_per_s", "ms_per_step", "model_tflop_per_s", "peak_gib")}
+
+
+def profile(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The operations that take longest, and what all of them take together beside the step."""
+    step_ms, spent = benchmark.profile(_workload(arguments), steps=arguments.steps)
+    total = sum(spent.values())
+    for name, ms in list(spent.items())[:40]:
+        yield {"operation": name, "ms": ms, "share": ms / total}
+    yield {"operation": "all", "ms": total, "step_ms": step_ms}
 
 
 def growth(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -228,7 +239,7 @@ def as_table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    studies = {study.__name__: study for study in (attention, options, table, growth)}
+    studies = {study.__name__: study for study in (attention, options, table, profile, growth)}
     parser.add_argument("study", choices=studies)
     parser.add_argument("--model", choices=sorted({work.model for work in TABLE.values()}), default="vit_large")
     parser.add_argument("--batch", type=int, default=0, help="of `options`, instead of the table's")

@@ -83,3 +83,15 @@ def test_it_stops_in_time(monkeypatch, capsys):
     speed_study.main()
     out = capsys.readouterr()
     assert json.loads(out.out.splitlines()[0])["tokens"] == 50 and "was not measured" in out.err
+
+
+def test_profile_names_the_operations_of_a_step(monkeypatch):
+    work = dataclasses.replace(speed_study.SMALL, batch=2, depth=2, predictor_depth=1)
+    monkeypatch.setattr(speed_study, "_workload", lambda arguments: work)
+    *lines, together = speed_study.profile(ARGUMENTS)
+    assert together["operation"] == "all" and together["step_ms"] > 0
+    assert together["ms"] >= sum(line["ms"] for line in lines) > 0.5 * together["ms"]
+    assert [line["ms"] for line in lines] == sorted((line["ms"] for line in lines), reverse=True)
+    names = {line["operation"] for line in lines}
+    assert any(name.startswith("jvp(ViT)/blocks/*/") for name in names)
+    assert any(name.startswith("transpose(jvp(Predictor))/") for name in names)
