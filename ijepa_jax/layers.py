@@ -67,18 +67,16 @@ def _linear_backward(parts, residuals, gradients):
     d_x = reduce(operator.add, [_contract(gradient, last, k, (1,), x.dtype) for gradient, k in pairs])
     # one product for the weights' gradient: of several, what is split over devices would have to be exchanged
     gradient = jnp.concatenate(gradients, axis=-1)
-    return d_x, _kernel_gradient(x, gradient, rows, kernel.dtype), _sum_rows(gradient, rows, kernel.dtype)
+    # XLA's CPU compiler copies the first one, transposed: the narrower is to be that (of bfloat16 it knows one order only)
+    if x.shape[-1] <= gradient.shape[-1] or x.dtype != kernel.dtype:
+        d_kernel = _contract(x, rows, gradient, rows, kernel.dtype)
+    else:
+        d_kernel = _contract(gradient, rows, x, rows, kernel.dtype).T
+    return d_x, d_kernel, _sum_rows(gradient, rows, kernel.dtype)
 
 
 def _kernels(parts: int, kernel: jax.Array, x: jax.Array) -> list[jax.Array]:
     return jnp.split(_whole(kernel, x.dtype), parts, axis=1)
-
-
-def _kernel_gradient(x: jax.Array, gradient: jax.Array, rows: tuple[int, ...], dtype) -> jax.Array:
-    # XLA's CPU compiler copies the first one, transposed: the narrower is to be that (of bfloat16 it knows one order only)
-    if x.shape[-1] <= gradient.shape[-1] or x.dtype != dtype:
-        return _contract(x, rows, gradient, rows, dtype)
-    return _contract(gradient, rows, x, rows, dtype).T
 
 
 def _sum_rows(x: jax.Array, rows: tuple[int, ...], dtype) -> jax.Array:
