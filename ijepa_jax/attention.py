@@ -74,7 +74,7 @@ def _attention_backward(residuals, gradient):
     d_weights = _product("bhqd,bhkd->bhqk", gradient, v, jnp.float32)
     d_logits = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
     d_logits = d_logits.astype(q.dtype)
-    # XLA's CPU compiler has fast products over a first factor's last dimension only; a transposed copy costs less than others.
+    # XLA's CPU compiler has fast products over the last dimension of a first factor only: these two get transposed copies.
     d_logits_bhkq, weights_bhkq = (stored_on_cpu(x.swapaxes(-1, -2)) for x in (d_logits, weights))
     return (
         _product("bhqk,bhkd->bhqd", d_logits, k, q.dtype),

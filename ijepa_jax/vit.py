@@ -106,7 +106,7 @@ class Block(nn.Module):
         self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None, visible: jax.Array | None
     ) -> jax.Array:
         width, dense = x_bsd.shape[-1], partial(Dense, dtype=self.dtype, float8=self.float8)
-        # One product is faster on CPUs; of three, TPUs need not take the output apart, which is laid out in tiles.
+        # Of three products TPUs need not take an output of tiles apart; float32 is summed as in the reference, of one.
         parts = 1 if self.dtype == jnp.float32 else 3
         y = dense(3 * width, parts=parts, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
         q, k, v = jnp.split(y, 3, axis=-1) if parts == 1 else y
