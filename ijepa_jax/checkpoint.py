@@ -8,8 +8,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +22,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ijepa_jax import processes
+from ijepa_jax import config as config_lib
+from ijepa_jax import positions, processes
 from ijepa_jax.step import State
+from ijepa_jax.vit import ViT
 from ijepa_jax.workdir import absolute
 
 Log = Callable[[str], None]
@@ -28,7 +33,15 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: one line that says which and why."""
+    """A checkpoint that cannot be used: one line that says which and why; `damaged`: its files are not what was saved."""
+
+    def __init__(self, message: str, damaged: bool = False):
+        super().__init__(message)
+        self.damaged = damaged
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             options=options,
             item_names=("state", "notes"),
@@ -64,22 +77,33 @@ class Checkpoints:
 
     def save(self, state: Any, step: int, settings: dict[str, Any], score: float | None = None, **notes: Any) -> None:
         """Saves in the background; `score` is the probe by which the best checkpoint is kept, `notes` are kept with it."""
-        notes = {"settings": settings, "fingerprint": fingerprint(state), **notes}
+        notes = {"settings": settings, "fingerprint": fingerprint(state), "score": score, **notes}
+        notes["checksum"] = _checksum(notes)
         with self._failures_named():
-            self._manager.save(
+            saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)),
                 metrics=None if score is None else {"score": score},
             )
+        if not saved:
+            raise CheckpointError(f"checkpoint {step} was not saved: {self.folder} holds {self.steps()}")
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint by probe score, None without scores."""
-        scores = {step: metrics["score"] for step in self.steps() if (metrics := self._manager.metrics(step))}
-        return max(scores, key=lambda step: (scores[step], step)) if scores else None
+    def best_step(self, log: Log = _say) -> int | None:
+        """The step of the best checkpoint by probe score, None without scores; damaged ones are reported."""
+        scores = {}
+        for step in self.steps():
+            try:
+                scores[step] = _saved_score(self.folder / str(step))
+            except CheckpointError as error:
+                if not error.damaged:
+                    raise
+                log(f"{error}: not considered")
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        return max(scored)[1] if scored else None
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk; raises CheckpointError for what went wrong in the background."""
@@ -97,7 +121,8 @@ class Checkpoints:
         save that step again.
 
         Raises:
-            CheckpointError: there are checkpoints, but none can be read. A run never starts from zero over them.
+            CheckpointError: there are checkpoints, but none can be read, or the newest is of another network, optimiser or
+                version of this code. A run never starts from zero over them.
         """
         for unfinished in self._unfinished():
             log(f"checkpoint {unfinished} was never finished: ignored")
@@ -106,34 +131,61 @@ class Checkpoints:
             restored, problem = self._try(step, shapes)
             if restored is not None:
                 return restored
-            problems.append(f"checkpoint {step} in {self.folder} is damaged ({problem})")
-            log(f"{problems[-1]}: trying the one before it")
+            problems.append(problem)
+            log(f"{problem}: trying the one before it")
         if problems:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None
 
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
         """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""
-        notes, state, problem = None, None, "another process cannot read it"
+        folder, notes, state = self.folder / str(step), None, None
+        problem = str(_damaged(folder, "another process cannot read it"))
         for _ in range(2):  # what a store fails to answer once is not damaged
             try:
-                notes, state = self.notes(step), self._state(step, shapes)
+                notes = self.notes(step)
+                saved = self._sums(step, notes)
+                _refuse_other_leaves(folder, [*saved], [_name(*leaf) for leaf in _leaves(shapes)])
+                with _named(folder):
+                    asked = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+                    state = self._manager.restore(step, args=asked)["state"]
                 break
-            except (PermissionError, MemoryError) as error:
-                raise CheckpointError(f"cannot read checkpoint {step} in {self.folder}: {_first_line(error)}") from error
-            except Exception as error:
-                if "RESOURCE_EXHAUSTED" in str(error):
+            except CheckpointError as error:
+                if not error.damaged:
                     raise
-                problem = _first_line(error)
+                problem = str(error)
         # the fingerprint is a program of all processes: none may start it unless all will
         if not processes.all_succeeded(state is not None):
             return None, problem
-        if fingerprint(state) != notes["fingerprint"]:
-            return None, "its contents are not what was saved"
+        if wrong := _difference(step, saved, fingerprint(state), state.step):
+            return None, str(_damaged(folder, wrong))
         return Restored(state, notes, step), ""
 
-    def _state(self, step: int, shapes: State) -> State:
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
+    def parts(self, step: int, wanted: Sequence[str]) -> dict[str, Any]:
+        """Sub-trees of a checkpoint's state, of NumPy arrays, each leaf verified; those that it has not are left out."""
+        folder, notes = self.folder / str(step), self.notes(step)
+        top = {*wanted, "step"}
+        sums = {name: value for name, value in self._sums(step, notes).items() if name.split(" ")[0].split("/")[0] in top}
+        item = folder / "state"
+        with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(item).item_metadata.tree
+            tree = jax.tree.map(lambda leaf: 0, {part: saved[part] for part in sorted(top) if part in saved})
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            asked = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
+            trees = checkpointer.restore(item, asked) if tree else {}
+        if wrong := _difference(step, sums, fingerprint(trees), trees.get("step", step)):
+            raise _damaged(folder, wrong)
+        return {part: trees[part] for part in wanted if part in trees}
+
+    def _sums(self, step: int, notes: dict[str, Any]) -> dict[str, int]:
+        """The checksums of a checkpoint's arrays by their names, which older ones have as a list without names."""
+        folder, sums = self.folder / str(step), notes["fingerprint"]
+        if isinstance(sums, dict):
+            return sums
+        with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder / "state").item_metadata.tree
+            order = [field.name for field in dataclasses.fields(State)] if "step" in tree else sorted(tree)
+            return dict(zip((_name(*leaf) for part in order for leaf in _leaves({part: tree[part]})), sums, strict=True))
 
     def set_aside(self, after: int) -> None:
         """Renames damaged checkpoints newer than step `after`, so that their steps can be saved again."""
@@ -164,13 +216,126 @@ class Checkpoints:
             raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {_first_line(error)}") from error
 
     def notes(self, step: int) -> dict[str, Any]:
-        """What was noted with a checkpoint: its settings, its fingerprint, and where imported weights came from."""
-        return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+        """What was noted with a checkpoint: its settings, its fingerprint, and where imported weights came from.
+
+        Raises CheckpointError.
+        """
+        notes = _read_notes(self.folder / str(step))
+        try:
+            config_lib.from_plain(notes["settings"])
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{_shown(self.folder / str(step))}: {error}") from None
+        return notes
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which would stop at a score that it cannot read: without one, a checkpoint is just not the best."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            score = _saved_score(self.directory / str(step))
+        except CheckpointError:
+            return None
+        return None if score is None else {"score": score}
+
+
+def _read_notes(folder: epath.Path) -> dict[str, Any]:
+    """The notes of one checkpoint, verified by their checksum, which older ones do not have."""
+    with _named(folder):
+        notes = json.loads((folder / "notes" / "metadata").read_text())
+        whole = isinstance(notes["settings"]["method"], str) and isinstance(notes["fingerprint"], dict | list)
+        checksum = notes.pop("checksum", None)
+    if not whole or checksum not in (None, _checksum(notes)):
+        raise _damaged(folder, "its notes are not what was saved")
+    return notes
+
+
+def _checksum(notes: dict[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(notes)), sort_keys=True)  # as it will be when it is read
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _saved_score(folder: epath.Path) -> float | None:
+    """The probe score that a checkpoint was saved with; older ones have it in Orbax's file only, where it may be damaged."""
+    notes = _read_notes(folder)
+    if "score" in notes:
+        return notes["score"]
+    try:
+        score = float(json.loads((folder / "metrics" / "metrics").read_text())["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if np.isfinite(score) else None
+
+
+@contextlib.contextmanager
+def _named(folder: epath.Path):
+    """Makes one line of whatever damaged bytes make JSON, Orbax and TensorStore raise."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (PermissionError, MemoryError) as error:
+        raise CheckpointError(f"cannot read {_shown(folder)}: {_first_line(error)}") from error
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or processes.lost(error):
+            raise
+        raise _damaged(folder, _first_line(error)) from error
+
+
+def _shown(folder: epath.Path) -> str:
+    return f"checkpoint {folder.name} in {folder.parent}"
+
+
+def _damaged(folder: epath.Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{_shown(folder)} is damaged ({reason})", damaged=True)
+
+
+def _refuse_other_leaves(folder: epath.Path, saved: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises CheckpointError, naming what differs, where a whole checkpoint holds other arrays than the ones asked for."""
+    there, here = (dict(name.split(" ", 1) for name in names) for names in (saved, wanted))
+    differ = [
+        f"{leaf} is {there.get(leaf, 'missing')} there and {here.get(leaf, 'missing')} here"
+        for leaf in sorted({*there, *here})
+        if there.get(leaf) != here.get(leaf)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{_shown(folder)} is of another network, method or optimiser than these settings make, in {len(differ)} arrays: "
+            f"{'; '.join(differ[:3])}. Use its settings, or another workdir"
+        )
+
+
+def _difference(named: int, saved: dict[str, int], read: dict[str, int], step: Any) -> str:
+    """What is wrong with arrays that are not what was saved, or not of the step that their checkpoint is named by, if anything."""
+    wrong = [name for name in sorted({*saved, *read}) if saved.get(name) != read.get(name)]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return f"not what was saved are {', '.join(wrong[:3])}{more}"
+    return "" if int(step) == named else f"a copy under another name: it holds the state of step {int(step)}"
 
 
 def is_step(folder: epath.Path) -> bool:
     """Whether a path is that of one checkpoint in a workdir, WORKDIR/checkpoints/STEP."""
     return folder.parent.name == "checkpoints" and folder.name.isdigit()
+
+
+def locate(path: epath.PathLike, step: int = 0) -> tuple[epath.Path, int | None]:
+    """The workdir and the step that a path means, which is that of a workdir, or of one checkpoint, WORKDIR/checkpoints/STEP.
+
+    The step is -1 for the newest, None for the best. Links are followed.
+
+    Raises CheckpointError for what is no workdir, and where two steps are asked for.
+    """
+    folder, exact = absolute(path), None
+    folder = folder if "://" in str(folder) else epath.Path(Path(folder).resolve())
+    if is_step(folder):
+        folder, exact = folder.parent.parent, int(folder.name)
+        if step not in (0, exact):
+            raise CheckpointError(f"{path} is one checkpoint, and that of step {step} is asked for: give the workdir")
+    if not (folder / "checkpoints").is_dir():
+        how = f"; foreign weights become one by: python launch.py import --from {path} --out DIR" if folder.exists() else ""
+        raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'{how}")
+    return folder, exact if exact is not None else step or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +348,13 @@ class Saved:
 
 
 def quiet(function):
-    """Keeps what Orbax warns of (that it only reads, that there are no metrics) out of notebooks."""
+    """Keeps what Orbax says (that it only reads, that files that nothing depends on are damaged) out of notebooks."""
 
     @functools.wraps(function)
     def quietly(*arguments, **options):
         logger = logging.getLogger("absl")
         level = logger.level
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
         try:
             return function(*arguments, **options)
         finally:
@@ -199,46 +364,44 @@ def quiet(function):
 
 
 @quiet
-def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",)) -> Saved:
+def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",), log: Log = _say) -> Saved:
     """Parts of a workdir's checkpoint: `target`, `params`, `opt_state`, and `head` where imported weights had one.
 
     `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest; a path that leads to one
-    checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out. Raises CheckpointError.
+    checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out; every array that is read is verified.
+    Raises CheckpointError.
     """
-    folder = absolute(path)
-    if is_step(folder):
-        if step not in (0, int(folder.name)):
-            raise CheckpointError(f"{path} is one checkpoint, and that of step {step} is asked for: give the workdir")
-        folder, step = folder.parent.parent, int(folder.name)
-    if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'")
-    checkpoints = Checkpoints(folder, read_only=True)
-    steps = checkpoints.steps()
-    if not steps:
-        raise CheckpointError(f"{path} holds no finished checkpoint")
-    best = checkpoints.best_step()
-    step = {0: steps[-1] if best is None else best, -1: steps[-1]}.get(step, step) if step not in steps else step
-    if step not in steps:
-        raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
-    notes = checkpoints.notes(step)
-    if (method := notes["settings"]["method"]) != "ijepa":
-        raise CheckpointError(f"{path} holds no encoder but what method {method!r} trains: give the workdir of an I-JEPA run")
-    item = folder / "checkpoints" / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(item).item_metadata.tree
-        wanted = {
-            part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved[part]) for part in parts if part in saved
-        }
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        asked = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
-        trees = checkpointer.restore(item, asked) if wanted else {}
-    return Saved(trees, notes, step)
+    workdir, step = locate(path, step)
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise CheckpointError(f"{path} holds no finished checkpoint")
+        if step is None:
+            step = checkpoints.best_step(log)
+        if step in (None, -1):
+            step = steps[-1]
+        if step not in steps:
+            raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
+        notes = checkpoints.notes(step)
+        if (method := notes["settings"]["method"]) != "ijepa":
+            raise CheckpointError(f"{path} holds no encoder but what method {method!r} trains: give an I-JEPA run's workdir")
+        return Saved(checkpoints.parts(step, parts), notes, step)
 
 
 def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:
     """The target encoder's parameters (NumPy) of a workdir's checkpoint, its settings and step, as `restore_parts`."""
     saved = restore_parts(path, step)
     return saved.trees["target"], saved.notes["settings"], saved.step
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _name(path: Any, leaf: Any) -> str:
+    """'params/encoder/norm/bias float32[96]'."""
+    shape = ",".join(map(str, leaf.shape))
+    return f"{jax.tree_util.keystr(path, simple=True, separator='/')} {jnp.dtype(leaf.dtype)}[{shape}]"
 
 
 @jax.jit
@@ -250,13 +413,15 @@ def _leaf_sums(state: State) -> list[jax.Array]:
     ]
 
 
-def fingerprint(state: Any) -> list[int]:
-    """Checksums of every leaf of a state, computed where the state lies: on devices, or as NumPy arrays on the host."""
-    leaves = jax.tree.leaves(state)
-    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
-        words = (np.ascontiguousarray(leaf).view(f"uint{8 * leaf.dtype.itemsize}") for leaf in leaves)
-        return [int(word.sum(dtype=np.uint32)) for word in words]
-    return [int(x) for x in jax.device_get(_leaf_sums(state))]
+def fingerprint(state: Any) -> dict[str, int]:
+    """A checksum of every leaf by its name, dtype and shape, computed where the state lies: on devices, or on the host."""
+    leaves = _leaves(state)
+    if all(isinstance(leaf, np.ndarray) for _, leaf in leaves):
+        words = (np.ascontiguousarray(leaf).view(f"uint{8 * leaf.dtype.itemsize}") for _, leaf in leaves)
+        sums = [int(word.sum(dtype=np.uint32)) for word in words]
+    else:
+        sums = [int(x) for x in jax.device_get(_leaf_sums(state))]
+    return dict(zip((_name(*leaf) for leaf in leaves), sums, strict=True))
 
 
 def digest_of(params: Any) -> str:
@@ -264,8 +429,21 @@ def digest_of(params: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf).tobytes())
+        digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
     return digest.hexdigest()
+
+
+def encoder_digest(params: dict, network: ViT) -> str:
+    """`digest_of` an encoder alone: the same whether its blocks are stacked and whether its positions are computed or kept."""
+    tree = {"positions": positions.sincos(network.width, network.trained_grid), **params}
+    if "scanned" in params["blocks"]:
+        stacked = jax.tree.map(_on_host, params["blocks"]["scanned"])
+        tree["blocks"] = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(network.depth)}
+    return digest_of(tree)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    return processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _score(metrics) -> float:

@@ -228,9 +228,14 @@ def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The inverse of `to_plain`, for the settings kept with a checkpoint; keys that are newer than it take their default."""
+    """The inverse of `to_plain`, for the settings kept with a checkpoint; keys that are newer than it take their default.
+
+    Raises ValueError for keys that there are not: what they did, nobody knows here.
+    """
     config = default()
-    config.unlock()
+    known = {EXAMPLES, *dict(_flat(config.to_dict()))}
+    if unknown := [f"{key}={value!r}" for key, value in _flat(settings) if key not in known]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax that has them")
     for section, value in settings.items():
         if section == EXAMPLES:
             continue

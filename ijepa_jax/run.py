@@ -138,8 +138,10 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
     for step in reversed(run.checkpoints.steps()):
         try:
             notes = run.checkpoints.notes(step)
-        except Exception:  # damaged, in whatever way: `restore` reports it and takes the one before
-            continue
+        except checkpoint.CheckpointError as error:
+            if not error.damaged:
+                raise
+            continue  # `restore` reports it and takes the one before
         _refuse_encoder(run, notes)
         old = notes["settings"]
         examples = old.get(config_lib.EXAMPLES, len(run.train))  # imported weights do not tell

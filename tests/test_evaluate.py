@@ -65,7 +65,7 @@ def test_every_protocol_gives_an_accuracy_beside_its_baselines(workdir, tmp_path
     (saved,) = tmp_path.glob("*.json")
     assert json.loads(saved.read_text())["accuracy"] == result["accuracy"]
     page = saved.with_suffix(".md").read_text()
-    assert result["digest"][:16] in page and "python launch.py ..." in page and f"{result['accuracy']:.1f}" in page
+    assert result["encoder_digest"][:16] in page and "python launch.py ..." in page and f"{result['accuracy']:.1f}" in page
     assert table.terminal(result).row_count == (1 if name == "dense" else 5)
 
 

@@ -142,7 +142,7 @@ def test_an_import_with_a_predictor_is_drawn_with_masks_that_fit(workdir, tmp_pa
     [
         ((), "--checkpoint is missing"),
         (("--checkpoint", "nowhere"), "nowhere is not a workdir: it has no folder 'checkpoints'"),
-        (("--checkpoint", "THEIRS"), "model is no workdir: foreign weights are made one with python launch.py import --from "),
+        (("--checkpoint", "THEIRS"), "foreign weights become one by: python launch.py import --from "),
         (("--checkpoint", "WORKDIR", "--split=all"), "split 'all' is not known: it must be one of train, test"),
         (("--checkpoint", "WORKDIR", "--images=9", "--bank=8"), "9 images are to be drawn out of a bank of 8"),
         (("--checkpoint", "WORKDIR", "--images=0"), "flag --images=0"),

@@ -188,7 +188,7 @@ def test_an_evaluation_counts_every_image_once_on_any_number_of_processes_and_de
         alone = evaluate(protocol, 1, 1)
         for count, devices in cells:
             several = evaluate(protocol, count, devices)
-            assert several["test_images"] == 31 and several["digest"] == alone["digest"]
+            assert several["test_images"] == 31 and several["encoder_digest"] == alone["encoder_digest"]
             assert several["accuracy"] == pytest.approx(alone["accuracy"], abs=points)
             assert several["baselines"] == pytest.approx(alone["baselines"], abs=points)
 

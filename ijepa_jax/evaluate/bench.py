@@ -90,7 +90,7 @@ class Bench:
             features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
             kept = features, chosen[rows]
             if path is not None and processes.is_first():
-                save_arrays(path, {**features, "rows": kept[1]})
+                self._keep(path, {**features, "rows": kept[1]})
         self._account(split, len(chosen) - len(kept[1]), len(chosen))
         return kept
 
@@ -243,6 +243,12 @@ class Bench:
     @functools.cache  # noqa: B019 - it lives as long as the evaluation
     def _fingerprint(self, split: str) -> str:
         return self.splits[split].fingerprint()
+
+    def _keep(self, path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+        try:
+            save_arrays(path, arrays)
+        except OSError as error:  # a workdir that is only read from, or a full disk: the next evaluation computes them again
+            self.display.log(f"features are not kept: {error}")
 
     def _cached(self, subject: Subject, kinds: Sequence[str], split: str, count: int) -> epath.Path | None:
         """Where these features are kept: the name covers weights, images and how these are prepared."""

@@ -46,7 +46,7 @@ def extract(
     if processes.is_first():
         save_arrays(target, arrays)
     shape = list(arrays["features"].shape)
-    return {"out": out, "features": shape, "kind": kind, "checkpoint": str(path), "step": step, "digest": digest}
+    return {"out": out, "features": shape, "kind": kind, "checkpoint": str(path), "step": step, "encoder_digest": digest}
 
 
 def _part(bench: Bench, subject: Subject, kind: str, split: str) -> dict[str, np.ndarray]:

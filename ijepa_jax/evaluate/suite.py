@@ -44,7 +44,7 @@ def evaluate(
     """
     started, display = time.monotonic(), display or Display(quiet=not processes.is_first())
     settings_lib.check(settings)
-    folder = epath.Path(out) if out else epath.Path(path) / "evaluate"
+    folder = epath.Path(out) if out else checkpoint.locate(path)[0] / "evaluate"
     splits = ("test",) if settings.protocol == "rank" else ()
     bench, trained, digest, step = open_bench(settings, path, folder, display, splits)
     protocol = PROTOCOLS[settings.protocol]
@@ -63,7 +63,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 1),
         "checkpoint": str(path),
         "step": step,
-        "digest": digest,
+        "encoder_digest": digest,
         "data": bench.run.data.name,
         **{f"{split}_images": len(source) - bench.unreadable.get(split, 0) for split, source in bench.splits.items()},
         "bad_images": sum(bench.unreadable.values()),
@@ -107,9 +107,9 @@ def open_bench(
     listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
     listing.unlink(missing_ok=True)  # of another evaluation
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
-    cache = epath.Path(path) / "features" if settings.cache else None
+    cache = checkpoint.locate(path)[0] / "features" if settings.cache else None
     bench = Bench(settings, run, encoder, mesh, opened, tasks, display, bad, cache)
-    return bench, params, checkpoint.digest_of(weights), step
+    return bench, params, checkpoint.encoder_digest(weights, network), step
 
 
 def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

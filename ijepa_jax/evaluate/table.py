@@ -65,7 +65,7 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             *page,
             "",
-            f"Checkpoint `{result['checkpoint']}`, step {result['step']}, digest `{result['digest'][:16]}`; "
+            f"Checkpoint `{result['checkpoint']}`, step {result['step']}, encoder's digest `{result['encoder_digest'][:16]}`; "
             f"{result['seconds']:.0f} s.",
             "",
             *([f"```\n{result['command']}\n```"] if result["command"] else []),

@@ -88,7 +88,7 @@ def explore(
         raise ValueError(f"split {split!r} is not known: it must be one of {', '.join(SPLITS)}")
     if images > bank:
         raise ValueError(f"{images} images are to be drawn out of a bank of {bank}: give a larger bank")
-    folder = _folder(path, out)
+    folder = absolute(out) if out else checkpoint.locate(path)[0] / "visualize"
     settings = default("rank")
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
@@ -97,7 +97,7 @@ def explore(
     learned, origin = saved.trees.get("params"), saved.notes.get("origin", {"warm_start": True})
     look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
     result = {
-        "out": str(folder), "checkpoint": str(path), "step": found_step, "digest": digest, "data": bench.run.data.name,
+        "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.run.data.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
         "own_masks": "warm_start" in origin, "command": command,
     }  # fmt: skip
@@ -107,16 +107,6 @@ def explore(
         (folder / "index.md").write_text(text := explore_page.markdown(result))
         write_page(folder / "index.html", text, "What an I-JEPA encoder sees")
     return {**result, "page": "index.html"}
-
-
-def _folder(path: str, out: str) -> epath.Path:
-    """Where the page goes; ValueError for what is no workdir but may be foreign weights."""
-    workdir = absolute(path)
-    workdir = workdir.parent.parent if checkpoint.is_step(workdir) else workdir
-    if workdir.exists() and not (workdir / "checkpoints").is_dir():
-        how = f"python launch.py import --from {path} --out DIR"
-        raise ValueError(f"{path} is no workdir: foreign weights are made one with {how}")
-    return absolute(out) if out else workdir / "visualize"
 
 
 def _drawn(count: int, images: int, seed: int) -> np.ndarray:

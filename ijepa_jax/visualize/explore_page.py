@@ -81,7 +81,7 @@ def _facts(result: dict[str, Any]) -> str:
     drawn, bank = result["images"], result["bank"]
     rows = {
         "checkpoint": f"{as_code(result['checkpoint'])}, step {result['step']}",
-        "encoder": as_code(result["digest"][:16]),
+        "encoder": as_code(result["encoder_digest"][:16]),
         "data": f"{as_code(result['data'])}, {result['split']} split",
         "images": f"{drawn} drawn, out of a bank of {bank}",
         "seed": result["seed"],
