@@ -306,7 +306,7 @@ def _refuse_other_leaves(folder: epath.Path, saved: Sequence[str], wanted: Seque
 
 
 def _difference(named: int, saved: dict[str, int], read: dict[str, int], step: Any) -> str:
-    """What is wrong with arrays that are not what was saved, or not of the step that their checkpoint is named by, if anything."""
+    """What is wrong with arrays that are not what was saved, or not of the step that names their checkpoint, if anything."""
     wrong = [name for name in sorted({*saved, *read}) if saved.get(name) != read.get(name)]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
