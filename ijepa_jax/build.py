@@ -172,7 +172,7 @@ def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sour
         size=data.size if split == "train" else data.test_size,
         seed=0,
         directory=data.directory or None,
-        image_size=data.image_size[0],
+        image_size=tuple(data.image_size),
         progress=progress,
     )
 

@@ -16,14 +16,15 @@ from ijepa_jax.positions import INTERPOLATIONS
 from ijepa_jax.predictor import CONTEXTS
 from ijepa_jax.vit import REMAT
 
-EXAMPLES = "examples"  # kept with the settings in checkpoints: how many training images there were
+# Kept with the settings in checkpoints: how many training images there were, and which (see `data.sources.Source.contents`).
+EXAMPLES, CONTENTS = "examples", "contents"
 
 # What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
 FIXED_ON_RESUME = (
     "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
     "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks",
-    "decoder.width", "decoder.depth", "decoder.heads", "data.name", "data.size", "data.image_size",
-    "data.channels", "data.mean", "data.std", "optim.batch_size", "optim.moment_dtype", EXAMPLES,
+    "decoder.width", "decoder.depth", "decoder.heads", "data.image_size", "data.channels", "data.mean", "data.std",
+    "optim.batch_size", "optim.moment_dtype", EXAMPLES, CONTENTS,
 )  # fmt: skip
 
 
@@ -233,12 +234,11 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
     Raises ValueError for keys that there are not: what they did, nobody knows here.
     """
     config = default()
-    known = {EXAMPLES, *dict(_flat(config.to_dict()))}
+    settings = {section: value for section, value in settings.items() if section not in (EXAMPLES, CONTENTS)}
+    known = dict(_flat(config.to_dict()))
     if unknown := [f"{key}={value!r}" for key, value in _flat(settings) if key not in known]:
         raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax that has them")
     for section, value in settings.items():
-        if section == EXAMPLES:
-            continue
         if isinstance(value, dict):
             config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
         else:

@@ -39,6 +39,7 @@ class Run:
     optimizer: Optimizer
     train: Source
     test: Source
+    contents: dict[str, str]  # see `Source.contents`, of the training images
     total_steps: int
     checkpoints: checkpoint.Checkpoints
     pooled: Callable[[Any, np.ndarray], features.Features]  # (encoder parameters, this process's images) -> features
@@ -56,8 +57,9 @@ class Run:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # kept with each checkpoint: where its weights came from
 
     def settings(self) -> dict[str, Any]:
-        """What is kept with a checkpoint to check the next start against: the settings, and how many images there were."""
-        return {**config_lib.to_plain(self.config), config_lib.EXAMPLES: len(self.train)}
+        """What is kept with a checkpoint to check the next start against: the settings, and which images there were."""
+        images = {config_lib.EXAMPLES: len(self.train), config_lib.CONTENTS: self.contents}
+        return {**config_lib.to_plain(self.config), **images}
 
 
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
@@ -72,7 +74,9 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
         raise DataError(
             f"{config.data.name} has {len(train)} training images, fewer than optim.batch_size {config.optim.batch_size}"
         )
-    processes.check_agreement({"training images": len(train), "test images": len(test), "devices": jax.local_device_count()})
+    contents = train.contents()
+    facts = {"training images": len(train), "contents": contents, "test images": len(test)}
+    processes.check_agreement({**facts, "devices": jax.local_device_count()})
     probe.tasks(train, test)  # labels that do not fit are better known before training than after
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
@@ -80,7 +84,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     decoded = decoder.load(config.decoder.checkpoint, config.decoder.step) if config.method == "rcdm" else None
     return Run(
-        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test,
+        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test, contents,
         build.total_steps(config, len(train)), checkpoints, features.extractor(encoder, mesh),
         features.extractor(encoder, mesh, ("patches",)), bad, check_claim,
         decoder.Conditions(decoded, mesh) if decoded else None,
@@ -144,16 +148,23 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
             continue  # `restore` reports it and takes the one before
         _refuse_encoder(run, notes)
         old = notes["settings"]
-        examples = old.get(config_lib.EXAMPLES, len(run.train))  # imported weights do not tell
-        old = {config_lib.EXAMPLES: examples, **config_lib.to_plain(config_lib.from_plain(old))}
-        changed = config_lib.differences(old, settings)
-        fixed = [key for key in changed if config_lib.fixed_on_resume(key)]
-        show = "; ".join(f"{key} was {changed[key][0]!r}, now {changed[key][1]!r}" for key in fixed or changed)
+        images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
+        tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
+        changed = config_lib.differences({**images, **config_lib.to_plain(config_lib.from_plain(old))}, settings)
+        fixed = [key for key in changed if config_lib.fixed_on_resume(key) or (key == "data.name" and not tells)]
+        show = "; ".join(_change(key, *changed[key]) for key in fixed or changed)
         if fixed:
             raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
         if changed:
             run.display.log(f"continuing with changed settings: {show}")
         return
+
+
+def _change(key: str, was: Any, now: Any) -> str:
+    section, _, what = key.partition(".")
+    if section == config_lib.CONTENTS and None not in (was, now) and what != "scenes":
+        return f"the training images have other {what}"
+    return f"{key} was {was!r}, now {now!r}"
 
 
 def _refuse_encoder(run: Run, notes: dict[str, Any]) -> None:

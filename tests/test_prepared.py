@@ -80,7 +80,7 @@ def _refused(name: str, match: str, split: str = "train", directory: Path | None
         ("tfds:tiny:train[4:]", "test", "test", 5),
         ("tfds:tiny:train[:2]+train[-3:]", "train", "train", 5),
         ("tfds:HERE/tiny", "train", "train", 20),
-        ("tfds:HERE/tiny:test", "train", "test", 5),
+        ("tfds:HERE/tiny:train[10:]", "train", "train", 10),
         ("tfds:HERE/tiny/1.2.0:train[:10%]", "train", "train", 2),
         ("tfds:./tiny", "test", "test", 5),
         ("tfds:../HERE_NAME/tiny", "test", "test", 5),
@@ -113,6 +113,17 @@ def test_fresh_and_used_sources_can_be_pickled_and_shared_by_threads(written):
     with futures.ThreadPoolExecutor(4) as pool:
         for other in (fresh, used, source):
             assert list(pool.map(other.__getitem__, list(range(20)) * 5)) == first * 5
+
+
+@pytest.mark.parametrize(("part", "shared"), [("test", 5), ("train+test", 5), ("all", 5), ("train[:1]+test[3:]", 2)])
+def test_a_training_split_with_test_images_is_refused(written, part, shared):
+    for split in ("train", "test"):
+        _refused(
+            f"tfds:tiny:{part}",
+            f"{shared} of its images are in the split test, .*: name a part without",
+            split,
+            directory=written,
+        )
 
 
 def test_names_that_lead_nowhere(written, tmp_path):
@@ -223,7 +234,7 @@ def test_fingerprints_are_of_the_part_and_its_shards(written, directory):
     )
     assert first == _open("tfds:tiny", "train", directory).fingerprint()  # a copy that has the times
     assert first == pickle.loads(pickle.dumps(_open("tfds:tiny", "train", written))).fingerprint()
-    parts = ["train[:5]", "train[5:10]", "train[:6]", "test", "train[:5]+train[6:]"]
+    parts = ["train[:5]", "train[5:10]", "train[:6]", "train[6:]", "train[:5]+train[6:]"]
     others = [_open(f"tfds:tiny:{part}", "train", written).fingerprint() for part in parts]
     assert len({first, *others}) == 6 and others[0] == _open("tfds:tiny:train[:25%]", "train", written).fingerprint()
     shard = directory / "tiny" / "1.2.0" / SHARD

@@ -132,3 +132,17 @@ def test_segments_differ_in_colour_from_what_is_around_them(batch):
     for image, objects, ground in zip(images, batch.objects, near, strict=False):
         for number in np.flatnonzero(np.bincount(objects.ravel())[1:] >= 20) + 1:
             assert np.abs(image[objects == number].mean(0) - image[ground].mean(0)).max() > 5
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (64, 32), (33, 40)])
+def test_an_image_that_is_not_square_shows_the_square_one_in_its_middle(height, width):
+    side = min(height, width)
+    square, wide = (scenes.render(0, np.arange(40), size) for size in (side, (height, width)))
+    assert wide.images.shape == (40, height, width, 3)
+    if (height - side) % 2 == (width - side) % 2 == 0:
+        rows, columns = (slice((length - side) // 2, (length + side) // 2) for length in (height, width))
+        same = (wide.objects[:, rows, columns] == square.objects).mean()
+        off = np.abs(wide.images[:, rows, columns].astype(int) - square.images).mean()
+        assert same > 0.999 and off < 0.5
+    for name, labels in square.labels.items():
+        np.testing.assert_array_equal(wide.labels[name], labels)

@@ -103,6 +103,79 @@ def test_folder_with_split_sub_folders(tmp_path, held_out):
     assert test.name(0) == str(tmp_path / held_out / "b" / "1.webp")
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("Train", "Test"), ("training", "validation"), ("train", "valid"), ("TRAIN", "dev"), ("train", "testing")],
+)
+def test_split_sub_folders_go_by_many_names(tmp_path, train, held_out):
+    for part in (train, held_out):
+        _save(tmp_path / part / "a" / "1.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.xml").write_text("no image")
+    assert [_open(f"folder:{tmp_path}", split).files for split in ("train", "test")] == [["a/1.png"]] * 2
+    assert _open(f"folder:{tmp_path}").class_names == {"label": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "children",
+    [
+        ("train", "Training", "val"),
+        ("train", "val", "valid"),
+        ("train", "test", "cats"),
+        ("test", "cats"),
+        ("valid", "dev", "x"),
+    ],
+)
+def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
+    for child in children:
+        _save(tmp_path / child / "a" / "1.png")
+    for split in ("train", "test"):
+        _refused(f"folder:{tmp_path}", "have train and val .or test. there, and no other images", split)
+
+
+def test_a_class_that_is_called_train_and_a_wrapping_folder_are_said(tmp_path, caplog):
+    for i in range(30):
+        _save(tmp_path / "vehicles" / ("bus", "train")[i % 2] / f"{i}.png")
+    assert _open(f"folder:{tmp_path / 'vehicles'}").class_names == {"label": ["bus", "train"]}
+    assert "train is taken for a class" in caplog.text
+    _open(f"folder:{tmp_path}")
+    assert f"holds one class, vehicles: if it holds the classes, give folder:{tmp_path / 'vehicles'}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("held_out", "shown"),
+    [("images", "'images'"), ("N00", r"'N00' \(in training 'n00'\)"), ("n00 ", r"'n00 ' \(in training 'n00'\)")],
+)
+def test_test_classes_unknown_in_training_are_refused_by_name(tmp_path, held_out, shown):
+    for place in ("train/n00", "train/n01", "val/n01", f"val/{held_out}"):
+        _save(tmp_path / place / "1.png")
+    _refused(f"folder:{tmp_path}", f"has classes that the training split has not: {shown}: they must be the same", "test")
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
+    for i in range(30):
+        _save(tmp_path / "a" / f"{i}.png")
+        (tmp_path / "a" / f"{i}.tif").touch()
+    (tmp_path / "README").touch()
+    (tmp_path / ".hidden").touch()
+    for split in ("train", "test"):
+        _open(f"folder:{tmp_path}", split)
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "31 files left out, which are no .jpg, .jpeg, .png, .webp: 30 .tif, 1 without an ending" in line
+
+
+@pytest.mark.parametrize("labels", [[-1, 0], [0, 2_000_000_000], np.array([0, 2**63], np.uint64)])
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 4, 4), np.uint8), train_labels=labels)
+    _refused(f"arrays:{tmp_path / 'x.npz'}", "labels must be classes from 0 up to 99999, these are")
+
+
+def test_test_labels_unknown_in_training_are_refused(tmp_path):
+    images = np.zeros((3, 4, 4), np.uint8)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=[0, 1, 3], test_images=images, test_labels=[0, 2, 3])
+    _refused(f"arrays:{tmp_path / 'x.npz'}", "its test split has classes that the training split has not: '2'", "test")
+
+
 def test_folder_follows_links_and_prefers_labelled_validation_images(tmp_path):
     _save(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "data" / "train").mkdir(parents=True)

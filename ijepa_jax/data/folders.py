@@ -1,19 +1,34 @@
 """Folders of image files as sources: listed once, labelled by their sub-folders, read file by file."""
 
+import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
-from ijepa_jax.data.sources import HELD_OUT, DataError, LabelledSource, NoSplit, file_state, printable, storage_errors
+from ijepa_jax.data.sources import (
+    DataError,
+    LabelledSource,
+    NoSplit,
+    check_known,
+    file_state,
+    hashed,
+    printable,
+    storage_errors,
+)
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+# Names of splits, in any case. Of held-out ones the first kind is taken: a `test` beside a `val` often has no labels.
+_TRAIN = ("train", "training")
+_HELD_OUT = (("val", "valid", "validation", "dev"), ("test", "testing"))
 _LOOKS_AT_ONCE = 16  # network disks and object stores take their time for each file
+_LENGTHS = 256  # files whose lengths tell a folder from one with files of the same names
 _FILES_PER_LOOK = 256  # a task of a thread costs more than a look at a local file
 
 
@@ -55,6 +70,12 @@ class FolderSource(LabelledSource):
         with storage_errors(str(self._folder)), futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
             yield from pool.map(self._states, starts)
 
+    def contents(self) -> dict[str, str]:
+        some = [f"{self._folder}/{self.files[i]}" for i in range(0, len(self.files), max(1, len(self.files) // _LENGTHS))]
+        with storage_errors(str(self._folder)), futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+            lengths = list(pool.map(functools.partial(file_state, time=False), some))
+        return {"files": hashed(f"{file}\0" for file in self.files), "lengths": hashed(f"{length} " for length in lengths)}
+
     def _states(self, start: int) -> bytes:
         files = self.files[start : start + _FILES_PER_LOOK]
         lines = [f"{file}\0{file_state(f'{self._folder}/{file}')}\0" for file in files]
@@ -66,17 +87,22 @@ def open_folder(place: str, split: str) -> FolderSource:
     root = epath.Path(place).expanduser()
     if not root.is_dir():
         raise DataError(f"folder:{place}: {'this is a file, not a folder' if root.exists() else 'no such folder'}")
-    held_out = next((part for part in HELD_OUT if (root / part).is_dir()), None)
-    if held_out and (root / "train").is_dir():
-        parts = (root / "train", root / held_out)
+    parts = _splits(root, place)
+    if parts:
         folder = parts[split == "test"]
-        files = _list_images(folder)
-        classes = {child.name for part in parts for child in part.iterdir() if child.is_dir() and child.name[0] != "."}
+        files = _list_images(folder, say=True)
+        trained, held_out = (_children(part) for part in parts)
+        classes = {*trained, *held_out}
+        if split == "test" and trained and all("/" in file for file in files):
+            check_known({file.partition("/")[0] for file in files}, trained, f"folder:{place}: the test split {folder}")
     else:
         folder = root
-        everything = _list_images(root)
+        everything = _list_images(root, say=split == "train")
         files = [file for file in everything if _in_test_split(file) == (split == "test")]
         classes = {file.partition("/")[0] for file in everything if "/" in file}
+        if len(classes) == 1 and split == "train" and all("/" in file for file in everything):
+            (only,) = classes
+            logging.warning("folder:%s holds one class, %s: if it holds the classes, give folder:%s", place, only, root / only)
         if everything and not files:
             raise NoSplit(
                 f"folder:{place}: its {len(everything)} images are too few to leave some for the {split} split: "
@@ -88,10 +114,58 @@ def open_folder(place: str, split: str) -> FolderSource:
     return FolderSource(folder, files, labels, {"label": sorted(classes)} if labels else {})
 
 
-def _list_images(folder: epath.Path) -> list[str]:
-    """The image files below `folder`, as sorted paths relative to it; hidden files and folders are left out."""
+def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | None:
+    """The folders of the training and the held-out split, by their names; None where the sub-folders are classes.
+
+    Raises DataError where it cannot be told.
+    """
+    children = _children(root)
+
+    def named(names: Sequence[str]) -> list[str]:
+        return [child for child in children if child.strip().casefold() in names]
+
+    train, held_out = named(_TRAIN), [named(kind) for kind in _HELD_OUT]
+    chosen = next((kind for kind in held_out if kind), [])
+    others = [child for child in children if not any(child in kind for kind in (train, *held_out))]
+    if not chosen:
+        if train and others:
+            logging.warning("folder:%s: %s is taken for a class, as no held-out split is beside it", place, ", ".join(train))
+        return None
+    right = "have train and val (or test) there, and no other images"
+    if not train and not others:
+        return None  # one or two wrapping folders
+    if len(train) != 1 or len(chosen) != 1:
+        raise DataError(f"folder:{place}: {', '.join(children)} are not one training and one held-out split: {right}")
+    if mixed := [other for other in others if next(_walk(str(root / other), "", frozenset()), None)]:
+        raise DataError(
+            f"folder:{place}: {', '.join(mixed[:5])} lie beside the splits {train[0]} and {chosen[0]}, and are neither: {right}"
+        )
+    return root / train[0], root / chosen[0]
+
+
+def _children(folder: epath.Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+
+
+def _list_images(folder: epath.Path, say: bool = False) -> list[str]:
+    """The image files below `folder`, as sorted paths relative to it; hidden files and folders are left out.
+
+    What else is there is counted, and said where `say`.
+    """
+    others: Counter = Counter()
+    files = sorted(_images(folder, others))
+    if others and say:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(6))
+        more = ", ..." if len(others) > 6 else ""
+        logging.warning(
+            "%s: %d files left out, which are no %s: %s%s", folder, others.total(), ", ".join(_EXTENSIONS), kinds, more
+        )
+    return files
+
+
+def _images(folder: epath.Path, others: Counter) -> Iterable[str]:
     if "://" not in str(folder):
-        return sorted(_walk(str(folder), "", frozenset()))
+        return _walk(str(folder), "", frozenset(), others)
     base = str(folder).rpartition("://")[2].rstrip("/")  # object stores may list paths without their scheme
     found = []
     for directory, _, names in folder.walk(on_error=_unreadable):
@@ -100,10 +174,15 @@ def _list_images(folder: epath.Path) -> list[str]:
             continue
         prefix = below + "/" if below else ""
         found += [prefix + name for name in names if _is_image(name)]
-    return sorted(found)
+        others.update(_ending(name) for name in names if name[0] != "." and not _is_image(name))
+    return found
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower() or "without an ending"
+
+
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], others: Counter | None = None) -> Iterator[str]:
     """Follows links, of which data sets are often assembled, but none to a folder that this one is in."""
     try:
         status = Path(folder).stat()
@@ -116,9 +195,11 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
                 if entry.name[0] == ".":
                     continue
                 if entry.is_dir():
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here}, others)
                 elif _is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
                     yield prefix + entry.name
+                elif others is not None:
+                    others[_ending(entry.name)] += 1
     except OSError as error:
         _unreadable(error)
 

@@ -15,11 +15,13 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ijepa_jax.data import clevr
-from ijepa_jax.data.sources import HELD_OUT, DataError, NoSplit, file_state, storage_errors
+from ijepa_jax.data.sources import DataError, NoSplit, file_state, hashed, storage_errors
 
+_HELD_OUT = ("val", "validation", "test")  # in this order: a `test` beside a `val` often has no labels
 _FILE_FEATURES = ("file", "file_name", "filename")
 _SPARE_FILES = 128  # open files that are none of a data set's shards
 _CHECKS_AT_ONCE = 16
+_RECORDS_SEEN = 16
 
 
 class TfdsSource:
@@ -97,6 +99,17 @@ class TfdsSource:
             lines.append(f"{epath.Path(shard).name} {skip} {end} {state}")
         return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
+    def contents(self) -> dict[str, str]:
+        parts = zip(self._shards, self._skips, self._ends, strict=True)
+        shards = hashed(f"{epath.Path(shard).name} {skip} {end}\n" for shard, skip, end in parts)
+        return {"data set": self._full_name, "shards": shards, "records": hashed(map(self._seen, _spread(len(self))))}
+
+    def _seen(self, index: int) -> bytes:
+        try:
+            return self[index]
+        except OSError:
+            return b"unreadable"
+
     def name(self, index: int) -> str:
         """With the file that the image was made from, where the records tell."""
         try:
@@ -132,14 +145,24 @@ class TfdsSource:
             raise OSError(f"cannot read {self._title} image {index} from {shard}: {reason}") from error
 
 
+def _spread(count: int) -> range:
+    """Some places among so many: shards are padded, so that lengths tell little."""
+    return range(0, count, max(1, count // _RECORDS_SEEN))
+
+
 def open_tfds(place: str, split: str, directory: str) -> TfdsSource:
     """The source of `tfds:PLACE`, see `sources.open_source`."""
     where, explicit = _split_off(place)
     folder = _find_prepared(where, directory)
     builder = _builder(folder, f"tfds:{where}")
     splits = builder.info.splits
-    present = [part for part in ("train", *HELD_OUT) if part in splits and splits[part].num_examples]
+    present = [part for part in ("train", *_HELD_OUT) if part in splits and splits[part].num_examples]
     held_out = next((part for part in present if part != "train"), None)
+    if explicit and held_out and (shared := _shared(builder, explicit, held_out)):
+        raise DataError(
+            f"tfds:{place}: {shared} of its images are in the split {held_out}, which probes are tested on: name a part "
+            f"without them. It has {_sizes(builder)}"
+        )
     if explicit and split == "train":
         chosen = explicit
     elif held_out and (split == "test" or "train" in present):
@@ -149,6 +172,22 @@ def open_tfds(place: str, split: str, directory: str) -> TfdsSource:
     else:
         raise NoSplit(f"tfds:{place} has no {split} split: it has {_sizes(builder)}")
     return TfdsSource(builder, chosen, f"tfds:{where}")
+
+
+def _shared(builder, part: str, held_out: str) -> int:
+    """How many images two parts of a data set share; 0 for a part that there is not, which opening it will name."""
+    try:
+        one, other = (
+            [(i.filename, i.skip, i.take) for i in builder.info.splits[name].file_instructions] for name in (part, held_out)
+        )
+    except (KeyError, ValueError):
+        return 0
+    return sum(
+        max(0, min(skip + take, begin + count) - max(skip, begin))
+        for file, skip, take in one
+        for shard, begin, count in other
+        if file == shard
+    )
 
 
 def _split_off(place: str) -> tuple[str, str]:
@@ -185,7 +224,8 @@ def _find_prepared(where: str, directory: str) -> epath.Path:
         raise DataError(f"tfds:{where}: {problem}")
     raise DataError(
         f"tfds:{where} is not prepared in {directory}: where TensorFlow is installed, run once "
-        f"`tfds build {where} --data_dir {directory} --file_format array_record`"
+        f"`tfds build {where} --data_dir {directory} --file_format array_record`; or pack a folder of images by `python "
+        "launch.py prepare --from folder:PATH --out DIR` and give --config.data.name=tfds:DIR, or folder:PATH as it is"
     )
 
 

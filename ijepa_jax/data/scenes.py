@@ -37,7 +37,8 @@ _SHADE = np.array([1.0, 0.92, 0.87])  # half-width of its shadow, per unit of si
 class Scenes(NamedTuple):
     """A batch of n rendered scenes; object k (0-based, at most 8) has id k + 1, and object 0 is the largest.
 
-    images: uint8 [n, size, size, 3]. objects: uint8 [n, size, size], the id of the object seen at a pixel, 0 where none is.
+    images: uint8 [n, height, width, 3]. objects: uint8 [n, height, width], the id of the object seen
+    at a pixel, 0 where none is.
     shapes, colours: int8 [n, 8], indices into SHAPES and COLOURS, -1 where there is no object.
     distances: float32 [n, 8], from the camera to the object's centre in world units, infinity where there is no object.
     labels: "count" int32 in 1..8, "distance" float32 of the nearest object, "shape" and "colour" int32 of the largest; all [n].
@@ -74,8 +75,10 @@ class _Solids(NamedTuple):
     shiny: np.ndarray
 
 
-def render(seed: int, index: np.ndarray, size: int = 64) -> Scenes:
-    """Renders scenes `index` (non-negative integers [n]) of the collection `seed` at size x size pixels.
+def render(seed: int, index: np.ndarray, size: int | tuple[int, int] = 64) -> Scenes:
+    """Renders scenes `index` (non-negative integers [n]) of the collection `seed` at size x size, or (height, width), pixels.
+
+    What a square image shows is in the middle of one that is not, which shows more along its longer side.
 
     Batches of 64 and more are several times cheaper per image than single scenes.
     Raises ValueError for a negative or non-integer index, or a size under 16.
@@ -83,28 +86,29 @@ def render(seed: int, index: np.ndarray, size: int = 64) -> Scenes:
     index = np.asarray(index)
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or (index < 0).any():
         raise ValueError(f"index must be a vector of non-negative integers, got {index.dtype} {index.shape}")
-    if size < 16:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
-    step = max(_CHUNK // size**2, 1)
-    parts = [_render_chunk(seed, index[start : start + step], size) for start in range(0, max(len(index), 1), step)]
+    step = max(_CHUNK // (height * width), 1)
+    parts = [_render_chunk(seed, index[start : start + step], height, width) for start in range(0, max(len(index), 1), step)]
     arrays = [np.concatenate(field) for field in zip(*(part[:5] for part in parts), strict=True)]
     labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
     return Scenes(*arrays, labels)
 
 
 def segments(scenes: Scenes) -> np.ndarray:
-    """The shape of the object seen at each pixel, uint8 [n, size, size]: indices into SEGMENTS."""
+    """The shape of the object seen at each pixel, uint8 [n, height, width]: indices into SEGMENTS."""
     kinds = np.pad(scenes.shapes + 1, ((0, 0), (1, 0))).astype(np.uint8)  # by object id; 0 is no object
     return np.take_along_axis(kinds[:, None], scenes.objects.astype(np.intp), 2)
 
 
-def _render_chunk(seed: int, index: np.ndarray, size: int) -> Scenes:
+def _render_chunk(seed: int, index: np.ndarray, height: int, width: int) -> Scenes:
     count, largest = _draw(seed, index, 1, 2)
     count = 1 + np.floor(MAX_OBJECTS * count).astype(np.int32)
     view = _view(seed, index, count)
     solids = _solids(seed, index, view, count, 0.95 + 0.2 * largest)
-    canvas = _ground(seed, index, view, solids, size)
-    objects = np.zeros((len(index), size, size), np.uint8)
+    canvas = _ground(seed, index, view, solids, height, width)
+    objects = np.zeros((len(index), height, width), np.uint8)
     _paint(canvas, objects, view, solids)
     images = np.empty((*objects.shape, 3), np.uint8)
     np.clip(canvas, 0, 255, out=canvas)
@@ -190,14 +194,15 @@ def _place(draws: list[np.ndarray], view: _View, size: np.ndarray, shape: np.nda
     return x, y, size
 
 
-def _pixels(start: np.ndarray | int, count: int, size: int) -> np.ndarray:
-    """Coordinates, in focal lengths from the centre, of `count` pixels from `start` on: [..., count]."""
+def _pixels(start: np.ndarray | float, count: int, size: int) -> np.ndarray:
+    """Coordinates, in focal lengths from the centre, of `count` pixels from `start` of a frame of `size` on: [..., count]."""
     return ((np.asarray(start)[..., None] + np.arange(count) + 0.5) * 2 / size - 1).astype(np.float32) * _FRAME
 
 
-def _ground(seed: int, index: np.ndarray, view: _View, solids: _Solids, size: int) -> np.ndarray:
-    """Ground, wall and shadows, float32 [n, 3, size, size] in 0..255."""
-    x, y = _pixels(0, size, size), -_pixels(0, size, size)
+def _ground(seed: int, index: np.ndarray, view: _View, solids: _Solids, height: int, width: int) -> np.ndarray:
+    """Ground, wall and shadows, float32 [n, 3, height, width] in 0..255."""
+    size = min(height, width)
+    x, y = _pixels((size - width) / 2, width, size), -_pixels((size - height) / 2, height, size)
     ahead, down = view.cos[:, None] + y * view.sin[:, None], view.sin[:, None] - y * view.cos[:, None]
     on_wall = ahead / view.wall[:, None] > down / view.height[:, None]
     depth = 1 / np.maximum(ahead / view.wall[:, None], down / view.height[:, None])  # [n, rows]
@@ -281,23 +286,26 @@ def _shadow(view: _View, solids: _Solids, depth: np.ndarray, ahead: np.ndarray, 
 
 
 def _paint(canvas: np.ndarray, objects: np.ndarray, view: _View, solids: _Solids) -> None:
-    """Paints the solids into canvas [n, 3, size, size] and their ids into objects [n, size, size], from far to near.
+    """Paints the solids into canvas [n, 3, height, width] and their ids into objects [n, height, width], from far to near.
 
     The feet of two objects are disjoint discs, and their radical axis parts them with the camera on the side of the one of
     smaller power (x^2 + y^2 - foot^2): painting by falling power is exact.
     """
-    size = canvas.shape[-1]
+    size = min(canvas.shape[2:])
+    above, left = ((length - size) / 2 for length in canvas.shape[2:])
     power = solids.x**2 + solids.y**2 - (_FOOT[solids.shape] * solids.size) ** 2
     rank = np.argsort(np.argsort(np.where(solids.present, -power, np.inf), 1, kind="stable"), 1, kind="stable")
     scene, slot = np.nonzero(solids.present)
     order = np.argsort(rank[scene, slot], kind="stable")
     scene, slot = scene[order], slot[order]
-    side, row, column = _windows(view, solids, scene, slot, size)
+    side, row, column = _windows(view, solids, scene, slot, canvas.shape[2:])
     layers = []
     for width in np.unique(side):
         (at,) = np.nonzero(side == width)
         s, k, r, c = scene[at], slot[at], row[at], column[at]
-        layer = _layer(_pick(view, s), _pick(solids, s, k), -_pixels(r, width, size), _pixels(c, width, size), size)
+        layer = _layer(
+            _pick(view, s), _pick(solids, s, k), -_pixels(r - above, width, size), _pixels(c - left, width, size), size
+        )
         layers.append((s, k, r, c, *layer, np.searchsorted(rank[s, k], np.arange(MAX_OBJECTS + 1))))
     for turn in range(MAX_OBJECTS):  # a scene has one object of each rank, so no two windows of a turn meet
         for *layer, bounds in layers:
@@ -333,7 +341,9 @@ def _pick(fields: tuple, *at: np.ndarray) -> tuple:
     return type(fields)(*(field.astype(np.float32) if field.dtype == np.float64 else field for field in picked))
 
 
-def _windows(view: _View, solids: _Solids, scene: np.ndarray, slot: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+def _windows(
+    view: _View, solids: _Solids, scene: np.ndarray, slot: np.ndarray, shape_hw: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
     """Side, first row and first column [m] of a square window that holds each object, inside the image."""
     shape = solids.shape[scene, slot]
     half, foot = (factor[shape] * solids.size[scene, slot] for factor in (_WIDTH, _FOOT))
@@ -341,13 +351,14 @@ def _windows(view: _View, solids: _Solids, scene: np.ndarray, slot: np.ndarray, 
     rise = half - view.height[scene]
     depth = y * cos - rise * sin
     tall = np.where(shape == 0, half, half * cos + foot * sin)
+    (height, width), size = shape_hw, min(shape_hw)
     scale = size / (2 * _FRAME)
     extent = scale * np.maximum(foot, tall) / (depth - foot) * 1.02 + 1
     step = max(size // 16, 2)
     window = np.minimum(np.ceil(2 * extent / step).astype(np.int64) * step, size)
-    row = np.rint(size / 2 - scale * (y * sin + rise * cos) / depth - window / 2).astype(np.int64)
-    column = np.rint(size / 2 + scale * x / depth - window / 2).astype(np.int64)
-    return window, np.clip(row, 0, size - window), np.clip(column, 0, size - window)
+    row = np.rint(height / 2 - scale * (y * sin + rise * cos) / depth - window / 2).astype(np.int64)
+    column = np.rint(width / 2 + scale * x / depth - window / 2).astype(np.int64)
+    return window, np.clip(row, 0, height - window), np.clip(column, 0, width - window)
 
 
 def _layer(view: _View, solids: _Solids, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

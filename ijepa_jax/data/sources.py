@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,11 +22,11 @@ from ijepa_jax.data import scenes
 
 Progress = Callable[[int, int], None]  # (examples done, examples in all)
 
-HELD_OUT = ("val", "validation", "test")  # in this order: a `test` beside a `val` often has no labels
 _SPLITS = ("train", "test")
 _TEST_SCENES = 1 << 40  # where the indices of the test split start
 _REFERENCE_SCENES = 1 << 41  # scenes of no split, whose distances set the bins
 _DISTANCE_BINS = 8
+_MOST_CLASSES = 100_000
 _SCENES_AT_ONCE = 256  # rendered between two reports of progress
 
 
@@ -76,6 +76,13 @@ class Source(Protocol):
         """
         ...
 
+    def contents(self) -> dict[str, str]:
+        """What tells these images from others, by what it is told by, wherever they lie and whenever they were copied there.
+
+        Cheap: pixels in memory are hashed; of files, their names, and the lengths or contents of some. Labels do not count.
+        """
+        ...
+
 
 def open_source(
     name: str,
@@ -84,16 +91,17 @@ def open_source(
     size: int,
     seed: int,
     directory: str | None = None,
-    image_size: int = 64,
+    image_size: int | tuple[int, int] = 64,
     progress: Progress | None = None,
 ) -> Source:
     """Opens the split `train` or `test` of a data set.
 
-    - `scenes`: `size` scenes (a `ScenesSource`), a function of `seed`, `image_size` pixels square, rendered here (`progress` is
+    - `scenes`: `size` scenes (a `ScenesSource`), a function of `seed`, of `image_size` pixels, rendered here (`progress` is
       called as that goes on). Tasks count, distance (8 quantile bins, the same for all splits, seeds and sizes), shape, colour.
-    - `folder:PATH`: JPEG, PNG and WebP files at any depth, in the order of their paths. Where PATH holds `train` and one of
-      `val`, `validation` or `test`, these are the splits; otherwise a hash of its path below PATH puts every tenth file into
-      the test split. The first sub-folder on a file's way is its label (task `label`, classes in sorted order).
+    - `folder:PATH`: JPEG, PNG and WebP files at any depth, in the order of their paths. Where PATH holds `train` (`training`)
+      and `val` (`valid`, `validation`, `dev`) or else `test` (`testing`), in any case, these are the splits; otherwise a hash
+      of its path below PATH puts every tenth file into the test split. The first sub-folder on a file's way is its label
+      (task `label`, classes in sorted order).
     - `arrays:FILE.npz`: `images` (uint8 [N, H, W] or [N, H, W, C]) and optionally `labels`, of which a hash of the
       index puts every tenth into the test split; or `train_images`, `test_images` and optionally `train_labels`, `test_labels`.
     - `idx:DIR`: MNIST-format files `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` and so on, gzipped or not.
@@ -132,27 +140,49 @@ def storage_errors(place: str) -> Iterator[None]:
         raise DataError(f"cannot use {place.strip()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+def check_known(tested: Iterable[str], trained: Iterable[str], title: str) -> None:
+    """Raises DataError where classes that are tested have no training image: no probe could name them."""
+    trained = {*trained}
+    unknown = sorted({*tested} - trained)
+    if unknown:
+        alike = {name.strip().casefold(): name for name in trained}
+        shown = [
+            f"{name!r} (in training {alike[key]!r})" if (key := name.strip().casefold()) in alike else repr(name)
+            for name in unknown[:5]
+        ]
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise DataError(f"{title} has classes that the training split has not: {', '.join(shown)}{more}: they must be the same")
+
+
 def printable(text: str) -> str:
     """The text with what UTF-8 cannot hold, and what would break a line or upset a terminal, escaped."""
     readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in readable)
 
 
-def file_state(path: str) -> str:
-    """A file's length and time of change, to tell by whether it is still the same, or that it cannot be read.
+def file_state(path: str, time: bool = True) -> str:
+    """A file's length and, if wanted, its time of change, by which to tell whether it is still the same, or "unreadable".
 
     The time is in nanoseconds for local files, in seconds on gs://, and unknown on s3://.
     """
     try:
         if "://" in path:
             remote = epath.Path(path).stat()
-            return f"{remote.length} {remote.mtime}"
+            return f"{remote.length} {remote.mtime}" if time else str(remote.length)
         local = Path(path).stat()
-        return f"{local.st_size} {local.st_mtime_ns}"
+        return f"{local.st_size} {local.st_mtime_ns}" if time else str(local.st_size)
     except OSError as error:
         if "://" in path and not isinstance(error, FileNotFoundError):  # a failed request says nothing of the file
             raise
         return "unreadable"
+
+
+def hashed(pieces: Iterable[str | bytes | np.ndarray]) -> str:
+    """Hexadecimal digits that identify a sequence of texts or arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece.encode("utf-8", "surrogateescape") if isinstance(piece, str) else piece)
+    return digest.hexdigest()
 
 
 class LabelledSource:
@@ -205,6 +235,9 @@ class ArraySource(LabelledSource):
         yield str(self.images.shape).encode()
         yield np.ascontiguousarray(self.images)
 
+    def contents(self) -> dict[str, str]:
+        return {"pixels": hashed(self._content())}
+
 
 class ScenesSource(ArraySource):
     """Scenes `index` [N] of the collection `seed`, whose segments can be had too."""
@@ -222,6 +255,9 @@ class ScenesSource(ArraySource):
         self._seed = seed
         self._index = index
 
+    def contents(self) -> dict[str, str]:  # their pixels may differ by one in 100,000 between processors
+        return {"scenes": f"{len(self)} from {self._index[0]} of seed {self._seed}, {list(self.images.shape[1:3])} pixels"}
+
     def segments_at(self, rows: np.ndarray) -> np.ndarray:
         """What is seen at each pixel of the examples at rows [n]: uint8 [n, H, W], indices into `segment_names`.
 
@@ -231,7 +267,7 @@ class ScenesSource(ArraySource):
         segments = np.empty((len(index), *self.images.shape[1:3]), np.uint8)
         for start in range(0, len(index), _SCENES_AT_ONCE):
             part = slice(start, start + _SCENES_AT_ONCE)
-            segments[part] = scenes.segments(scenes.render(self._seed, index[part], size=self.images.shape[1]))
+            segments[part] = scenes.segments(scenes.render(self._seed, index[part], size=self.images.shape[1:3]))
         return segments
 
 
@@ -272,21 +308,27 @@ class Subset:
     def file(self, index: int) -> str:
         return self._source.file(int(self._rows[index]))
 
+    def contents(self) -> dict[str, str]:
+        return {**self._source.contents(), "rows": hashed([self._rows])}
+
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._rows, digest_size=16)
         digest.update(self._source.fingerprint().encode())
         return digest.hexdigest()
 
 
-def _open_scenes(split: str, size: int, seed: int, image_size: int, progress: Progress | None) -> ScenesSource:
+def _open_scenes(
+    split: str, size: int, seed: int, image_size: int | tuple[int, int], progress: Progress | None
+) -> ScenesSource:
     if size < 1:
         raise DataError(f"scenes: cannot generate {size} scenes: give a size of 1 or more")
     index = np.arange(size, dtype=np.int64) + (_TEST_SCENES if split == "test" else 0)
-    images = np.empty((size, image_size, image_size, 3), np.uint8)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = np.empty((size, height, width, 3), np.uint8)
     labels = []
     for start in range(0, size, _SCENES_AT_ONCE):  # in one thread: two were no faster on two cores
         part = slice(start, min(start + _SCENES_AT_ONCE, size))
-        rendered = scenes.render(seed, index[part], size=image_size)
+        rendered = scenes.render(seed, index[part], size=(height, width))
         images[part] = rendered.images
         labels.append(rendered.labels)
         if progress is not None:
@@ -359,6 +401,8 @@ def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> 
             f"arrays:{place}: images must be uint8 [N, H, W] or [N, H, W, C], these are {images.dtype} {list(images.shape)}"
         )
     checked = {} if labels is None else {"label": _check_labels(labels, len(images), f"arrays:{place}")[chosen]}
+    if split == "test" and checked and "train_labels" in arrays and "test_images" in arrays:
+        check_known(map(str, np.unique(labels)), map(str, np.unique(arrays["train_labels"])), f"arrays:{place}: its test split")
     if not len(images[chosen]):
         raise NoSplit(f"arrays:{place}: its {len(images)} images leave none for the {split} split")
     return ArraySource(images[chosen], checked, f"arrays:{place} {split}")
@@ -367,6 +411,10 @@ def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> 
 def _check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.size != count or (count and len(labels) != count):
         raise DataError(f"{title}: labels must be {count} integers, these are {labels.dtype} {list(labels.shape)}")
+    if count and not (labels.min() >= 0 and labels.max() < _MOST_CLASSES):
+        raise DataError(
+            f"{title}: labels must be classes from 0 up to {_MOST_CLASSES - 1}, these are {labels.min()} to {labels.max()}"
+        )
     return labels.reshape(count).astype(np.int64)
 
 
@@ -380,6 +428,8 @@ def _open_idx(place: str, split: str) -> ArraySource:
         raise NoSplit(f"idx:{place}: no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz there")
     labels = _read_idx(folder, f"{prefix}-labels", 1)
     title = f"idx:{place} {split}"
+    if split == "test" and labels is not None and (trained := _read_idx(folder, "train-labels", 1)) is not None:
+        check_known(map(str, np.unique(labels)), map(str, np.unique(trained)), title)
     return ArraySource(images, {} if labels is None else {"label": _check_labels(labels, len(images), title)}, title)
 
 

@@ -17,12 +17,16 @@ SPLITS = ("train", "test", "all")
 
 
 def extract(
-    path: str, out: str, *, data: str = "", directory: str = "", kind: str = "last", split: str = "all", display: Display
-) -> dict[str, Any]:
+    path: str, out: str, *, data: str = "", directory: str = "", kind: str = "last", split: str = "all", step: int = 0,
+    display: Display,
+) -> dict[str, Any]:  # fmt: skip
     """Writes the features that a workdir's target encoder gives of a data set (by default the checkpoint's own) to an npz file.
 
-    The file holds `features` float32 [N, ...] (see `Encoder.represent` for the kinds), `files` (names [N]), `split` [N], and
-    `label_TASK` int64 [N] where there are labels. Every readable image comes once. Returns what was written, in numbers.
+    The file holds `features` float32 [N, ...] (see `Encoder.represent` for the kinds), `files` (names [N]), `split` [N], and,
+    where there are labels, `label_TASK` int64 [N] and, where these have names, `classes_TASK` in their order. `step`: which
+    checkpoint, see `checkpoint.restore_parts`. Every readable image comes once.
+
+    Returns what was written, in numbers.
 
     Raises:
         ValueError: a kind or a split that there is not.
@@ -33,6 +37,7 @@ def extract(
             raise ValueError(f"{name} {given!r} is not known: it must be one of {', '.join(known)}")
     settings = default("rank")
     settings.data.name, settings.data.directory, settings.cache = data, directory, False
+    settings.step = step
     target = epath.Path(out)
     if not out.endswith(".npz"):
         raise ValueError(f"--out {out!r} must be a file that ends in .npz")
@@ -43,6 +48,8 @@ def extract(
     if not parts:
         raise NoSplit(f"{bench.run.data.name} has no split {split!r}")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if all(key in part for part in parts)}
+    names = next(iter(bench.splits.values())).class_names
+    arrays |= {f"classes_{task}": np.array(names[task]) for task in names if f"label_{task}" in arrays}
     if processes.is_first():
         save_arrays(target, arrays)
     shape = list(arrays["features"].shape)

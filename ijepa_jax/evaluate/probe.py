@@ -10,6 +10,8 @@ from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import knn, logistic, rank
 
+_LABELS_SEEN = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
@@ -65,11 +67,24 @@ def tasks(train: Source, test: Source) -> list[str]:
     Raises DataError where the test split has classes that training has not.
     """
     found = [task for task in train.classes if task in test.classes and train.classes[task] > 1]
+    for split, source in (("training", train), ("test", test)) if found else ():
+        _refuse_unlabelled(source, found, split)
     for task in found:
         extra = test.classes[task] - train.classes[task]
         if extra > 0:
             raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
     return found
+
+
+def _refuse_unlabelled(source: Source, found: list[str], split: str) -> None:
+    """Raises DataError where labels are negative, as TFDS marks images without one; of records on disk, some are looked at."""
+    try:
+        labels = source.labels_at(features_lib.sample(len(source), _LABELS_SEEN))
+    except OSError:  # an unreadable record: whoever reads it next accounts for it
+        return
+    for task in found:
+        if (least := labels[task].min(initial=0)) < 0:
+            raise DataError(f"task {task!r}: the {split} split has the label {least}, as images without one have: take another")
 
 
 def score(results: dict[str, float]) -> float:
