@@ -121,7 +121,7 @@ def features(given: SimpleNamespace) -> int:
         from ijepa_jax.console import Display
         from ijepa_jax.evaluate.extract import extract
 
-        options = {name: getattr(given, name) for name in ("data", "directory", "kind", "split")}
+        options = {name: getattr(given, name) for name in ("data", "directory", "kind", "split", "step")}
         display = Display(quiet=not processes.is_first())
         written = extract(given.checkpoint, given.out, **options, display=display)
         if processes.is_first():
@@ -155,16 +155,19 @@ def compute(run: Callable[[], int | None], given: SimpleNamespace) -> int:
     quieten_background()
     from ijepa_jax import processes, train
     from ijepa_jax.checkpoint import CheckpointError
+    from ijepa_jax.workdir import full_disk_named
 
+    place = getattr(given, "out", "") or getattr(given, "checkpoint", "")  # a pretraining run names its own
     try:
         processes.start(given.coordinator, given.num_processes, given.process_id)
-        return run() or 0
+        with full_disk_named(place):
+            return run() or 0
     except BaseException as error:
-        if given.debug or not isinstance(error, (ValueError, OSError, RuntimeError)):
+        if given.debug or not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
             traceback.print_exc()
             processes.leave_others(1)
             raise
-        named = (ValueError, OSError, CheckpointError, train.Diverged, train.OutOfMemory, processes.ProcessLost)
+        named = (ValueError, OSError, MemoryError, CheckpointError, train.Diverged, train.OutOfMemory, processes.ProcessLost)
         code = fail(processes.named(one_line(error, named)))
         processes.leave_others(code)
         return code
@@ -173,6 +176,8 @@ def compute(run: Callable[[], int | None], given: SimpleNamespace) -> int:
 def one_line(error: BaseException, named: tuple = (Exception,)) -> str:
     """An error in one line; of a kind that is not `named`, how to see where it came from."""
     message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory: {message}"
     return message if isinstance(error, named) else f"{type(error).__name__}: {message}; --debug shows where it came from"
 
 
@@ -187,10 +192,12 @@ def prepare(given: SimpleNamespace) -> int:
     from ijepa_jax.console import Display
     from ijepa_jax.data import pool
     from ijepa_jax.data.prepare import prepare as pack
+    from ijepa_jax.workdir import full_disk_named
 
     options = {name: getattr(given, name) for name in ("short_side", "quality", "workers", "max_bad_fraction")}
     try:
-        name = pack(getattr(given, "from"), given.out, **options, display=Display())["name"]
+        with full_disk_named(given.out):
+            name = pack(getattr(given, "from"), given.out, **options, display=Display())["name"]
     except pool.Stopped as stopped:
         return fail(f"{stopped}; the same command continues")
     except (ValueError, OSError) as error:
@@ -210,7 +217,7 @@ def import_(given: SimpleNamespace) -> int:
     base = given.config if given.config_given else None
     try:
         read = convert.import_weights(getattr(given, "from"), given.out, heads=given.heads, base=base)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if given.debug:
             raise
         return fail(one_line(error))
@@ -240,7 +247,7 @@ def export(given: SimpleNamespace) -> int:
     options = {name: getattr(given, name) for name in ("step", "encoder")}
     try:
         written = convert.export_weights(given.checkpoint, given.out, given.format, **options, command=command_line())
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if given.debug:
             raise
         return fail(one_line(error))
@@ -306,6 +313,7 @@ CLUSTER = {
     "process_id": Flag("I", "which one this is, likewise", kind=int, low=0),
 }
 CHECKPOINT = Flag("DIR", "the workdir of a pretraining run, or of imported weights", required=True)
+STEP = Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1)
 MESH = Flag("data=8,fsdp=4", "sizes of the device mesh; -1: what is left")
 COMMANDS = {
     "pretrain": Command(
@@ -341,6 +349,7 @@ COMMANDS = {
             "directory": Flag("DIR", "where tfds data sets are prepared", ""),
             "kind": Flag("last", "last (pooled), last4 (of the last four blocks), patches, or layers (each block)", "last"),
             "split": Flag("all", "train, test or all", "all"),
+            "step": STEP,
             **CLUSTER,
         },
     ),
@@ -354,7 +363,7 @@ COMMANDS = {
             "split": Flag("test", "train or test", "test"),
             "images": Flag("8", "images drawn", 8, low=1, high=64),
             "bank": Flag("2000", "images that neighbours are looked for among, and that the map shows", 2000, low=1),
-            "step": Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1),
+            "step": STEP,
             "seed": Flag("0", "of the random encoder, the masks, and which images are drawn", 0, low=0),
             **CLUSTER,
         },
@@ -394,7 +403,7 @@ COMMANDS = {
             ),
             "out": Flag("DIR", "a new folder", required=True),
             "encoder": Flag("target", "target or context", "target"),
-            "step": Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1),
+            "step": STEP,
         },
     ),
     "benchmark": Command(
@@ -499,13 +508,18 @@ def quieten_background() -> None:
 
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    usual = sys.excepthook
+    usual, usual_unraisable = sys.excepthook, sys.unraisablehook
+    late = "Event loop is closed"  # what writes that are still under way run into when another has failed
 
     def hook(kind, error, traceback):
-        if "Event loop is closed" not in str(error):
+        if late not in str(error):
             usual(kind, error, traceback)
 
-    sys.excepthook = hook
+    def unraisable(event):
+        if late not in str(event.exc_value):
+            usual_unraisable(event)
+
+    sys.excepthook, sys.unraisablehook = hook, unraisable
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import functools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import torch
 
@@ -16,9 +18,10 @@ import ijepa_jax
 import launch as launcher
 from ijepa_jax import build, checkpoint, metrics, pretrained, step, train
 from ijepa_jax import config as config_lib
-from ijepa_jax.interop import convert, layout
+from ijepa_jax.interop import convert, layout, tensor_files, torch_files
+from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import WeightsError
-from tests import small
+from tests import memory, small
 from tests.test_launch import SMALL, launch, start
 from tests.test_launch_evaluate import FEW, KNN
 
@@ -137,6 +140,7 @@ def test_heads_that_a_file_of_ours_contradicts_are_refused(exported):
 def test_images_that_are_not_square_keep_their_sides(tmp_path):
     config = small.config(data__image_size=(32, 24), masks__context_patches=9)
     state = jax.jit(functools.partial(step.init, build.method(config), build.optimizer(config, 64), 0))()
+    state = state.replace(step=state.step + 4)
     checkpoints = checkpoint.Checkpoints(tmp_path / "run")
     checkpoints.save(state, 4, config_lib.to_plain(config))
     checkpoints.close()
@@ -207,7 +211,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
     np.testing.assert_array_equal(target["module.norm.weight"], _saved(workdir, 12)["target"]["norm"]["scale"])
     card = (tmp_path / "theirs" / "README.md").read_text()
     for fact in (
-        "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["digest"],
+        "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["encoder_digest"],
         line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}",
         "Probes of the target encoder after 12 steps",
     ):  # fmt: skip
@@ -218,7 +222,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
     code, out, err = launch("import", "--from", file, "--out", ours, *SMALL)
     assert code == 0 and not err, err
     read = json.loads(out.splitlines()[-1])
-    wanted = {"continues": True, "step": 12, "out": str(ours), "digest": written["digest"], "epoch": 3}
+    wanted = {"continues": True, "step": 12, "out": str(ours), "encoder_digest": written["encoder_digest"], "epoch": 3}
     assert {key: read[key] for key in wanted} == wanted
     assert "--config.model.positions=table" in out and f"--checkpoint {ours}" in out
 
@@ -283,6 +287,147 @@ def test_mistakes_get_one_clear_line(run, exported, encoder_only, tmp_path, caps
         assert code == 1 and err.count("\n") == 1 and err.startswith("error: ") and line in err, err
         assert not (tmp_path / "new").exists()
     assert _command(capsys, "import", "--from", tmp_path / "bare.pth.tar", "--heads=4", *new)[0] == 0
+
+
+HUB = "hf download facebook/ijepa_vith14_1k --local-dir DIR"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("https://dl.fbaipublicfiles.com/ijepa/x.pth.tar", "curl -LO https://dl.fbaipublicfiles.com/ijepa/x.pth.tar"),
+        ("https://huggingface.co/facebook/ijepa_vith14_1k", HUB),
+        ("https://huggingface.co/facebook/ijepa_vith14_1k/resolve/main/model.safetensors", HUB),
+        ("hf://facebook/ijepa_vith14_1k", HUB),
+        ("hf-hub:facebook/ijepa_vith14_1k", HUB),
+        ("facebook/ijepa_vith14_1k", f"no file or folder facebook/ijepa_vith14_1k; .*: {HUB}"),
+        ("s3://bucket/weights", "aws s3 cp s3://bucket/weights DIR"),
+        ("gs://bucket/x.pth.tar", "gcloud storage cp -r gs://bucket/x.pth.tar DIR"),
+        ("file:///weights/x.pth", "give /weights/x.pth"),
+        ("ftp://host/x", "copy them there"),
+    ],
+)
+def test_weights_that_are_elsewhere_are_fetched_first(tmp_path, monkeypatch, source, line):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commands = [lambda: convert.import_weights(source, str(tmp_path / "new" / "ours"))]
+    commands += [lambda: ijepa_jax.load(source)] * (source != "s3://bucket/weights")  # that might be a workdir of ours
+    for command in commands:
+        with pytest.raises((WeightsError, FileNotFoundError), match=line) as caught:
+            command()
+        assert "workdir already" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_of_the_hub_is_taken_from_its_cache(encoder_only, tmp_path, monkeypatch):
+    folder = tmp_path / "models--org--name.v1"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    convert.export_weights(str(encoder_only), str(folder / "snapshots" / ("0" * 40)), "huggingface")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = ijepa_jax.load("org/name.v1")
+    _assert_same(found.params, ijepa_jax.load(encoder_only).params)
+    assert found.origin["file"] == "org/name.v1"
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
+    with pytest.raises(FileNotFoundError, match="hf download org/name.v1 --local-dir DIR"):
+        ijepa_jax.load("org/name.v1")
+
+
+def test_only_a_workdir_is_called_one(tmp_path):
+    (tmp_path / "x" / "checkpoints" / "5").mkdir(parents=True)
+    for name in ("x", "x/checkpoints/5"):
+        with pytest.raises(WeightsError, match="neither a workdir .* nor a model's folder"):
+            convert.import_weights(str(tmp_path / name), str(tmp_path / "ours"))
+    with pytest.raises(FileNotFoundError, match="no file or folder .*checkpoints/6"):
+        convert.import_weights(str(tmp_path / "x" / "checkpoints" / "6"), str(tmp_path / "ours"))
+
+
+def _fails(monkeypatch, place, name, error) -> None:
+    """Has a function do its work, and then fail."""
+    whole = getattr(place, name)
+
+    def half(*arguments, **options):
+        whole(*arguments, **options)
+        raise error
+
+    monkeypatch.setattr(place, name, half)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), OSError(28, "No space left on device"), KeyboardInterrupt()], ids=type
+)
+@pytest.mark.parametrize("before", [None, ["notes.txt"]], ids=["new", "there already"])
+def test_an_import_or_export_that_fails_leaves_out_as_it_was(exported, encoder_only, tmp_path, monkeypatch, error, before):
+    out = tmp_path / "new" / "out"
+    for name in before or ():
+        out.mkdir(parents=True)
+        (out / name).touch()
+    _fails(monkeypatch, checkpoint.Checkpoints, "save", error)
+    with pytest.raises(type(error)):
+        convert.import_weights(str(exported), str(out))
+    monkeypatch.undo()
+    for name in before or ():
+        (out / name).rename(out / "config.json")  # which an export may find there
+    for place, function, fmt in (
+        (tensor_files, "write", "timm"),
+        (convert.card, "model_card", "huggingface"),
+        (torch, "save", "reference"),
+    ):
+        with monkeypatch.context() as patch:
+            _fails(patch, place, function, error)
+            with pytest.raises(type(error)):
+                convert.export_weights(str(encoder_only), str(out), fmt)
+        assert [path.name for path in tmp_path.rglob("*")] == (["new", "out", "config.json"] if before else [])
+
+
+def test_other_folders_beside_one_that_failed_stay(exported, tmp_path, monkeypatch):
+    def another(*arguments, **options):
+        (tmp_path / "new" / "other").mkdir()
+        raise OSError("no")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", another)
+    with pytest.raises(OSError, match="no"):
+        convert.import_weights(str(exported), str(tmp_path / "new" / "out"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "other"]
+
+
+def test_exports_go_to_local_disks(encoder_only, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--out gs://bucket/x: exports are written to local disks"):
+        convert.export_weights(str(encoder_only), "gs://bucket/x", "timm")
+    assert not any(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_one_line(exported, encoder_only, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch_files, "read", lambda *_, **__: bytearray(2**62))
+    monkeypatch.setattr(checkpoint, "restore_parts", lambda *_: np.zeros(2**50))
+    for arguments in (["import", "--from", exported], ["export", "--format=timm", "--checkpoint", encoder_only]):
+        code, _, err = _command(capsys, *arguments, "--out", tmp_path / "new")
+        assert code == 1 and err.count("\n") == 1 and err.startswith("error: out of memory: "), err
+    assert not any(tmp_path.iterdir())
+
+
+def test_orbax_is_as_it_was_after_an_import(exported, encoder_only):
+    handler = ocp.type_handlers.get_type_handler(np.ndarray)
+    assert type(handler) is ocp.type_handlers.NumpyHandler
+    with sparingly():
+        assert ocp.type_handlers.get_type_handler(np.ndarray) is not handler
+    assert ocp.type_handlers.get_type_handler(np.ndarray) is handler
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The folder of a training checkpoint of 0.6 GB, of which the encoder is a fourth, and of its workdir."""
+    folder = tmp_path_factory.mktemp("large")
+    torch.save(memory.training(1024, 3), folder / "whole.pth.tar")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_no_whole_copies_are_made_of_large_weights(large):
+    for what, source, out in (("import", "whole.pth.tar", "ours"), ("load", "whole.pth.tar", ""), ("reference", "ours", "out")):
+        found = memory.measured(what, large / source, large / out)
+        assert found["size"] > (1.5e8 if what == "load" else 6e8)
+        assert found["peak"] < 1.3 * found["size"] + 1.2e8, (what, found)
 
 
 def test_relative_paths_spaces_and_links_are_paths_like_others(encoder_only, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def _labels(*names):
 
 
 def _images(height, width, channels=3):
-    return np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1.5, 1.5, (2, height, width, channels)).astype(np.float32)
 
 
 def _theirs(model, images, **options):
@@ -209,7 +209,7 @@ def test_theirs_to_ours_to_theirs_is_exact(tmp_path, kind, changes, shards):
     model.save_pretrained(tmp_path / "first", max_shard_size="20KB" if shards else "1GB")
     imported = convert.import_weights(str(tmp_path / "first"), str(tmp_path / "ours"))
     exported = convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "second"), "huggingface")
-    assert exported["digest"] == imported["digest"]
+    assert exported["encoder_digest"] == imported["encoder_digest"]
     _assert_same_bits(_files(tmp_path / "second"), _files(tmp_path / "first"))
     loaded = eval(exported["load"], {"transformers": transformers}).eval()  # exactly what the model card says
     assert type(loaded) is type(model)
@@ -285,6 +285,8 @@ CONFIGS = [
     ({"patch_size": 4, "image_size": 16}, r"pos_embed has shape \[1, 16, 32\], not \[1, 4, 32\]"),
     ({"image_size": 40}, r"pos_embed has shape \[1, 16, 32\], not \[1, 25, 32\]"),
     ({"image_size": [32]}, r"image_size \[32\]: it must be a number or a pair"),
+    ({"patch_size": [8, 16]}, r"patch_size \[8, 16\]: it must be a number or a pair of equal ones"),
+    ({"patch_size": "8"}, "patch_size '8': it must be a number or a pair of equal ones"),
     ({"qkv_bias": False}, "qkv_bias False: it must be true"),
     ({"hidden_act": "relu"}, "hidden_act 'relu': it must be 'gelu'"),
     ({"num_attention_heads": 5}, "width 32 does not divide into 5 heads"),
@@ -292,6 +294,20 @@ CONFIGS = [
     ({"num_attention_heads": True}, "num_attention_heads True: it must be a whole number"),
     ({"layer_norm_eps": -1.0}, "layer_norm_eps -1.0: it must be small and positive"),
 ]
+
+
+@pytest.mark.parametrize("changes", [{"patch_size": [8, 8]}, {"image_size": [32, 32]}])
+def test_a_pair_of_equal_sizes_is_a_size(saved, tmp_path, changes):
+    _write(tmp_path, *_read(saved[1], lambda tensors, config: config.update(changes)))
+    images = _images(32, 32)
+    np.testing.assert_array_equal(ijepa_jax.load(tmp_path)(images), ijepa_jax.load(saved[1])(images))
+
+
+def test_one_mean_stands_for_all_channels(saved, tmp_path):
+    _write(tmp_path, *_read(saved[1]))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5, "image_std": 0.25}))
+    data = convert.read(str(tmp_path)).settings.data
+    assert tuple(data.mean) == (0.5,) * 3 and tuple(data.std) == (0.25,) * 3
 
 
 @pytest.mark.parametrize(("out", "into", "match"), TENSORS)

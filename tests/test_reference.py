@@ -297,6 +297,38 @@ def test_a_configuration_of_another_architecture_is_refused(tmp_path):
             convert.read_foreign(str(tmp_path / "x.pth.tar"), base=small.config(**{**SETTINGS, **change}))
 
 
+def test_load_reads_the_target_encoder_only(tmp_path):
+    file, saved = tmp_path / "x.pth.tar", copy.deepcopy(SAVED)
+    torch.save(saved, file)
+    wanted = pretrained.load(file, heads=2)
+    for tensor in (saved["encoder"]["module.norm.bias"], saved["predictor"][MASK], saved["opt"]["state"][1]["exp_avg"]):
+        record = tensor.numpy().tobytes()
+        assert file.read_bytes().count(record) == 1
+        file.write_bytes(file.read_bytes().replace(record, bytes(len(record))))
+    found = pretrained.load(file, heads=2)
+    _assert_same(found.params, wanted.params)
+    assert found.origin == {"format": "reference", "file": str(file), "epoch": 3}
+    with pytest.raises(WeightsError, match="Bad CRC-32"):
+        convert.import_weights(str(file), str(tmp_path / "ours"), heads=2)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_what_a_file_repeats_without_end_is_not_shown_nor_hashed(tmp_path):
+    lists, tuples = ["x"], ("x",)
+    for _ in range(60):
+        lists, tuples = [lists, lists], (tuples, tuples)
+    for key, value, line in (
+        ("epoch", lists, "(epoch) is not a number: [["),
+        ("ijepa_jax", {"heads": lists}, "(ijepa_jax) is damaged: {'heads': [["),
+        (
+            "opt",
+            {"state": {}, "param_groups": [{"params": [tuples]}]},
+            "(opt) is not the state of a torch optimiser: TypeError",
+        ),
+    ):
+        _refused(tmp_path, {**SAVED, key: value}, line)
+
+
 def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path):
     names = ("patch_embed.proj.weight", "pos_embed")
     frames = {f"module.backbone.{name}": torch.zeros(16, 3, 2, 4, 4) for name in names}

@@ -38,7 +38,7 @@ def _model(name=NAME, **changes):
 
 
 def _images(height, width, channels=3):
-    return np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1.5, 1.5, (2, height, width, channels)).astype(np.float32)
 
 
 def _assert_agree(ours, model, images):
@@ -187,7 +187,7 @@ def test_safetensors_are_read_without_devices_in_little_memory(tmp_path, monkeyp
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     _assert_same_bits(found, {name: tensor.float().numpy() for name, tensor in wanted.items()})
-    assert peak < 1.02 * (file.stat().st_size + sum(tensor.nbytes for tensor in found.values()))
+    assert peak < 1.25 * sum(tensor.nbytes for tensor in found.values())  # one of four is there twice while it is converted
 
 
 def test_pixels_are_normalised_as_the_folder_says(saved, tmp_path):
@@ -215,7 +215,7 @@ def test_theirs_to_ours_to_theirs_is_exact(tmp_path, changes):
     save_for_hf(model, tmp_path / "first", safe_serialization=True)
     imported = convert.import_weights(str(tmp_path / "first"), str(tmp_path / "ours"))
     exported = convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "second"), "timm")
-    assert exported["digest"] == imported["digest"]
+    assert exported["encoder_digest"] == imported["encoder_digest"]
     _assert_same_bits(*(load_file(tmp_path / folder / "model.safetensors") for folder in ("second", "first")))
     images = torch.tensor(_images(*model.patch_embed.img_size, changes.get("in_chans", 3))).permute(0, 3, 1, 2)
     by_file = eval(exported["load"], {"timm": timm}).eval()  # exactly what the model card says
@@ -367,6 +367,43 @@ def test_a_configuration_that_does_not_fit_is_named(saved, tmp_path, changes, ar
 
 def test_heads_that_contradict_the_configuration_are_refused(saved):
     _refused(saved[1], "its configuration has 2 heads, not 4", heads=4)
+
+
+SHAPES = [  # shape and place of a tensor of one number, and what the refusal says
+    ([10**5, 10**5], [0, 4], r"has 4 bytes in the file; its shape \[100000, 100000\] asks for 40000000000"),
+    ([2**40, 2**40, 0], [0, 0], r"has shape \[1099511627776, 1099511627776, 0\], which no array can have"),
+    ([1] * 65, [0, 4], r"has shape \[1, 1, .*\], which no array can have"),
+    ([-1, -1], [0, 4], r"has shape \[-1, -1\], which no array can have"),
+    ([1.0], [0, 4], r"has shape \[1.0\], which no array can have"),
+    ("x", [0, 4], "has shape x, which no array can have"),
+    ([1], [0, 8], r"has 8 bytes in the file; its shape \[1\] asks for 4"),
+    ([1], [4, 8], "norm.bias begins at byte 4 and not at 0"),
+    ([0], [0, 0], "it has .* bytes, and .* by its header"),
+    ([1], ["0", 4], "its header cannot be read"),
+    ([1], [0], "its header cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("shape", "place", "match"), SHAPES)
+def test_tensors_that_a_file_cannot_hold_are_refused_by_name(tmp_path, shape, place, match):
+    header = json.dumps({"norm.bias": {"dtype": "F32", "shape": shape, "data_offsets": place}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    _refused(tmp_path / "x.safetensors", rf"x\.safetensors.*{match}")
+
+
+def test_a_pointer_of_git_lfs_is_called_that(saved, tmp_path):
+    save_for_hf(saved[0], tmp_path, safe_serialization=True)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        _refused(tmp_path, rf"{name} is a git-lfs pointer, .*: fetch that with git lfs pull")
+
+
+def test_the_optimiser_of_a_training_checkpoint_is_not_read(saved, tmp_path):
+    state, file = saved[0].state_dict(), tmp_path / "x.pth"
+    moment = torch.full((100,), 3.0)
+    torch.save({"state_dict": {"x": moment}, "optimizer": {"m": moment}, "state_dict_ema": state}, file)
+    file.write_bytes(file.read_bytes().replace(moment.numpy().tobytes(), bytes(400)))
+    _assert_same_bits(tensor_files.read(file), {name: tensor.numpy() for name, tensor in state.items()})
 
 
 def test_damaged_files_are_refused(saved, tmp_path):

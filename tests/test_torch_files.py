@@ -182,7 +182,7 @@ def _tensor(offset: int, size: tuple, stride: tuple, storage: bytes = STORAGE) -
 
 
 def test_tensors_within_their_storage_are_read(tmp_path):
-    for offset, size, stride in ((0, (6,), (1,)), (1, (2, 2), (2, 1)), (5, (), ()), (2, (3, 4), (1, 0)), (9, (0,), (1,))):
+    for offset, size, stride in ((0, (6,), (1,)), (1, (2, 2), (2, 1)), (5, (), ()), (2, (2, 3), (1, 0)), (9, (0,), (1,))):
         values = torch_files.read(_archive(tmp_path, _tensor(offset, size, stride)))
         expected = torch.arange(6.0).as_strided(size, stride, offset) if values.size else np.empty(size)
         np.testing.assert_array_equal(values, np.asarray(expected))
@@ -197,6 +197,9 @@ def test_tensors_within_their_storage_are_read(tmp_path):
         (0, (2**62, 4), (2**62, 1), "reaches past"),
         (2**64 - 4, (1,), (1,), "reaches past"),
         (0, (2**62, 2), (4, 1), "reaches past"),
+        (0, (3, 4), (1, 0), r"shape \[3, 4\], more than the 6 values"),
+        (0, (2**40, 2**40, 0), (1, 1, 1), r"shape \[1099511627776, 1099511627776, 0\], which no array can have"),
+        (0, (1,) * 65, (1,) * 65, r"shape \[1, 1, .*\], which no array can have"),
         (0, (3,), (-1,), "negative"),
         (-1, (1,), (1,), "negative"),
         (0, (-3,), (1,), "negative"),
@@ -207,6 +210,64 @@ def test_tensors_within_their_storage_are_read(tmp_path):
 )
 def test_tensors_that_leave_their_storage_are_refused(tmp_path, offset, size, stride, match):
     _refused(_archive(tmp_path, _tensor(offset, size, stride)), match)
+
+
+@pytest.mark.parametrize(
+    "saved, match",
+    [
+        (lambda one: {"w": one.expand(10**5, 10**5)}, r"tensor w has shape \[100000, 100000\], more than the 1 values"),
+        (lambda one: {"opt": [{"a": one.expand(3)}]}, r"tensor opt/0/a has shape \[3\], more than the 1 values"),
+        (
+            lambda one: (lambda base: {"m": {f"blocks.{i}": base.view(1000) for i in range(2000)}})(torch.zeros(1000)),
+            r"its tensors, up to m/blocks\.\d+, are more than 4 times as large as the file",
+        ),
+        (lambda one: (lambda base: {"m": [[base] * 2000]})(torch.zeros(1000)), "its tensors, up to m/0/.*more than 4 times"),
+    ],
+)
+def test_tensors_larger_than_the_file_are_refused_by_name(tmp_path, saved, match):
+    _refused(_saved(tmp_path, saved(torch.zeros(1))), match)
+
+
+def test_equal_encoders_may_share_their_storage(tmp_path):
+    encoder = {"w": torch.randn(100, 100)}
+    value = _assert_read_as_torch_does(_saved(tmp_path, {"encoder": encoder, "target": dict(encoder)}))
+    assert np.shares_memory(value["encoder"]["w"], value["target"]["w"])
+
+
+def test_only_what_is_picked_is_read(tmp_path):
+    saved = {"wanted": {"w": torch.randn(50)}, "other": torch.full((50,), 3.0)}
+    path = _saved(tmp_path, saved)
+    content, record = path.read_bytes(), saved["other"].numpy().tobytes()
+    path.write_bytes(content.replace(record, bytes(len(record))))
+    _assert_same(torch_files.read(path, lambda found: found["wanted"]), saved["wanted"])
+    _refused(path, "Bad CRC-32")
+
+
+def test_floats_come_as_float32_where_that_is_asked_for(tmp_path):
+    saved = {dtype: torch.arange(6).to(getattr(torch, dtype)).reshape(2, 3).T for dtype in DTYPES}
+    for dtype, array in torch_files.read(_saved(tmp_path, saved), as_float32=True).items():
+        assert array.dtype.name == ("float32" if "float" in dtype else dtype) and not array.flags.writeable
+        np.testing.assert_array_equal(array, saved[dtype].double().numpy())
+
+
+def test_objects_without_end_are_read_in_no_time(tmp_path):
+    value = ["x"]
+    for _ in range(60):
+        value = [value, value, (value,)]
+    found = torch_files.read(_saved(tmp_path, {"many": value, "w": torch.ones(2)}))
+    assert found["many"][0] is found["many"][1] and found["w"].shape == (2,)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+    (tmp_path / "x.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(WeightsError, match=r"x.pth is a git-lfs pointer, .*: fetch that with git lfs pull"):
+        torch_files.read(tmp_path / "x.pth")
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_files._Reader, "read", lambda *_: bytearray(2**62))
+    with pytest.raises(MemoryError):
+        torch_files.read(_saved(tmp_path, {"w": torch.ones(2)}))
 
 
 def test_tensors_of_tensors_are_refused(tmp_path):

@@ -1,12 +1,13 @@
 """The model card of an exported encoder: what it is, how it was made and how well it does, from the run's own files."""
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from ijepa_jax.interop.weights import Weights, architecture_of
+from ijepa_jax.visualize.report import probe_rows, read_report
 
 _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytorch"}
 
@@ -35,7 +36,7 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             f"| layer-norm epsilon | {shape.epsilon:g} |",
             f"| pixels | 0..1, minus {list(weights.settings.data.mean)}, over {list(weights.settings.data.std)} |",
             f"| step | {facts['step']} |",
-            f"| sha256 of the parameters | {facts['digest']} |",
+            f"| sha256 of the encoder's parameters | {facts['encoder_digest']} |",
             f"| written by | `{command or 'ijepa_jax'}` |",
             "",
             "```python",
@@ -75,20 +76,16 @@ def _training(weights: Weights) -> str:
 
 
 def _results(path: str) -> list[str]:
-    """The tables of the run's own report and of its evaluations, where they are."""
+    """The tables of the run's own report and of its evaluations, where they are and whole."""
     workdir, lines = epath.Path(path), []
     if workdir.parent.name == "checkpoints":
         workdir = workdir.parent.parent
-    report = workdir / "report" / "report.json"
-    if report.exists():
-        found = json.loads(report.read_text())
-        title = f"## Probes of the target encoder after {found['steps']} steps"
-        lines += [title, "", "| | trained | random init | pixels |", "|---|---|---|---|"]
-        lines += [
-            f"| {name} | {row['ijepa']:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |"
-            for name, row in found.get("probes", {}).items()
-        ]
+    if report := read_report(workdir):
+        lines += [f"## Probes of the target encoder after {report['steps']} steps", ""]
+        lines += ["| | trained | random init | pixels |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in probe_rows(report)]
         lines += ["", "Accuracy in per cent of linear probes of frozen features on held-out images.", ""]
     for file in sorted((workdir / "evaluate").glob("*.md")):
-        lines += [f"## Evaluation of the target encoder: {file.stem}", "", file.read_text().strip(), ""]
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # damaged, or no file: the card does without
+            lines += [f"## Evaluation of the target encoder: {file.stem}", "", file.read_bytes().decode().strip(), ""]
     return lines

@@ -1,6 +1,8 @@
 """Weights from any of the formats that are known, and to them."""
 
+import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import optax
 
 from ijepa_jax import build, checkpoint, positions
 from ijepa_jax import config as config_lib
-from ijepa_jax.interop import card, huggingface, layout, reference, tensor_files, timm, torch_files
+from ijepa_jax.interop import card, huggingface, layout, places, reference, tensor_files, timm, torch_files
+from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
 from ijepa_jax.step import State
+from ijepa_jax.workdir import full_disk_named
 
 FORMATS = ("huggingface", "timm", "reference")
 ENCODERS = ("target", "context")
-_SUFFIXES = (".tar", ".pth", ".pt", ".bin", ".safetensors")
 _WRITTEN = {"model.safetensors", "config.json", "preprocessor_config.json", "checkpoint.pth.tar"}  # README.md comes last
+_TRAINING = ("encoder", "predictor", "opt")  # of the authors' checkpoints: what is of no use without training
 
 
 def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None = None) -> Weights:
@@ -35,51 +39,53 @@ def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None
         CheckpointError: a workdir without a readable checkpoint.
         WeightsError: foreign weights that cannot be used.
     """
-    place = _workdir(path)
+    place = places.workdir(path)
     if place is None:
         if step or encoder != "target":
             raise WeightsError(f"{path} is no workdir: foreign weights have no steps, and give their target encoder only")
-        return read_foreign(path, heads)
+        return read_foreign(path, heads, training=False)
     weights = from_workdir(place, step, encoder)
     if heads not in (None, found := architecture_of(weights.settings).heads):
         raise WeightsError(f"{path}: its settings have {found} heads, not {heads}")
     return weights
 
 
-def _workdir(path: str) -> str | None:
-    """The path of a workdir, or of one of its checkpoints, perhaps by way of a link; None for foreign weights."""
-    if "://" in path:
-        if Path(path).suffix in _SUFFIXES:
-            raise WeightsError(f"{path}: foreign weights are read from local disks only: copy it")
-        return path
-    place = Path(path).expanduser().resolve()
-    if checkpoint.is_step(place):
-        return str(place)
-    foreign = (place / "config.json").is_file() and {"model_type", "architecture"} & {
-        *tensor_files.read_json(place / "config.json")
-    }
-    return str(place) if (place / "checkpoints").is_dir() and not foreign else None
+def read_foreign(
+    path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None, *, training: bool = True
+) -> Weights:
+    """Weights of another project: a file, a folder, or ORG/NAME, a model that the Hugging Face hub's cache holds.
 
-
-def read_foreign(path: str, heads: int | None = None, base: ml_collections.ConfigDict | None = None) -> Weights:
-    """Weights of another project; `base`: settings that a run that continues them shall have."""
-    source = Path(path).expanduser()
-    if not source.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
+    Args:
+        path: see `read`.
+        heads: see `read`.
+        base: settings that a run that continues them shall have.
+        training: read what a run goes on from, too, where it is there; else the target encoder's tensors only.
+    """
+    source = places.local(path)
     if source.name in tensor_files.NAMES and (source.parent / "config.json").is_file():
         source = source.parent
     if source.is_dir():
-        return _read_folder(source, heads, base)
+        weights = _read_folder(source, heads, base)
+        if not Path(path).expanduser().exists():
+            weights.origin["file"] = path  # and not the cache's folder, which is named by a hash
+        return weights
     if source.suffix == ".safetensors":
         tensors = tensor_files.read(source)
     else:
-        saved = torch_files.read(source)
+        saved = torch_files.read(source, functools.partial(_needed, training=training), as_float32=True)
         if not tensor_files.is_by_name(saved):
             return reference.from_checkpoint(saved, path, heads, base)
         tensors = tensor_files.by_name(saved, path)
     if any("patch_embeddings" in name for name in tensors):
         raise WeightsError(f"{path} is transformers' file: give the folder that it lies in, for its config.json")
     return timm.from_tensors(tensors, {}, path, heads, base)
+
+
+def _needed(saved: Any, training: bool) -> Any:
+    """What is needed of a file's objects, whose tensors are still unread."""
+    if not (isinstance(saved, dict) and "target_encoder" in saved):
+        return tensor_files.needed(saved)
+    return {key: part for key, part in saved.items() if training or key not in _TRAINING}
 
 
 def _read_folder(folder: Path, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
@@ -98,8 +104,10 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     """Weights of a checkpoint of ours, with its head if it has one, and, if asked for, what training goes on from."""
     if encoder not in ENCODERS:
         raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
-    wanted = ["target", "head", *["params"] * (encoder == "context" or training), *["opt_state"] * training]
-    saved = checkpoint.restore_parts(path, step, wanted)
+    wanted = ["head", *["target"] * (encoder == "target"), *["params"] * (encoder == "context" or training)]
+    wanted += ["opt_state"] * training
+    with sparingly():
+        saved = checkpoint.restore_parts(path, step, wanted)
     trees, notes = saved.trees, saved.notes
     if encoder == "context" and "params" not in trees:
         raise WeightsError(f"{path} holds a target encoder only: it was imported without its training state")
@@ -143,34 +151,37 @@ def import_weights(
         FileNotFoundError, WeightsError: nothing there, or nothing that can be used.
         ValueError: `out` holds checkpoints already.
     """
-    if _workdir(source) is not None:
+    places.check_local(source)
+    if places.is_ours(source):
         raise WeightsError(f"{source} is a workdir already: give it to the other commands as it is")
     weights = read_foreign(source, heads, base)
-    checkpoints = checkpoint.Checkpoints(out)
-    if checkpoints.steps():
-        raise ValueError(f"--out {out} holds checkpoints already: give another folder")
+    digest = checkpoint.digest_of(weights.encoder)  # as `encoder_digest`: blocks by number, with the positions that came along
+    read = {
+        "out": out, **{name: weights.origin[name] for name in ("format", "file", "epoch") if name in weights.origin},
+        "step": weights.step,
+        "continues": weights.training is not None, "left_out": weights.left_out,
+        "classes": len(weights.head["bias"]) if weights.head else 0, "encoder_digest": digest,
+    }  # fmt: skip
     notes = {"origin": weights.origin, "labels": weights.labels}
     if weights.training:
         state: Any = _state(weights)
     else:
         state, notes["encoder_only"] = {"target": _laid_out(weights.encoder, weights)}, True
         state |= {"head": weights.head} if weights.head else {}
-    checkpoints.save(state, weights.step, config_lib.to_plain(weights.settings), **notes)
-    checkpoints.close()
-    return {
-        "out": out, **{name: weights.origin[name] for name in ("format", "file", "epoch") if name in weights.origin},
-        "step": weights.step,
-        "continues": weights.training is not None, "left_out": weights.left_out,
-        "classes": len(weights.head["bias"]) if weights.head else 0, "digest": checkpoint.digest_of(weights.encoder),
-    }  # fmt: skip
+    with places.left_as_it_was(out), sparingly(), contextlib.closing(checkpoint.Checkpoints(out)) as checkpoints:
+        if checkpoints.steps():
+            raise ValueError(f"--out {out} holds checkpoints already: give another folder")
+        checkpoints.save(state, weights.step, config_lib.to_plain(weights.settings), **notes)
+        checkpoints.wait()  # here and not in closing: what interrupts it is followed by closing, which waits for the writers
+    return read
 
 
 def _laid_out(tree: dict, weights: Weights) -> dict:
-    return layout.stacked(tree) if weights.settings.model.scan else tree
+    return layout.stacked(tree, take=True) if weights.settings.model.scan else tree
 
 
 def _state(weights: Weights) -> State:
-    """The state of training that goes on from what came with the weights."""
+    """The state of training that goes on from what came with the weights, whose trees' leaves it takes."""
     training, settings = weights.training, weights.settings.copy_and_resolve_references()
     if not (settings.optim.epochs or settings.optim.steps):
         settings.optim.epochs = 1 + settings.optim.warmup  # any: the state of the optimiser does not hold its schedules
@@ -180,8 +191,10 @@ def _state(weights: Weights) -> State:
     )
     count = np.array(training.step, np.int32)
     shapes = jax.eval_shape(optimizer.transformation.init, params)
+    for tree, name in ((first, "mu"), (second, "nu")):
+        kept = jax.tree.leaves(optax.tree.get(shapes, name))[0].dtype
+        layout.replace(tree, lambda leaf, kept=kept: leaf.astype(kept, copy=False))
     opt_state = optax.tree.set(shapes, mu=first, nu=second, count=count)
-    opt_state = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype, copy=False), opt_state, shapes)
     return State(count, params, _laid_out(weights.encoder, weights), opt_state)
 
 
@@ -200,6 +213,8 @@ def export_weights(
     """
     if fmt not in FORMATS:
         raise WeightsError(f"--format {fmt!r} is not known: it must be one of {', '.join(FORMATS)}")
+    if "://" in out:
+        raise ValueError(f"--out {out}: exports are written to local disks: give a folder there, and copy it")
     folder = Path(out).expanduser()
     if folder.is_dir() and not {file.name.removesuffix(".tmp") for file in folder.iterdir()} <= _WRITTEN:
         raise ValueError(f"--out {out} holds files already: give another folder")
@@ -210,12 +225,14 @@ def export_weights(
         left_out.append("the classifier, for which the authors' format has no place")
     if fmt == "reference" and not weights.training:
         left_out.append("the training state: the authors' loader needs one, and will not go on from this file")
-    folder.mkdir(parents=True, exist_ok=True)
+    digest = checkpoint.digest_of(weights.encoder)  # as `encoder_digest`
+    facts = {"format": fmt, "encoder": encoder, "step": weights.step, "encoder_digest": digest}
     write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
-    load = write[fmt](weights, folder)
-    facts = {"format": fmt, "encoder": encoder, "step": weights.step, "digest": checkpoint.digest_of(weights.encoder)}
-    (folder / "README.md").write_text(card.model_card(path, weights, facts, load, command))
-    files = sorted(file.name for file in folder.iterdir())
+    with places.left_as_it_was(out), full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        load = write[fmt](weights, folder)
+        (folder / "README.md").write_text(card.model_card(path, weights, facts, load, command))
+        files = sorted(file.name for file in folder.iterdir())
     return {"out": out, **facts, "load": load, "left_out": left_out, "files": files}
 
 

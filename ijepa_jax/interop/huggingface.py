@@ -88,6 +88,9 @@ def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
     if found.get("model_type") != "ijepa":
         raise WeightsError(f"{source}/config.json is of model_type {found.get('model_type')!r}, not 'ijepa'")
     config = {**_DEFAULTS, **found}
+    patch = config["patch_size"]
+    if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
+        config["patch_size"] = patch[0]
     size, heads, epsilon = (config[key] for key in ("image_size", "num_attention_heads", "layer_norm_eps"))
     size = [size, size] if isinstance(size, int) else size
     for key, valid, wanted in (
@@ -96,6 +99,7 @@ def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
         ("num_attention_heads", type(heads) is int, "a whole number"),
         ("layer_norm_eps", isinstance(epsilon, float) and 0 < epsilon < 1, "small and positive"),
         ("image_size", isinstance(size, list) and [type(side) for side in size] == [int, int], "a number or a pair"),
+        ("patch_size", type(config["patch_size"]) is int, "a number or a pair of equal ones"),
     ):
         if not valid:
             raise WeightsError(f"{source}/config.json has {key} {config[key]!r}: it must be {wanted}")
@@ -160,20 +164,22 @@ def _names(depth: int) -> list[str]:
 
 
 def _reference_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """All tensors of an encoder under the authors' names."""
-    named: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
+    """All tensors of an encoder under the authors' names, taken out of `tensors`, so that few are there twice."""
+    named = {"pos_embed": tensors.pop(_POSITIONS)}
+    for name in [*tensors]:
+        if name not in tensors:
+            continue
         layer, _, kind = name.rpartition(".")
-        if found := re.fullmatch(r"(encoder\.layer\.(\d+)\.attention\.attention)\.query", layer):
-            parts = [tensors[f"{found[1]}.{part}.{kind}"] for part in _PARTS]
-            if len({part.shape for part in parts}) > 1 or not tensor.ndim:
+        if found := re.fullmatch(r"(encoder\.layer\.(\d+)\.attention\.attention)\.(?:query|key|value)", layer):
+            parts = [tensors.pop(f"{found[1]}.{part}.{kind}") for part in _PARTS]
+            if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
                 raise WeightsError(f"{source}: {found[1]}.query, key and value have different shapes, or none")
             named[f"blocks.{found[2]}.attn.qkv.{kind}"] = np.concatenate(parts)
         elif (found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", layer)) and found[2] in _LAYERS:
-            named[f"blocks.{found[1]}.{_LAYERS[found[2]]}.{kind}"] = tensor
-        elif layer in _TOP:
-            named[f"{_TOP[layer]}.{kind}"] = tensor
-    return {**named, "pos_embed": tensors[_POSITIONS]}
+            named[f"blocks.{found[1]}.{_LAYERS[found[2]]}.{kind}"] = tensors.pop(name)
+        else:
+            named[f"{_TOP[layer]}.{kind}"] = tensors.pop(name)
+    return named
 
 
 def write_huggingface(weights: Weights, folder: Path) -> str:

@@ -79,14 +79,17 @@ def from_reference(tensors: Tensors) -> dict:
 
 
 def to_reference(tree: dict, names: list[str], patch: int = 0) -> dict[str, np.ndarray]:
-    """The tensors of one reference module, in the order of their names; `patch` is the side of an encoder's patches."""
+    """The tensors of one reference module, in the order of their names; `patch` is the side of an encoder's patches.
+
+    They are views of the leaves, which are taken out of the tree: memory is freed as its last tensor is dropped.
+    """
     tensors = {}
     for name in names:
         path = parameter_path(name)
-        leaf: Any = tree
-        for part in path:
-            leaf = leaf[part]
-        tensors[name] = np.ascontiguousarray(_to_their_layout(path, np.asarray(leaf), patch))
+        node: Any = tree
+        for part in path[:-1]:
+            node = node[part]
+        tensors[name] = _to_their_layout(path, np.asarray(node.pop(path[-1])), patch)
     return tensors
 
 
@@ -121,10 +124,23 @@ def _to_their_layout(path: tuple[str, ...], leaf: np.ndarray, patch: int) -> np.
     return leaf.T
 
 
-def stacked(tree: dict) -> dict:
-    """A tree with its blocks stacked, as a network that scans over them has it."""
+def stacked(tree: dict, *, take: bool = False) -> dict:
+    """A tree with its blocks stacked, as a network that scans over them has it; `take`: leaves are taken out of the old one."""
     blocks = [tree["blocks"][str(index)] for index in range(len(tree["blocks"]))]
-    return {**tree, "blocks": {"scanned": _map(lambda *leaves: np.stack(leaves), *blocks)}}
+    return {**tree, "blocks": {"scanned": _stack(blocks, take)}}
+
+
+def _stack(trees: list[dict], take: bool) -> dict:
+    made = {}
+    for key in [*trees[0]]:
+        parts = [tree[key] for tree in trees]
+        if isinstance(parts[0], dict):
+            made[key] = _stack(parts, take)
+            continue
+        made[key] = np.stack(parts)
+        for tree in trees if take else ():
+            del tree[key]
+    return made
 
 
 def unstacked(tree: dict) -> dict:
@@ -136,10 +152,19 @@ def unstacked(tree: dict) -> dict:
     return {**tree, "blocks": {str(index): _map(lambda leaf, index=index: leaf[index], blocks) for index in range(depth)}}
 
 
-def _map(function, *trees: dict) -> dict:
-    if not isinstance(trees[0], dict):
-        return function(*trees)
-    return {key: _map(function, *(tree[key] for tree in trees)) for key in trees[0]}
+def _map(function, tree: dict) -> dict:
+    return {key: _map(function, part) if isinstance(part, dict) else function(part) for key, part in tree.items()}
+
+
+def replace(tree: dict, function) -> dict:
+    """The same tree, each leaf replaced in its place, so that one leaf is there twice and not the tree."""
+    for key, part in tree.items():
+        if isinstance(part, dict):
+            replace(part, function)
+        else:
+            tree[key] = function(part)
+            del part
+    return tree
 
 
 def architecture(

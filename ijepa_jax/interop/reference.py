@@ -1,5 +1,6 @@
 """Training checkpoints of the authors' released code (`.pth.tar`): whole, with the optimiser's state, both ways."""
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ijepa_jax.interop.weights import (
     check_finite,
     check_names,
     settings_for,
+    shown,
 )
 
 _OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
@@ -44,7 +46,7 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
     """
     if not isinstance(saved, dict) or "target_encoder" not in saved:
         _refuse_by_name(saved, source)
-        keys = ", ".join(map(str, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
+        keys = ", ".join(map(shown, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
         raise WeightsError(f"{source} is no I-JEPA training checkpoint: it holds {keys}, and no target_encoder")
     modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
     if unknown := [str(name) for name in saved if name not in _KNOWN and isinstance(saved[name], (dict, np.ndarray))]:
@@ -53,21 +55,22 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
     options = {**_heads(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
     options["image_size"] = facts.pop("image_size", None)
     predictor_heads = facts.pop("predictor_heads", None)
-    shown = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
-    settings = settings_for(shown, "bicubic", base, **facts)
+    found = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
+    settings = settings_for(found, "bicubic", base, **facts)
     training = None
     if {*_MODULES, "opt"} <= {*saved}:
-        if architecture(modules["encoder"], f"{source} (encoder)", **options) != shown:
+        if architecture(modules["encoder"], f"{source} (encoder)", **options) != found:
             raise WeightsError(f"{source}: encoder and target_encoder are of different architectures")
-        _set_predictor(settings, modules["predictor"], shown, source, fixed=base is not None)
+        _set_predictor(settings, modules["predictor"], found, source, fixed=base is not None)
         training = _training(saved, modules, source)
         if base is not None:
             _check_base(base, training.batch_size, predictor_heads, source)
         else:
             settings.optim.batch_size = training.batch_size or settings.optim.batch_size
-            settings.predictor.heads = None if predictor_heads == shown.heads else predictor_heads
+            settings.predictor.heads = None if predictor_heads == found.heads else predictor_heads
     step = training.step if training else 0
-    origin = {"format": "reference", "file": source, "epoch": _number(saved, "epoch", source), "step": step}
+    origin = {"format": "reference", "file": source, "epoch": _number(saved, "epoch", source)}
+    origin |= {"step": step} if training else {}
     left = (
         [] if training else [f"{name}, which nobody can train on without the rest" for name in modules if name != _MODULES[2]]
     )
@@ -108,7 +111,7 @@ def _number(saved: dict, key: str, source: str) -> int:
     try:
         return int(saved.get(key) or 0)
     except (TypeError, ValueError, OverflowError):
-        raise WeightsError(f"{source} ({key}) is not a number: {' '.join(str(saved[key]).split())[:100]}") from None
+        raise WeightsError(f"{source} ({key}) is not a number: {shown(saved[key])}") from None
 
 
 def _facts(saved: dict, source: str) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _facts(saved: dict, source: str) -> dict[str, Any]:
             facts["image_size"] = height, width
         return facts
     except (TypeError, ValueError, AttributeError, OverflowError):
-        raise WeightsError(f"{source} ({_OURS}) is damaged: {' '.join(str(found).split())[:100]}") from None
+        raise WeightsError(f"{source} ({_OURS}) is damaged: {shown(found)}") from None
 
 
 def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
@@ -199,7 +202,7 @@ def _states(opt: Any, groups: list[list[tuple[str, str]]], source: str) -> list[
     """AdamW's state of each parameter, in their order; empty for those that are not trained, position tables."""
     try:
         counts = [len(group["params"]) for group in opt["param_groups"]]
-        numbers = [number for group in opt["param_groups"] for number in group["params"]]
+        numbers = [operator.index(number) for group in opt["param_groups"] for number in group["params"]]
         states = [opt["state"].get(number, {}) for number in numbers]
         unknown = {*opt["state"]} - {*numbers} | {key for state in states for key in state.keys() - _ADAMW}
     except (LookupError, TypeError, AttributeError) as error:
@@ -216,7 +219,8 @@ def _states(opt: Any, groups: list[list[tuple[str, str]]], source: str) -> list[
 def write_reference(weights: Weights, folder: Path) -> str:
     """Writes checkpoint.pth.tar, as the authors' code saves it, with all that training goes on from, if it is there.
 
-    Names start with `module.`, as data-parallel training has them. Needs torch, which writes the file.
+    Takes the leaves out of the trees of `weights`: each is dropped as torch's copy of it is made. Names start with `module.`,
+    as data-parallel training has them. Needs torch, which writes the file.
     """
     try:
         import torch
@@ -231,10 +235,23 @@ def write_reference(weights: Weights, folder: Path) -> str:
     return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
 
 
-def _as_torch(value: Any, torch: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_torch(part, torch) for key, part in value.items()}
-    return torch.from_numpy(np.array(value, np.float32)) if isinstance(value, np.ndarray) else value
+def _as_torch(saved: dict[str, Any], torch: Any) -> dict[str, Any]:
+    """The same objects, with tensors for arrays, in the order of the memory that these are views of, to free that soon."""
+    places = sorted(_places(saved), key=lambda place: id(_memory(place[0][place[1]])))
+    for holder, key in places:
+        holder[key] = torch.from_numpy(np.array(holder[key], np.float32, order="C"))
+    return saved
+
+
+def _places(value: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where arrays lie in nested dicts: the dict and the key of each."""
+    parts = [(value, key) for key, part in value.items() if isinstance(part, np.ndarray)]
+    return parts + [place for part in value.values() if isinstance(part, dict) for place in _places(part)]
+
+
+def _memory(array: np.ndarray) -> np.ndarray:
+    """The array that this one is a view of."""
+    return _memory(array.base) if isinstance(array.base, np.ndarray) else array
 
 
 def _checkpoint(weights: Weights) -> dict[str, Any]:

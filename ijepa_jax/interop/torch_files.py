@@ -5,46 +5,67 @@ NAME/data/KEY for each storage, a flat array that tensors are strided views of. 
 module, so this one is read by a machine that knows a short table of names, all others being refused before any use.
 """
 
+import collections
+import dataclasses
 import io
 import math
 import os
 import pathlib
 import pickle
 import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.interop.weights import WeightsError, can_be, check_pointer, shown
 
 _ZIP = b"PK\x03\x04"
 _BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that such files start with
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+_SHARED = 4  # times the file's size that all its tensors may have: some may share their storage, as two equal encoders do
+_CHUNK = 1 << 24  # bytes that are read at once
+
+
+def read(path: str | os.PathLike[str], pick: Callable[[Any], Any] = lambda saved: saved, *, as_float32: bool = False) -> Any:
     """The objects that `torch.save` wrote to a file, with tensors and parameters as read-only NumPy arrays.
 
-    Arrays keep shape, strides and dtype (bfloat16 as `ml_dtypes.bfloat16`), and those of one storage share its memory;
-    the whole file is read and its checksums verified. Ordered dicts come as dicts without attributes, `torch.Size` as a
-    tuple, `torch.device` as 'cuda:0', `torch.float32` as 'float32'.
+    Arrays keep shape, strides and dtype (bfloat16 as `ml_dtypes.bfloat16`), and those of one storage share its memory. Ordered
+    dicts come as dicts without attributes, `torch.Size` as a tuple, `torch.device` as 'cuda:0', `torch.float32` as 'float32'.
 
-    Raises WeightsError for a file that is damaged, of another format, or whose pickle asks for anything else than
-    tensors, dicts, lists, tuples, text and numbers; OSError, such as FileNotFoundError, for one that cannot be opened.
+    Args:
+        path: the file.
+        pick: given all objects, their tensors still unread, returns those that are wanted: only their records are read, one
+            after the other, and their checksums verified.
+        as_float32: other floats come as float32; then no more than one tensor is held twice.
+
+    Raises WeightsError for a file that is damaged, of another format, whose pickle asks for anything else than tensors,
+    dicts, lists, tuples, text and numbers, or whose tensors are larger than what it holds; OSError, such as
+    FileNotFoundError, for one that cannot be opened.
     """
     with pathlib.Path(path).open("rb") as file:
+        head = file.read(512)
+        check_pointer(head, str(path))
         try:
-            _check_format(file)
+            _check_format(file, head)
+            size = os.fstat(file.fileno()).st_size
             with zipfile.ZipFile(file) as archive:
-                return _TensorUnpickler(archive, _check_records(archive, os.fstat(file.fileno()).st_size)).load()
+                saved = _TensorUnpickler(archive, _check_records(archive, size)).load()
+                _check_sizes(saved, size)
+                wanted = pick(saved)
+                del saved
+                return _Reader(archive, wanted, as_float32).read(wanted)
+        except MemoryError:
+            raise
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
         except Exception as error:  # damaged bytes make zipfile and pickle raise nearly anything
             raise WeightsError(f"{path}: damaged, or no file of torch.save: {repr(error)[:200]}") from error
 
 
-def _check_format(file: BinaryIO) -> None:
-    head = file.read(512)
+def _check_format(file: BinaryIO, head: bytes) -> None:
     if head.startswith(_BEFORE_1_6) or head[257:262] == b"ustar":
         raise WeightsError(
             "written in PyTorch's format before 1.6; save it again: torch.save(torch.load(f, weights_only=True), f)"
@@ -73,23 +94,38 @@ def _check_records(archive: zipfile.ZipFile, file_size: int) -> str:
     return roots[0]
 
 
-class _Storage(np.ndarray):
-    """All values of one storage: only these are known to be contiguous, so only these may be viewed with other strides."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Storage:
+    """A flat array of values that is not read yet."""
+
+    record: str
+    dtype: np.dtype
+    size: int
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unread:
+    """A tensor that is not read yet: a strided view of its storage."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple) -> _Unread:
     if not (isinstance(storage, _Storage) and type(size) is type(stride) is tuple and len(size) == len(stride)):
         raise WeightsError("its pickle builds a tensor from something else than a storage, a size and strides")
     if not all(isinstance(number, int) and number >= 0 for number in (offset, *size, *stride)):
         raise WeightsError("its pickle builds a tensor with a negative or odd size, stride or offset")
-    if math.prod(size) == 0:
-        return np.empty(0, storage.dtype).reshape(size)
-    if offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) >= storage.size:
-        raise WeightsError(f"its pickle builds a tensor that reaches past its storage of {storage.size} values")
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride])
+    return _Unread(storage, offset, size, stride)
 
 
-def _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None) -> np.ndarray:
+def _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None) -> _Unread:
     if metadata:
         raise WeightsError("its pickle builds a tensor that is to be negated or conjugated")
     return _rebuild_tensor(storage, offset, size, stride)
@@ -133,7 +169,6 @@ class _TensorUnpickler(pickle._Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # at once, so that its checksum comes first
         self.archive, self.root = archive, root
-        self.storages: dict[tuple[str, np.dtype], _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         wanted = f"{module}.{name}"
@@ -148,13 +183,11 @@ class _TensorUnpickler(pickle._Unpickler):
                 pass
             case _:
                 raise WeightsError("its pickle names something else than a storage")
-        if (key, dtype) not in self.storages:
-            content = self.archive.read(f"{self.root}data/{key}")
-            self.storages[key, dtype] = np.frombuffer(content, dtype).view(_Storage)
-        storage = self.storages[key, dtype]
-        if storage.size != count:
-            raise WeightsError(f"its storage {key[:100]!a} has {storage.size} values of {dtype}, not the {count} declared")
-        return storage
+        size = self.archive.getinfo(f"{self.root}data/{key}").file_size
+        if size != count * dtype.itemsize:
+            values = f"{size / dtype.itemsize:.15g} values of {dtype}"
+            raise WeightsError(f"its storage {key[:100]!a} has {values}, not the {count} declared")
+        return _Storage(f"{self.root}data/{key}", dtype, count)
 
     def load_reduce(self) -> None:
         if not isinstance(self.stack[-1], tuple):  # an array would be unpacked element by element
@@ -189,3 +222,95 @@ def _check_entries(target: Any, keys: list) -> None:
     """Keys are plain, since hashing a tuple nested deeply enough overflows the C stack."""
     if type(target) is not dict or not all(key is None or isinstance(key, (str, int, float)) for key in keys):
         raise WeightsError("its pickle has a dict with keys other than text and numbers")
+
+
+def _tensors(value: Any, keys: tuple = (), seen: dict[int, Any] | None = None) -> Iterator[tuple[str, _Unread]]:
+    """The tensors of some objects, with the keys that lead there; what holds them is looked into once."""
+    seen = {} if seen is None else seen
+    if isinstance(value, _Unread):
+        yield "/".join(map(shown, keys)) or "(no name)", value
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen[id(value)] = value
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, (*keys, key), seen)
+
+
+def _check_sizes(saved: Any, file_size: int) -> None:
+    """Raises WeightsError, naming the tensor, where one asks for more values than its storage has, or all for far more."""
+    total = 0
+    for name, tensor in _tensors(saved):
+        shape, held = shown([*tensor.shape]), tensor.storage.size
+        ends = tensor.offset + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.strides, strict=True))
+        if all(tensor.shape) and ends >= held:
+            raise WeightsError(f"tensor {name} of shape {shape} reaches past its storage of {held} values")
+        if not can_be(tensor.shape):
+            raise WeightsError(f"tensor {name} has shape {shape}, which no array can have")
+        if (size := tensor.size) > held:
+            raise WeightsError(f"tensor {name} has shape {shape}, more than the {held} values that the file holds of it")
+        total += size * tensor.storage.dtype.itemsize
+        if total > _SHARED * file_size:
+            raise WeightsError(f"its tensors, up to {name}, are more than {_SHARED} times as large as the file")
+
+
+class _Reader:
+    """Reads tensors one by one. A storage is held until the last of its tensors is made."""
+
+    def __init__(self, archive: zipfile.ZipFile, wanted: Any, as_float32: bool):
+        self.archive, self.as_float32 = archive, as_float32
+        tensors = {id(tensor): tensor for _, tensor in _tensors(wanted) if tensor.size}
+        self.uses = collections.Counter(tensor.storage.record for tensor in tensors.values())
+        self.storages: dict[str, np.ndarray] = {}
+        self.done: dict[int, tuple[Any, Any]] = {}  # what an object has become, and the object, which keeps its id its own
+
+    def read(self, value: Any) -> Any:
+        """The same objects with arrays for tensors; dicts and lists are changed in place."""
+        if not isinstance(value, (_Unread, dict, list, tuple)):
+            return value
+        if id(value) in self.done:
+            return self.done[id(value)][1]
+        if isinstance(value, _Unread):
+            made = self._array(value)
+        elif isinstance(value, tuple):
+            made = tuple(self.read(part) for part in value)
+        else:
+            made = value
+            self.done[id(value)] = value, value  # before its parts, one of which may be itself
+            for key in value if isinstance(value, dict) else range(len(value)):
+                value[key] = self.read(value[key])
+        self.done[id(value)] = value, made
+        return made
+
+    def _array(self, tensor: _Unread) -> np.ndarray:
+        dtype = tensor.storage.dtype
+        if not tensor.size:
+            array = np.empty(tensor.shape, dtype)
+        else:
+            values = self._storage(tensor.storage.record).view(dtype)[tensor.offset :]
+            pairs = zip(tensor.shape, tensor.strides, strict=True)
+            strides = [step * dtype.itemsize if length > 1 else 0 for length, step in pairs]
+            array = np.lib.stride_tricks.as_strided(values, tensor.shape, strides)
+        if self.as_float32 and dtype.name in ("float16", "bfloat16", "float64"):
+            with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
+                array = array.astype(np.float32)
+        array.flags.writeable = False
+        return array
+
+    def _storage(self, record: str) -> np.ndarray:
+        content = self.storages.get(record)
+        if content is None:
+            content = self.storages[record] = self._content(record)
+        self.uses[record] -= 1
+        if not self.uses[record]:
+            del self.storages[record]
+        return content
+
+    def _content(self, record: str) -> np.ndarray:
+        """The bytes of a record, whose checksum zipfile verifies at its end."""
+        content = np.empty(self.archive.getinfo(record).file_size, np.uint8)
+        with self.archive.open(record) as file:
+            for start in range(0, len(content), _CHUNK):
+                part = content[start : start + _CHUNK]
+                if file.readinto(part) != len(part):
+                    raise EOFError(f"record {record} ends early")
+        content.flags.writeable = False
+        return content

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,22 @@ Tensors = Mapping[str, np.ndarray]
 
 class WeightsError(ValueError):
     """Weights that cannot be used: one line that says which and why."""
+
+
+def check_pointer(head: bytes, source: str) -> None:
+    """Raises WeightsError for a file that git left in the place of one that git-lfs has still to fetch."""
+    if head.startswith(b"version https://git-lfs.github.com/spec/v1"):
+        raise WeightsError(f"{source} is a git-lfs pointer, not the file that it stands for: fetch that with git lfs pull")
+
+
+def can_be(shape: Sequence[int]) -> bool:
+    """Whether NumPy can have an array of this shape, which may be empty, of numbers of up to eight bytes."""
+    return len(shape) <= 64 and math.prod(max(side, 1) for side in shape) < 2**60
+
+
+def shown(value: Any) -> str:
+    """What a file says, as a message can show it: on one line, and not all of it where that is long or without end."""
+    return ascii(value[:100])[1:-1] if isinstance(value, str) else " ".join(reprlib.repr(value).split())[:200]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +110,9 @@ def settings_for(
 
 
 def _per_channel(key: str, values: Any, channels: int) -> tuple[float, ...]:
+    """A number for each channel: the same for all where there is one only."""
+    if isinstance(values, (int, float)):
+        return (float(values),) * channels
     if not isinstance(values, (list, tuple)) or len(values) != channels or not all(isinstance(x, (int, float)) for x in values):
         raise WeightsError(
             f"the weights' configuration has a {key} of pixels {values!r}: not a number for each of {channels} channels"
@@ -173,9 +193,9 @@ def check_names(found: Sequence[str], wanted: Sequence[str], source: str) -> Non
     found, wanted = {*found}, {*wanted}
     for kind, names in (("lacks", wanted - found), ("has tensors that an I-JEPA encoder has not:", found - wanted)):
         if names:
-            shown = ", ".join(sorted(names)[:8])
+            listed = ", ".join(map(shown, sorted(names)[:8]))
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            raise WeightsError(f"{source} {kind} {shown}{more}{_what_it_is(found)}")
+            raise WeightsError(f"{source} {kind} {listed}{more}{_what_it_is(found)}")
 
 
 def _what_it_is(names: set[str]) -> str:
@@ -211,4 +231,4 @@ def check_finite(tensors: Tensors, source: str) -> None:
     """Raises WeightsError where a tensor holds NaN or infinite values."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-            raise WeightsError(f"{source}: tensor {name} holds NaN or infinite values")
+            raise WeightsError(f"{source}: tensor {shown(name)} holds NaN or infinite values")
