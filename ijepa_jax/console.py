@@ -8,6 +8,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from ijepa_jax.workdir import full_disk_named
+
 _REFRESHES = 2  # a second: drawing takes time from training
 _MOST_ROWS = 16  # of the table of probes, which must leave room on the screen
 
@@ -24,8 +26,9 @@ class Display:
 
     def log(self, message) -> None:
         """A line of text, or anything that rich prints, above the live display if there is one."""
-        self._console.print(message)
-        sys.stdout.flush()
+        with full_disk_named("the standard output"):
+            self._console.print(message)
+            sys.stdout.flush()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Begins to show progress towards `total`, of which `done` was done before."""

@@ -3,18 +3,25 @@
 import importlib.util
 import json
 import math
+import re
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from ijepa_jax.workdir import owner
+from ijepa_jax.workdir import owner, set_aside
 
 FILE = "metrics.jsonl"
+_FLUSH_SECONDS = 10  # of TensorBoard's file, for whoever watches
+_MOST_STEPS = 2**53  # what floats, and so charts, count to
 
 
 class MetricsWriter:
@@ -22,26 +29,31 @@ class MetricsWriter:
 
     Object stores cannot append to a file: there, files are written anew as a whole by every `flush`, until another run takes
     the workdir over (see workdir.py) and the lines are that run's. All but metrics.jsonl is for looking at.
+
+    `problems` says what was wrong with the files that it found, a line each; of a damaged metrics.jsonl the good lines are
+    kept, and the file is set aside. Raises OSError where something cannot be written, as on a full disk.
     """
 
     def __init__(self, workdir: str, start_step: int, wandb: "WandbRun | None" = None):
         self._wandb = wandb
         self._workdir = epath.Path(workdir)
         self._path = self._workdir / FILE
-        self._lines = [json.dumps(line) + "\n" for line in read(self._workdir) if line["step"] <= start_step]
+        found, problem = _read(self._path)
+        self._lines = [json.dumps(line) + "\n" for line in found if line["step"] <= start_step]
+        self.problems = list(wandb.problems) if wandb else []
         self._remote = "://" in str(workdir)
+        if problem or not self._remote:
+            unfinished = self._workdir / f"{FILE}.tmp"
+            unfinished.write_text("".join(self._lines))  # before anything is moved: the disk may be full
+            if problem:
+                self.problems.append(f"{problem}; the file as it was is {set_aside(self._path)}")
+            unfinished.replace(self._path)
         if self._remote:
             self._owner = owner(self._workdir)
             self._events = tempfile.TemporaryDirectory()
         else:
-            unfinished = self._workdir / f"{FILE}.tmp"
-            unfinished.write_text("".join(self._lines))
-            unfinished.replace(self._path)
             self._file = self._path.open("a")
-        events = self._events.name if self._remote else str(self._workdir / "tensorboard")
-        # Without the suffix, the host's name and the second would be all that tells two files apart.
-        suffix = f".{start_step}.{uuid.uuid4().hex[:8]}"
-        self._tensorboard = SummaryWriter(events, purge_step=start_step + 1, flush_secs=10, filename_suffix=suffix)
+        self._tensorboard = _Events(Path(self._events.name if self._remote else self._workdir / "tensorboard"), start_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars of a step. What is not a number becomes null, so that every line is valid JSON."""
@@ -49,15 +61,14 @@ class MetricsWriter:
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
         self._lines.append(line) if self._remote else self._file.write(line)
-        for key, value in values.items():
-            self._tensorboard.add_scalar(_grouped(key), value, step)
+        self._tensorboard.write(step, [summary.scalar(_grouped(key), value) for key, value in values.items()])
         if self._wandb:
             self._wandb.write(step, {_grouped(key): value for key, value in values.items()})
 
     def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Shows pictures, uint8 [H, W, 3], of a step by their names."""
-        for name, picture in pictures.items():
-            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        named = [summary.image(name, picture, dataformats="HWC") for name, picture in pictures.items()]
+        self._tensorboard.write(step, named)
         if self._wandb:
             self._wandb.pictures(step, pictures)
 
@@ -73,22 +84,47 @@ class MetricsWriter:
             (self._workdir / "tensorboard" / events.name).write_bytes(events.read_bytes())
 
     def close(self) -> None:
+        self.flush()
         self._tensorboard.close()
-        if self._remote:
-            self.flush()
-            self._events.cleanup()
-        else:
-            self._file.close()
+        self._events.cleanup() if self._remote else self._file.close()
         if self._wandb:
             self._wandb.close()  # last: it may fail by what others have failed by
+
+
+class _Events:
+    """A file of TensorBoard's, written by the run itself: of a thread of its own, failures would reach nobody."""
+
+    def __init__(self, folder: Path, start_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without the suffix, the host's name and the second would be all that tells two files apart.
+        self._writer = EventsWriter(str(folder / "events"), f".{start_step}.{uuid.uuid4().hex[:8]}")
+        # hides what an earlier start has written of these steps
+        self._write(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.flush()
+
+    def write(self, step: int, summaries: list[Summary]) -> None:
+        self._write(step, summary=Summary(value=[value for one in summaries for value in one.value]))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class WandbRun:
     """The same scalars and pictures in a run of Weights & Biases, which goes on when the run of the workdir does.
 
-    Its id is kept in the workdir. It refuses steps that go backwards, as they do where a run goes on from a checkpoint: so
-    `step` is a value like others, by which its charts are drawn, and steps that were made again appear twice. Where to send
-    things, and whether at all, is left to the package's own environment variables (WANDB_MODE, WANDB_ENTITY, ...).
+    Its id is kept in the workdir; `problems` says if that was damaged. It refuses steps that go backwards, as they do where a
+    run goes on from a checkpoint: so `step` is a value like others, by which its charts are drawn, and steps that were made
+    again appear twice. Where to send things, and whether at all, is left to the package's own environment variables
+    (WANDB_MODE, WANDB_ENTITY, ...).
     """
 
     def __init__(self, project: str, workdir: epath.Path, settings: dict[str, Any]):
@@ -97,8 +133,9 @@ class WandbRun:
 
         self._images, local = wandb.Image, "://" not in str(workdir)
         options = {"dir": str(workdir)} if local else {}
+        kept, self.problems = _wandb_id(workdir)
         try:
-            self._run = wandb.init(project=project, id=_wandb_id(workdir), name=workdir.name, resume="allow", **options)
+            self._run = wandb.init(project=project, id=kept, name=workdir.name, resume="allow", **options)
             self._run.config.update(settings, allow_val_change=True)
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
@@ -122,11 +159,17 @@ def has_wandb() -> bool:
     return found is not None and found.origin is not None
 
 
-def _wandb_id(workdir: epath.Path) -> str:
-    path = workdir / "wandb_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:16])
-    return path.read_text()
+def _wandb_id(workdir: epath.Path) -> tuple[str, list[str]]:
+    """The id kept in a workdir, else a new one; what was wrong with the one kept."""
+    path, problems = workdir / "wandb_id", []
+    if path.exists():
+        kept = path.read_bytes().decode(errors="replace").strip()
+        if re.fullmatch(r"[\w-]{1,128}", kept, re.ASCII):
+            return kept, problems
+        problems.append(f"{path} holds no id of Weights & Biases: a new run begins there")
+    new = uuid.uuid4().hex[:16]
+    path.write_text(new)
+    return new, problems
 
 
 def _grouped(key: str) -> str:
@@ -134,12 +177,45 @@ def _grouped(key: str) -> str:
 
 
 def read(workdir: str | epath.Path) -> list[dict[str, Any]]:
-    """The metric lines of a workdir, [] where there are none. A line that a kill cut short ends the list."""
-    path = epath.Path(workdir) / FILE
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The metric lines of a workdir, [] where there are none: each has its `step`, and finite numbers or None by name.
+
+    Lines that are none (binary, foreign, cut short by a kill) are left out; the run that opens the workdir says so.
+    """
+    return _read(epath.Path(workdir) / FILE)[0]
+
+
+def _read(path: epath.Path) -> tuple[list[dict[str, Any]], str]:
+    """The good lines of a file, and what is wrong with it: nothing where a kill has cut short the last line."""
+    if not path.exists():
+        return [], ""
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        return [], f"{path} cannot be read ({error.strerror or error}): its lines are left out"
+    parsed = {number: _parsed(line) for number, line in enumerate(lines, 1) if line.strip()}
+    wrong = [number for number, line in parsed.items() if line is None]
+    found = [line for line in (*parsed.values(), _parsed(last)) if line is not None]
+    if not wrong:
+        return found, ""
+    return found, f"{path}: {len(wrong)} of {len(parsed)} lines are no metrics and left out, the first is line {wrong[0]}"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics; None if it is none."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):  # of bytes that are no text, and of brackets without end
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or not 0 <= found["step"] <= _MOST_STEPS:
+        return None
+    return {name: value if name == "step" else _number(value) for name, value in found.items()}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; anything else as None, as it is written."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # of integers that no float holds
+        return None

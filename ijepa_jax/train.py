@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +17,7 @@ from etils import epath
 from ijepa_jax import build, probes, processes, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax import metrics as metrics_lib
-from ijepa_jax.checkpoint import CheckpointError, digest_of
+from ijepa_jax.checkpoint import CheckpointError, digest_of, encoder_digest
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.run import Run, open_run, start
@@ -26,7 +27,7 @@ from ijepa_jax.visualize import decoder
 from ijepa_jax.visualize.live import read_picture
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
-from ijepa_jax.workdir import absolute, claim
+from ijepa_jax.workdir import absolute, claim, full_disk_named
 
 _SLOW = 0.05  # share of its time that a process waits for its input, past which it is named
 
@@ -61,7 +62,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
         config = decoder.settings_of(config)
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
-    with _lost_processes_named(), claim(place) as check_claim:
+    with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim:
         return _pretrain(config, place, command, display, started, check_claim)
 
 
@@ -74,9 +75,11 @@ def _pretrain(
     check_claim: Callable[[], None],
 ) -> dict[str, Any]:
     run = open_run(config, workdir, display, check_claim)
-    try:
+    with _all_ended(run):
         state, start_step = start(run)
-        if start_step == run.total_steps and (finished := read_report(run.workdir)):
+        for problem in run.writer.problems if run.writer else ():
+            display.log(problem)
+        if start_step == run.total_steps and (finished := _finished(run)):
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
             _show_table(display, finished)
             return finished
@@ -86,13 +89,32 @@ def _pretrain(
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
         return _finish(run, state, start_step, command, started)  # all is saved: a signal may end this
-    finally:
-        display.stop()
-        _end_trace(run)
-        if run.writer:
-            run.writer.close()
-        with contextlib.suppress(CheckpointError):  # raised before, by what failed first
-            run.checkpoints.close()
+
+
+@contextlib.contextmanager
+def _all_ended(run: Run) -> Iterator[None]:
+    """Ends everything that a run has opened, also where some of it fails to; of several failures the first is raised."""
+    failures: list[BaseException] = []
+    try:
+        yield
+    except BaseException as error:
+        failures.append(error)
+    ends = [run.display.stop, partial(_end_trace, run), *([run.writer.close] if run.writer else []), run.checkpoints.close]
+    for end in ends:
+        try:
+            end()
+        except CheckpointError:  # raised before, by what failed first
+            pass
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """The report of a finished run; None where it has to be written: there is none of all its steps, or a broken one."""
+    report = read_report(run.workdir, lambda problem: run.display.log(f"{problem}, and is written anew"))
+    return report if report and report["steps"] == run.total_steps else None
 
 
 @contextlib.contextmanager
@@ -281,20 +303,22 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         named = {f"report/{epath.Path(name).stem}": read_picture(run.workdir / "report" / name) for name in report["pictures"]}
         run.writer.pictures(run.total_steps, named)
     _show_table(run.display, report)
-    run.display.log(f"{report['seconds']} s in all, {report['images_per_s']} images/s; report in {run.workdir / 'report'}")
+    rate = f", {report['images_per_s']} images/s" if report["images_per_s"] else ""
+    run.display.log(f"{report['seconds']} s in all{rate}; report in {run.workdir / 'report'}")
     return report
 
 
 def _show_table(display: Display, report: dict[str, Any]) -> None:
     if report.get("probes"):
         display.log(probe_table(report))
-    for kind, error in report.get("decoded", {}).items():
+    for kind, error in (report.get("decoded") or {}).items():
         display.log(f"drawn from {kind}: {math.nan if error is None else error:.1f} grey levels from the image")
 
 
 def _evaluate(run: Run, state: State) -> dict[str, Any]:
     """Final probes beside their baselines, and pictures."""
-    compared = probes.final(run, state.target)
+    digest = encoder_digest(state.target, build.encoder(run.config).network)
+    compared = {"encoder_digest": digest, **probes.final(run, state.target)}
     pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
     return {**compared, "pictures": pictures}
 

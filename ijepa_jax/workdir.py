@@ -1,7 +1,10 @@
-"""One run at a time in a workdir."""
+"""A workdir: one run at a time in it, and what lies in that run's way."""
 
 import contextlib
+import errno
 import fcntl
+import fnmatch
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +15,11 @@ from etils import epath
 
 from ijepa_jax import processes
 
-_LOCK, _OWNER = ".lock", "owner"
+_LOCK, _OWNER, _ASIDE = ".lock", "owner", "damaged-"
+# What a run writes for people to look at, by what it must be.
+_FOLDERS = ("tensorboard", "report")
+_FILES = (_OWNER, "config.json", "metrics.jsonl", "wandb_id", "bad_images*.txt", "report/report.*", "report/*.png")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def absolute(place: epath.PathLike) -> epath.Path:
@@ -21,13 +28,47 @@ def absolute(place: epath.PathLike) -> epath.Path:
     return epath.Path(place if "://" in place else Path(place).expanduser().absolute())
 
 
+def set_aside(path: epath.PathLike) -> epath.Path:
+    """Renames what is damaged or in the way to damaged-NAME beside it, or another free name like that; returns the new path."""
+    path = epath.Path(path)
+    names = (f"{_ASIDE}{path.name}{f'.{i}' if i else ''}" for i in itertools.count())
+    places = (path.parent / name for name in names)
+    free = next(place for place in places if not (place.exists() or os.path.lexists(place)))  # a link to nothing is there too
+    path.rename(free)
+    return free
+
+
+def write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes a file which is there as a whole or not at all; one that was there before stays as long."""
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # another process may write the same
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
-def claim(workdir: epath.Path) -> Iterator[Callable[[], None]]:
+def full_disk_named(place: epath.PathLike) -> Iterator[None]:
+    """Has the error of a full disk, which names no file, say where there was no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(f"cannot write to {place} (disk full?): {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def claim(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -> Iterator[Callable[[], None]]:
     """Claims a workdir for this run; gives a function that raises ValueError if the run has lost it since.
 
     On a file system the claim is a lock, which ends with the process however that ends; a second run is refused (ValueError).
     Where there are no locks, as in object stores, the run that came last owns the workdir, and the one before stops before
     its next save. Neither clocks nor host names matter. The first of several processes claims for all.
+
+    What lies where the run will write files to look at, and is no file (or no folder), is set aside: `log` gets a line each.
     """
     # Other processes write there too: what a folder held a while ago, which gcsfs would go by, says nothing.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
@@ -44,13 +85,26 @@ def claim(workdir: epath.Path) -> Iterator[Callable[[], None]]:
                 pass
         if not processes.all_succeeded(free):
             raise ValueError(f"another run is at work in {workdir}: stop it, or use another workdir")
+        if processes.is_first() and "://" not in str(workdir):
+            _make_way(Path(workdir), log)
         yield _take_over(workdir)
+
+
+def _make_way(workdir: Path, log: Callable[[str], None]) -> None:
+    for path in (*workdir.glob("*"), *workdir.glob("report/*")):  # by wildcards, which also find links to nothing
+        name = str(path.relative_to(workdir))
+        if path.name.startswith(_ASIDE):
+            continue
+        if not path.is_dir() and name in _FOLDERS:
+            log(f"{path} is no folder: set aside as {set_aside(path)}")
+        elif not path.is_file() and any(fnmatch.fnmatch(name, wanted) for wanted in _FILES):
+            log(f"{path} is no file: set aside as {set_aside(path)}")
 
 
 def owner(workdir: epath.Path) -> str:
     """What tells the run that owns a workdir from every other; empty if none ever claimed it."""
     path = workdir / _OWNER
-    return path.read_text() if path.exists() else ""
+    return path.read_bytes().decode(errors="replace") if path.exists() else ""
 
 
 def _take_over(workdir: epath.Path) -> Callable[[], None]:

@@ -51,3 +51,15 @@ def test_no_bad_image_at_all_can_be_asked_for(tmp_path):
     account.account(SOURCE, _bad())
     with pytest.raises(DataError, match="for example pictures image 3"):
         account.account(SOURCE, _bad(3))
+
+
+def test_a_damaged_list_stops_nothing_and_is_said(tmp_path):
+    listing, lines = epath.Path(tmp_path / "bad_images.txt"), []
+    listing.write_bytes(b"pictures image 3\n\xff\x00")
+    account = BadImages(listing, 1000, 0.01, lines.append)
+    account.account(SOURCE, _bad(7))
+    assert lines == [
+        f"{listing} is no list of names: set aside as {tmp_path}/damaged-bad_images.txt, unreadable images are listed anew",
+        "skipped unreadable image pictures image 7 (1 so far)",
+    ]
+    assert listing.read_text() == "pictures image 7\n"

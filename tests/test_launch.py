@@ -160,16 +160,33 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
     assert code == 1 and err.count("\n") == 1 and "more than data.max_bad_fraction 0.01" in err
 
 
-def test_a_full_disk_stops_with_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "most, line", [(60_000, "error: cannot write checkpoints to "), (450_000, "error: cannot write to {run} (disk full?): ")]
+)
+def test_a_full_disk_stops_with_one_line(tmp_path, most, line):
+    """While it saves; while it draws its report, when the checkpoints are safe."""
     import resource
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    settings = [*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=12", "--config.checkpoint.every=4"]
+    code, out, err = launch(*settings, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+                            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # fmt: skip
+    assert code == 1 and err.count("\n") == 1 and err.startswith(line.format(run=tmp_path / "run")), err
+    assert "Traceback" not in out
+    assert (tmp_path / "run" / "checkpoints" / "12").exists() == (most > 60_000)
 
-    code, _, err = launch(*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=12", "--config.checkpoint.every=4",
-                            preexec_fn=limit, env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # fmt: skip
-    clear = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(clear) == 1 and "cannot write checkpoints to" in clear[0], err
+
+def test_what_is_written_last_fails_with_one_line_and_leaves_nothing(tmp_path):
+    """Features and tables, on a disk that is full."""
+    import resource
+
+    settings = [*SMALL, f"--workdir={tmp_path}/run", "--config.optim.steps=2", "--config.optim.warmup=1"]
+    assert launch(*settings)[0] == 0
+    (tmp_path / "out").mkdir()
+    code, _, err = launch("features", f"--checkpoint={tmp_path}/run", f"--out={tmp_path}/out/features.npz",
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)),
+                          env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # fmt: skip
+    assert code == 1 and err == f"error: cannot write to {tmp_path}/out/features.npz (disk full?): File too large\n", err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_sigterm_exits_cleanly_and_the_same_command_continues(tmp_path):

@@ -1,5 +1,6 @@
-"""Metric lines: valid JSON whatever the values, later steps dropped on resume, a cut line tolerated."""
+"""Metric lines: valid JSON whatever the values, later steps dropped on resume, lines that are none left out and said."""
 
+import errno
 import json
 import math
 import re
@@ -12,6 +13,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from ijepa_jax import metrics
+from ijepa_jax.visualize import curves
+from tests import object_store
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 # Stands for the package: writes what it is called with to a file.
@@ -91,6 +94,7 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
         file.write('{"step": 8, "lo')  # a kill in the middle of a line
     assert [line["step"] for line in metrics.read(tmp_path)] == list(range(1, 8))
     writer = metrics.MetricsWriter(tmp_path, 4)
+    assert writer.problems == []  # a kill is nothing to speak of: that step is made again
     writer.write(5, {"loss": 50})
     writer.close()
     assert [(line["step"], line["loss"]) for line in metrics.read(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
@@ -98,6 +102,83 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
 
 def test_no_file_no_lines(tmp_path):
     assert metrics.read(tmp_path) == []
+
+
+NO_METRICS = [
+    b"\x00\xff\xfe\x80", b"[1, 2]", b"null", b"# a remark", b'{"loss": 1.0}', b'{"step": "3", "loss": 1.0}', b'{"step": 3.5}',
+    b'{"step": true}', b'{"step": -1}', b'{"step": 1' + 400 * b"0" + b"}", b'{"step": 2, "lo{"step": 3}', b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", NO_METRICS, ids=range(len(NO_METRICS)))
+def test_lines_that_are_no_metrics_are_left_out_and_said(tmp_path, wrong):
+    good = [b'{"step": %d, "loss": 0.5}' % step for step in range(1, 5)]
+    before = b"\n".join([good[0], wrong, b"", good[1], wrong, *good[2:], b""])
+    (tmp_path / "metrics.jsonl").write_bytes(before)
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
+    writer = metrics.MetricsWriter(tmp_path, 4)
+    writer.close()
+    kept = tmp_path / "damaged-metrics.jsonl"
+    assert writer.problems == [
+        f"{tmp_path}/metrics.jsonl: 2 of 6 lines are no metrics and left out, the first is line 2; the file as it was is {kept}"
+    ]
+    assert kept.read_bytes() == before and (tmp_path / "metrics.jsonl").read_bytes().splitlines() == good
+
+
+def test_a_damaged_file_in_an_object_store(tmp_path, monkeypatch):
+    with object_store.mounted(tmp_path, monkeypatch):
+        place = metrics.epath.Path("gs://bucket/run")
+        (place / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\n{"step": 2, "loss": 0.5}\n')
+        writer = metrics.MetricsWriter(place, 2)
+        assert "1 of 3 lines are no metrics" in writer.problems[0] and (place / "damaged-metrics.jsonl").exists()
+        assert [line["step"] for line in metrics.read(place)] == [1, 2]
+        writer.close()
+        assert [line["step"] for line in metrics.read(place)] == [1, 2]
+
+
+def test_a_file_that_cannot_be_read_is_set_aside(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(metrics.epath.Path(tmp_path)), "read_bytes", refuse)
+        writer = metrics.MetricsWriter(tmp_path, 1)
+    writer.close()
+    assert "cannot be read (Permission denied)" in writer.problems[0] and (tmp_path / "damaged-metrics.jsonl").exists()
+
+
+def test_odd_values_and_names_stop_no_curve(tmp_path):
+    odd = ['"high"', "[1]", '{"a": 1}', "true", "null", "NaN", "Infinity", "1e999", "1" + 400 * "0", "1e308"]
+    names = ["loss", "target_std", "probe/linear/count", "probe/linear/a/b", "probe/knn/$\\\\x$", "probe/"]
+    lines = [f'{{"step": {i}, ' + ", ".join(f'"{name}": {value}' for name in names) + "}" for i, value in enumerate(odd)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "loss": 0.5, "probe/linear/count": 3}', ""]))
+    found = metrics.read(tmp_path)
+    assert [line["loss"] for line in found] == [None] * 9 + [1e308, 0.5]
+    assert curves.draw_run(metrics.epath.Path(tmp_path), found[10:]) == ["curves.png", "probes.png"]
+    assert curves.draw_run(metrics.epath.Path(tmp_path), found[:9]) == ["probes.png"]
+    assert curves.draw_run(metrics.epath.Path(tmp_path), [{"step": 1, "probe/linear/a/b": 0.5}]) == []
+
+
+def test_a_full_disk_is_an_error_of_whoever_writes(tmp_path, monkeypatch):
+    """Not of a thread of its own, whose failure would be a traceback, and a full queue after it."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = metrics.MetricsWriter(tmp_path, 0)
+    monkeypatch.setattr(metrics.EventsWriter, "write_event", full)
+    for step in range(1, 30):
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(step, {"loss": 0.5})
+    monkeypatch.undo()
+    writer.close()
+    (tmp_path / "metrics.jsonl").write_bytes(before := b'\xff\n{"step": 1}\n')
+    monkeypatch.setattr(type(metrics.epath.Path(tmp_path)), "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        metrics.MetricsWriter(tmp_path, 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before  # what is damaged is only moved when the rest is safe
 
 
 def test_pictures_in_tensorboard(tmp_path):
@@ -136,6 +217,16 @@ def test_wandb_gets_the_same_and_goes_on_with_the_same_run(tmp_path, wandb):
     other.mkdir()
     metrics.WandbRun("a project", other, {})
     assert wandb()[0][1]["id"] != ids[0]
+
+
+@pytest.mark.parametrize("broken", [b"\xff\xfe", b"", b"a b/c\n"], ids=["binary", "empty", "foreign"])
+def test_a_damaged_id_begins_a_new_run_and_is_said(tmp_path, wandb, broken):
+    (tmp_path / "wandb_id").write_bytes(broken)
+    run = metrics.WandbRun("a project", metrics.epath.Path(tmp_path), {})
+    writer = metrics.MetricsWriter(tmp_path, 0, run)
+    assert writer.problems == [f"{tmp_path}/wandb_id holds no id of Weights & Biases: a new run begins there"]
+    writer.close()
+    assert wandb()[0][1]["id"] == (tmp_path / "wandb_id").read_text() != broken.decode(errors="replace")
 
 
 def test_wandb_that_does_not_start_is_one_line(tmp_path, wandb):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ijepa_jax.interop import card
 from ijepa_jax.visualize import report
 from tests.test_page import Reader
 
@@ -152,3 +153,48 @@ def test_terminal_table_has_the_same_rows():
     for cell in ("count", "40.3", "shape", "50.0", "mean", "45.1"):
         assert cell in out.getvalue()
     assert report.probe_rows(example())[0] == ["count", "40.3", "30.0", "35.0"]
+
+
+BROKEN = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "binary": lambda text: b"\x00\xff" + text,
+    "empty": lambda text: b"",
+    "a list": lambda text: b"[]",
+    "deep": lambda text: b"[" * 100_000,
+    **{
+        f"without {key}": lambda text, key=key: json.dumps({k: v for k, v in json.loads(text).items() if k != key}).encode()
+        for key in ("probes", "steps", "params_digest")
+    },
+    **{
+        f"probes {odd}": lambda text, odd=odd: json.dumps({**json.loads(text), "probes": odd}).encode()
+        for odd in ("none", ["count"], {"count": 1.0}, {"count": {"ijepa": "high"}}, {"linear": {"ijepa": [1]}, "knn": {}})
+    },
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_report_is_said_and_left_out_of_model_cards(tmp_path, name):
+    written(tmp_path / "report", example())
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "knn.md").write_text("a table")
+    (tmp_path / "evaluate" / "torn.md").write_bytes(b"\xff\x00")
+    (tmp_path / "evaluate" / "folder.md").mkdir()
+    lines = []
+    whole = report.read_report(tmp_path, lines.append)
+    assert whole["knn"]["count"]["random_init"] is None and not lines
+    shown = "\n".join(card._results(str(tmp_path)))
+    assert "| shape | 50.0 | 40.0 | 45.5 |" in shown and "a table" in shown and "torn" not in shown and "folder" not in shown
+    file = tmp_path / "report" / "report.json"
+    file.write_bytes(BROKEN[name](file.read_bytes()))
+    assert report.read_report(tmp_path, lines.append) is None
+    assert lines == [f"{file} is broken: it is no report of a finished run"]
+    assert [line for line in card._results(str(tmp_path)) if line] == ["## Evaluation of the target encoder: knn", "a table"]
+
+
+def test_no_report_is_nothing_to_speak_of(tmp_path):
+    assert report.read_report(tmp_path, pytest.fail) is None
+
+
+def test_a_value_that_no_number_stands_for_is_a_dash_in_model_cards(tmp_path):
+    written(tmp_path / "report", {**example(), "probes": {"count": {"ijepa": float("nan"), "random_init": 2.0}}})
+    assert "| count | – | 2.0 | – |" in card._results(str(tmp_path))

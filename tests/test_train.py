@@ -1,9 +1,12 @@
 """Runs: what a workdir holds, resuming to the same bits, stopping, refusing, faults."""
 
+import errno
 import io
 import json
 import os
+import shutil
 import signal
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -66,6 +69,91 @@ def test_a_finished_run_is_left_alone(whole, capsys):
     again = train.pretrain(small.config(probe__every=4), workdir)
     assert again["params_digest"] == report["params_digest"] and (workdir / "metrics.jsonl").read_bytes() == before
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_broken_report_is_said_and_written_anew(whole, tmp_path, capsys):
+    """As whatever else of a finished run is only for looking at."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    workdir = tmp_path / "run"
+    report = workdir / "report" / "report.json"
+    report.write_bytes(report.read_bytes()[:-500])
+    shutil.rmtree(workdir / "tensorboard")
+    for name in ("tensorboard", "owner", "bad_images.txt", "config.json"):
+        (workdir / name).write_bytes(b"\xff\x00")
+    lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"\x00\xff\n", *lines[3:], b'{"step": 12, "lo']))
+    again = train.pretrain(small.config(probe__every=4), workdir)
+    out = capsys.readouterr().out
+    for said in (
+        f"{report} is broken: it is no report of a finished run, and is written anew",
+        f"{workdir}/tensorboard is no folder: set aside as {workdir}/damaged-tensorboard",
+        f"{workdir}/metrics.jsonl: 1 of {len(lines) + 1} lines are no metrics and left out, the first is line 4",
+        f"{workdir}/bad_images.txt is no list of names",
+    ):
+        assert said in out
+    assert "None" not in out and "this run is finished" not in out
+    assert again["params_digest"] == whole[1]["params_digest"] and again["probes"] == whole[1]["probes"]
+    assert json.loads(report.read_bytes())["last_metrics"] == whole[1]["last_metrics"]
+    assert (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: len(lines)] == lines
+    assert json.loads((workdir / "config.json").read_text())["optim"]["steps"] == 12
+    assert train.pretrain(small.config(probe__every=4), workdir) == json.loads(report.read_bytes())
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_a_report_of_fewer_steps_is_not_that_of_a_finished_run(whole, tmp_path):
+    """A run that was made longer, and killed before its report."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    report = tmp_path / "run" / "report" / "report.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), "steps": 8}))
+    assert train.pretrain(small.config(probe__every=4), tmp_path / "run")["steps"] == 12
+
+
+def test_damaged_metrics_stop_no_run_that_goes_on(whole, tmp_path, monkeypatch, capsys):
+    stopped_run(tmp_path, monkeypatch, probe__every=4)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    odd = [b"\xff\x00\n", b"no metrics\n", b'{"step": 2, "probe/linear/count": "high", "loss": [1]}\n']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([*odd, *lines, b'{"step": 10, ']))
+    report = train.pretrain(small.config(probe__every=4), tmp_path)
+    assert f"{tmp_path}/metrics.jsonl: 2 of {len(lines) + 3} lines are no metrics and left out" in capsys.readouterr().out
+    assert report["params_digest"] == whole[1]["params_digest"] and report["last_metrics"] == whole[1]["last_metrics"]
+    assert [line["step"] for line in metrics.read(tmp_path) if line.get("loss")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("where", ["metrics", "report"])
+def test_a_full_disk_ends_the_run_by_its_name_and_the_same_call_continues(whole, tmp_path, monkeypatch, where):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "metrics":
+            plain = metrics.EventsWriter.write_event
+            patch.setattr(
+                metrics.EventsWriter, "write_event", lambda self, event: (full if event.step >= 6 else plain)(self, event)
+            )
+        else:
+            patch.setattr(train, "write_report", full)
+        before = threading.active_count()
+        with pytest.raises(OSError, match=rf"^cannot write to {tmp_path} \(disk full\?\): No space left on device$"):
+            train.pretrain(small.config(), tmp_path)
+        assert threading.active_count() <= before  # nothing is left that would fail, or wait, later
+    report = train.pretrain(small.config(), tmp_path)
+    assert report["resumed_from"] == (4 if where == "metrics" else 12)
+    assert report["params_digest"] == whole[1]["params_digest"]
+    assert [line["step"] for line in metrics.read(tmp_path) if "loss" in line] == list(range(1, 13))
+
+
+def test_of_several_failures_at_the_end_the_first_is_told(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ended = []
+    plain = checkpoint.Checkpoints.close
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", lambda self: ended.append(plain(self)))
+    monkeypatch.setattr(metrics.MetricsWriter, "close", full)
+    kill_at(monkeypatch, 3)
+    with pytest.raises(Killed):
+        train.pretrain(small.config(), tmp_path)
+    assert ended == [None]
 
 
 def test_probes_never_disturb_training(whole, tmp_path):

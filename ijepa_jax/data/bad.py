@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.workdir import set_aside
 
 
 class BadImages:
@@ -22,7 +23,7 @@ class BadImages:
         self._limit = limit
         self._log = log
         self._shown = self._bad = 0
-        self.names = set(path.read_text().split("\n")) - {""} if path.exists() else set()
+        self.names = _listed(path, log)
 
     def account(self, source: Source, bad: np.ndarray) -> None:
         """Takes note of a batch's `bad` (examples of the source, or -1). Raises `DataError` when there are too many."""
@@ -39,3 +40,12 @@ class BadImages:
                 f"{self._bad} of {max(self._shown, round(self._count))} images are unreadable, more than "
                 f"data.max_bad_fraction {self._limit:g}: for example {found[0]}; all are listed in {self._path}"
             )
+
+
+def _listed(path: epath.Path, log: Callable[[str], None]) -> set[str]:
+    """The names in a list; none where it is damaged, which stops nothing."""
+    try:
+        return set(path.read_bytes().decode().split("\n")) - {""} if path.exists() else set()
+    except (OSError, UnicodeDecodeError):
+        log(f"{path} is no list of names: set aside as {set_aside(path)}, unreadable images are listed anew")
+        return set()

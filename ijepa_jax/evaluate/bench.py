@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import json
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
 from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.step import interleaved_parts
+from ijepa_jax.workdir import write_whole
 
 _CACHE_VERSION = 1  # of what features are computed of given weights and images
 
@@ -315,6 +315,4 @@ def save_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # another evaluation may write the same
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(path)
+    write_whole(path, buffer.getvalue())

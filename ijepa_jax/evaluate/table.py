@@ -6,14 +6,16 @@ from typing import Any
 from etils import epath
 from rich.table import Table
 
+from ijepa_jax.workdir import write_whole
+
 _COLUMNS = {"checkpoint": "checkpoint", "random_init": "random init", "supervised": "from scratch", "pixels": "pixels"}
 
 
 def write_tables(folder: epath.Path, name: str, result: dict[str, Any]) -> None:
     """Writes NAME.json, with all there is, and NAME.md, the table with where it comes from."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / f"{name}.md").write_text(markdown(result))
+    for kind, text in (("json", json.dumps(result, indent=2) + "\n"), ("md", markdown(result))):
+        write_whole(folder / f"{name}.{kind}", text.encode())
 
 
 def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -28,7 +28,7 @@ def draw_run(folder, metrics: list[dict]) -> list[str]:
     if any(isinstance(line.get("loss"), float) for line in metrics):
         draw_curves(folder / "curves.png", metrics)
         drawn.append("curves.png")
-    if any(key.startswith("probe/linear/") for line in metrics for key in line):
+    if _probed(metrics)[0]:
         draw_probes(folder / "probes.png", metrics)
         drawn.append("probes.png")
     return drawn
@@ -78,20 +78,26 @@ def draw_probes(path, metrics: list[dict]) -> None:
     Raises:
       ValueError: no line has a probe.
     """
-    names = dict.fromkeys(key for line in metrics for key in line if key.startswith("probe/") and key.count("/") == 2)
-    protocols = [protocol for protocol in _PROTOCOLS if any(name.split("/")[1] == protocol for name in names)]
-    tasks = list(dict.fromkeys(name.split("/")[2] for name in names if name.split("/")[1] in protocols))
+    protocols, tasks = _probed(metrics)
     if not tasks:
         raise ValueError("no probes to draw: no line has a key like probe/linear/TASK or probe/knn/TASK")
     figure, axes = _figure(len(protocols), len(tasks))
     for protocol, row in zip(protocols, axes, strict=True):
         for task, axis in zip(tasks, row, strict=True):
             _draw_task(axis, metrics, f"{protocol}/{task}")
-            axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10)
+            axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10, parse_math=False)
         row[0].set_ylabel("accuracy, %", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     save(figure, path)
+
+
+def _probed(metrics: list[dict]) -> tuple[list[str], list[str]]:
+    """The protocols and the tasks of all probes."""
+    names = dict.fromkeys(key for line in metrics for key in line if key.startswith("probe/") and key.count("/") == 2)
+    found = [name.split("/")[1:] for name in names]
+    protocols = [protocol for protocol in _PROTOCOLS if any(protocol == other for other, _ in found)]
+    return protocols, list(dict.fromkeys(task for protocol, task in found if protocol in protocols))
 
 
 def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 import math
 import urllib.parse
+from collections.abc import Callable
 
 from etils import epath
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from ijepa_jax import config as config_lib
 from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
+from ijepa_jax.workdir import write_whole
 
 _TITLES_BY_METHOD = {"ijepa": "I-JEPA pretraining report", "rcdm": "Report of a decoder of I-JEPA's representations"}
 
@@ -67,15 +69,24 @@ def write_report(directory, report: dict) -> None:
     text = markdown(report)
     (directory / "report.md").write_text(text)
     write_page(directory / "report.html", text, _title(report) + (f": {report['data']}" if report.get("data") else ""))
-    unfinished = directory / "report.json.tmp"  # report.json says that the run is finished: it comes last, and whole
-    unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    unfinished.replace(directory / "report.json")
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    write_whole(directory / "report.json", text.encode())  # it says that the run is finished: it comes last, and whole
 
 
-def read_report(workdir) -> dict | None:
-    """The report of a finished run, None where there is none."""
+def read_report(workdir, log: Callable[[str], None] = lambda line: None) -> dict | None:
+    """The report of a finished run; None where there is none, or a broken one, which is said to `log`."""
     path = epath.Path(workdir) / "report" / "report.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        report = json.loads(path.read_bytes())
+        parts = {"probes", "decoded"} & report.keys()
+        whole = isinstance(report["steps"], int) and isinstance(report["params_digest"], str) and parts and markdown(report)
+    except Exception:  # whatever is odd in it, no page can be made of it
+        whole = False
+    if not whole:
+        log(f"{path} is broken: it is no report of a finished run")
+    return report if whole else None
 
 
 def markdown(report: dict) -> str:
@@ -137,7 +148,8 @@ def _run_table(report: dict) -> str:
         ("share of training spent in probes", "probe_share", _share),
         ("unreadable images", "bad_images", str),
         ("compilations of the step", "compilations", str),
-        ("digest of the parameters", "params_digest", as_code),
+        ("digest of all parameters and the target", "params_digest", as_code),
+        ("digest of the target encoder", "encoder_digest", as_code),
     )
     rows = [[name, write(report[key])] for name, key, write in named if report.get(key) is not None]
     return as_table(["", ""], rows, right=False) if rows else ""
