@@ -1,7 +1,6 @@
 """Encoders for notebooks: `load` one, from wherever it is, and call it on images."""
 
 import functools
-import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,18 +13,23 @@ import numpy as np
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.sharding import batch_sharding, make_mesh, replicated
 
-Images = Any  # arrays, or what `np.asarray` makes arrays of
+Images = Any  # arrays, what `np.asarray` makes arrays of, or Pillow images
 
 DTYPES = ("float32", "bfloat16")
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_OVERSHOOT = 0.25  # of pixels of 0 .. 1, by sharp filters
+_NORMAL = 6.0  # normal random numbers, which are common test images, stay below
 
 
 class Pretrained:
     """An encoder with its parameters: call it on images.
 
     Images are [B, H, W, C] or a single [H, W, C], NumPy or JAX, uint8 or float already normalised, of any size that divides
-    into patches. Each function is compiled once for a shape; batches larger than `batch_size` are computed in parts, and
-    where there are several devices, each computes its share. Results are float32, and the same on every device.
+    into patches; or Pillow images of the encoder's size. Each function is compiled once for a shape; batches larger than
+    `batch_size` are computed in parts, and where there are several devices, each computes its share. Results are float32, and
+    the same on every device.
+
+    Floats that the encoder's mean and std cannot have given, such as 0 .. 1, 0 .. 255 and NaN, are refused with a ValueError;
+    `check=False` takes them as they are. Under `jax.jit` nothing is known of them, and nothing checked.
     """
 
     def __init__(
@@ -47,23 +51,23 @@ class Pretrained:
         """The number of features, D."""
         return self.encoder.network.width
 
-    def __call__(self, images: Images, batch_size: int = 256) -> jax.Array:
+    def __call__(self, images: Images, batch_size: int = 256, check: bool = True) -> jax.Array:
         """Pooled features: [B, D], the average of the last layer's patches."""
-        return self._run("last", images, batch_size)
+        return self._run("last", images, batch_size, check)
 
-    def patches(self, images: Images, batch_size: int = 256) -> jax.Array:
+    def patches(self, images: Images, batch_size: int = 256, check: bool = True) -> jax.Array:
         """The last layer's patches, row by row: [B, N, D]."""
-        return self._run("patches", images, batch_size)
+        return self._run("patches", images, batch_size, check)
 
-    def layers(self, images: Images, batch_size: int = 256) -> list[jax.Array]:
+    def layers(self, images: Images, batch_size: int = 256, check: bool = True) -> list[jax.Array]:
         """Every block's patches, first to last, before the final norm: [B, N, D] each."""
-        return self._run("layers", images, batch_size)
+        return self._run("layers", images, batch_size, check)
 
-    def classify(self, images: Images, batch_size: int = 256) -> jax.Array:
+    def classify(self, images: Images, batch_size: int = 256, check: bool = True) -> jax.Array:
         """Logits [B, K] of the classifier that came with the weights; ValueError where none did."""
         if self.head is None:
             raise ValueError(f"these weights have no classifier: {self.origin}")
-        return self(images, batch_size) @ self.head["kernel"] + self.head["bias"]
+        return self(images, batch_size, check) @ self.head["kernel"] + self.head["bias"]
 
     def __repr__(self) -> str:
         network, (height, width) = self.encoder.network, self.image_size
@@ -72,16 +76,19 @@ class Pretrained:
             f"Pretrained(width {network.width}, depth {network.depth}, patch {network.patch}, {height}x{width} pixels{origin})"
         )
 
-    def _run(self, kind: str, images: Images, batch_size: int) -> Any:
+    def _run(self, kind: str, images: Images, batch_size: int, check: bool) -> Any:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
-        images = images if isinstance(images, jax.Array) else _as_array(images)
+        images = images if isinstance(images, jax.Array) else _as_array(images, self.encoder)
         single, images = images.ndim == 3, images[None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[-1] != self.encoder.channels or not len(images):
             wanted = f"H, W, {self.encoder.channels}]"
-            raise ValueError(f"images of shape {list(images.shape)} must be [B, {wanted} or [{wanted}")
+            made = "ijepa_jax.preprocess makes such of files and of images of other sizes"
+            raise ValueError(f"images of shape {list(images.shape)} must be [B, {wanted} or [{wanted}: {made}")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images of {images.dtype} must be uint8 (0 .. 255), or float already normalised")
+        if check and images.dtype != np.uint8 and not isinstance(images, jax.core.Tracer):
+            _check_normalised(images, self.encoder)
         if kind not in self._compiled:
             represent = functools.partial(self._represent, kind)
             self._compiled[kind] = jax.jit(represent, out_shardings=replicated(self.mesh))
@@ -112,8 +119,8 @@ def load(
     """Loads an encoder: of a workdir or one of its checkpoints, or foreign weights (see `interop.convert.read`).
 
     Args:
-        path: a workdir, WORKDIR/checkpoints/STEP, a transformers or timm folder, a timm safetensors file, or the authors'
-            `.pth.tar`.
+        path: a workdir, WORKDIR/checkpoints/STEP, a transformers or timm folder, a timm safetensors file, the authors'
+            `.pth.tar`, or ORG/NAME, which the Hugging Face hub's cache holds (huggingface_hub must be installed).
         step: of a workdir's checkpoints; 0: the best by probe, else the newest; -1: the newest.
         encoder: `target`, as evaluations take it, or `context`.
         dtype: of the computation, float32 or bfloat16.
@@ -126,18 +133,25 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
     from ijepa_jax import build
-    from ijepa_jax.interop import convert
+    from ijepa_jax.interop import convert, layout
 
     path = os.fspath(path)
     path = path if "://" in path else str(Path(path).expanduser())
     weights = convert.read(path, step=step, encoder=encoder, heads=heads)
     settings = weights.settings.copy_and_resolve_references()
     settings.model.dtype, settings.model.attention = dtype, "xla"
-    return Pretrained(build.encoder(settings), weights.encoder, weights.head, weights.labels, weights.origin)
+    mesh = make_mesh(devices=jax.local_devices())
+    params = layout.replace(weights.encoder, lambda leaf: _placed(leaf, replicated(mesh)))
+    return Pretrained(build.encoder(settings), params, weights.head, weights.labels, weights.origin)
+
+
+def _placed(leaf: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array on devices, when that is done: what it was made of can be dropped. On a CPU it may stay where it is."""
+    return jax.block_until_ready(jax.device_put(leaf, sharding, may_alias=True))
 
 
 def preprocess(
-    images: Iterable[Any] | Any, image_size: tuple[int, int] = (224, 224), crop: float = 0.875, channels: int = 3
+    images: Iterable[Any] | Any, image_size: int | tuple[int, int] = (224, 224), crop: float = 0.875, channels: int = 3
 ) -> np.ndarray:
     """Images of any size as an encoder is evaluated on them: uint8 [B, height, width, channels].
 
@@ -145,28 +159,67 @@ def preprocess(
     normalises uint8 by itself. Images come out upright (EXIF), on white where they are transparent.
 
     Args:
-        images: one or several of: a path, a Pillow image, an array uint8 [H, W, channels] or [H, W].
-        image_size: (height, width), such as `encoder.image_size`.
-        crop: share of the short side that is kept.
+        images: one or several of: a path or the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, a Pillow image, an array
+            (NumPy, JAX, a tensor on the CPU) uint8 [H, W, channels] or [H, W].
+        image_size: (height, width), such as `encoder.image_size`, or one number for a square.
+        crop: share of the short side that is kept, above 0 and up to 1.
         channels: 3, or 1 for grey.
 
     Raises:
-        BadImage (ValueError): for what is no image, naming the file. ValueError: no images.
+        BadImage (ValueError): for what is no image, naming the file. ValueError: no images, or settings out of range.
     """
     from ijepa_jax.data.images import center_crop
 
-    single = isinstance(images, (str, os.PathLike)) or _is_pillow(images) or getattr(images, "ndim", 4) < 4
-    pixels = [_pixels(image, channels) for image in ([images] if single else images)]
-    if not pixels:
+    size = tuple(np.ravel(image_size).tolist() * (2 if np.ndim(image_size) == 0 else 1))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"image_size {image_size} must be a whole number of pixels, or two: (height, width)")
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop {crop} must be above 0 and at most 1: the share of the short side that is kept")
+    single = not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray)) or getattr(images, "ndim", 4) < 4
+    made = [center_crop(_pixels(image, channels), size, crop) for image in ([images] if single else images)]
+    if not made:
         raise ValueError("no images to preprocess")
-    return np.stack([center_crop(image, tuple(image_size), crop) for image in pixels])
+    return np.stack(made)
 
 
-def _as_array(images: Images) -> np.ndarray:
+def _as_array(images: Images, encoder: Encoder) -> np.ndarray:
+    given = [images] if _is_pillow(images) else images
+    if isinstance(given, (list, tuple)) and any(map(_is_pillow, given)):
+        made = [_pixels(image, encoder.channels) for image in given]
+        height, width = encoder.image_size
+        for image in made:
+            if image.shape[:2] != (height, width):
+                raise ValueError(
+                    f"an image of {image.shape[0]}x{image.shape[1]} pixels (height x width) is not of the encoder's size, "
+                    f"{height}x{width}: give ijepa_jax.preprocess(images, encoder.image_size)"
+                )
+        return made[0] if given is not images else np.stack(made)
     try:
         return np.asarray(images)
     except ValueError as error:
         raise ValueError(f"images of different sizes are no batch: ijepa_jax.preprocess makes one of them ({error})") from None
+
+
+def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
+    """Refuses floats that the encoder's mean and std do not give of pixels, and those that look like pixels themselves."""
+    mean, std = np.array(encoder.mean), np.array(encoder.std)
+    edges = (np.array([[-_OVERSHOOT], [1 + _OVERSHOOT]]) - mean) / std
+    most = max(_NORMAL, np.abs(edges).max())
+    array = jnp if isinstance(images, jax.Array) else np
+    finite = array.isfinite(images).all()  # XLA's minimum may overlook NaN
+    low, high, finite = map(float, jax.device_get((images.min(), images.max(), finite)))
+    problem = ""
+    if not finite:
+        problem = "hold NaN or infinity"
+    elif max(-low, high) > most:
+        problem = f"of {low:.4g} .. {high:.4g} are beyond what the encoder's mean and std give"
+    elif low >= -0.1 and high <= 1.1 and (mean / std > 0.3).all():  # normalised, black is well below 0
+        problem = f"of {low:.4g} .. {high:.4g} look like pixels of 0 .. 1"
+    elif (low, high) == (-1, 1) and (mean != std).all():
+        problem = "of -1 .. 1 look like pixels scaled to that"
+    if problem:
+        right = "give uint8, 0 .. 255, or floats (pixels / 255 - encoder.encoder.mean) / encoder.encoder.std"
+        raise ValueError(f"float images {problem}: {right}; check=False takes them as they are")
 
 
 def _is_pillow(image: Any) -> bool:
@@ -174,30 +227,18 @@ def _is_pillow(image: Any) -> bool:
 
 
 def _pixels(image: Any, channels: int) -> np.ndarray:
-    from ijepa_jax.data.images import BadImage, decode
+    from ijepa_jax.data.images import BadImage, decode, read
 
-    if isinstance(image, (np.ndarray, jax.Array)):
-        return decode(np.asarray(image), channels)
-    if not _is_pillow(image):
-        name, data = image, Path(image).expanduser().read_bytes()
-    else:
-        name, data = getattr(image, "filename", "") or "the Pillow image", _as_png(image)
+    name = str(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
     try:
-        return decode(data, channels)
+        if isinstance(image, (str, os.PathLike)):
+            image = read(Path(image).expanduser())
+        elif hasattr(image, "__array__") and not _is_pillow(image):
+            image = np.asarray(image)
+        elif isinstance(image, (bytearray, memoryview)):
+            image = bytes(image)
+        elif not _is_pillow(image) and not isinstance(image, bytes):
+            raise BadImage(f"an image must be a path, a file's bytes, a Pillow image or an array, not {type(image).__name__}")
+        return decode(image, channels)
     except BadImage as error:
-        raise BadImage(f"{name}: {error}") from None
-
-
-def _as_png(image: Any) -> bytes:
-    """A Pillow image as a file, its orientation kept: `decode` then treats it as the file that it may have come from."""
-    from ijepa_jax.data.images import BadImage
-
-    try:
-        exif = image.getexif()
-        if image.mode not in _PNG_MODES:
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        with io.BytesIO() as buffer:
-            image.save(buffer, "PNG", exif=exif, compress_level=1)
-            return buffer.getvalue()
-    except (OSError, ValueError) as error:  # pixels are read only now, and some modes have no way to RGB
-        raise BadImage(f"{getattr(image, 'filename', '') or 'the Pillow image'}: {error}") from error
+        raise BadImage(f"{name}: {error}" if name else str(error)) from None

@@ -139,6 +139,28 @@ def test_damaged_files_are_refused(exact):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_files_of_other_formats_and_of_too_many_pixels_are_refused(exact):
+    with pytest.raises(images.BadImage, match="none of JPEG, PNG"):
+        _crop(_encode(PHOTOGRAPHS[0], "EPS"), None, exact=exact)
+    data = _encode(PHOTOGRAPHS[0][:8, :8, :1])
+    size = data.index(b"\xff\xc0") + 5
+    huge = data[:size] + (20000).to_bytes(2, "big") + (6000).to_bytes(2, "big") + data[size + 4 :]
+    with pytest.raises(images.BadImage, match="6000x20000 pixels is too large"):
+        _crop(huge, None, (8, 8), exact=exact)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("shape", [(1, 60000), (60000, 1), (1, 1)])
+def test_thin_files_are_cropped(shape, exact):
+    """Whole, and as a random crop takes them; a JPEG file, too, and of one colour, so that it is that to the level."""
+    for kind in ("JPEG", "PNG"):
+        data = _encode(Image.fromarray(np.full((*shape, 3), 90, np.uint8)), kind)
+        for box in (None, images.random_resized_crop_box(*shape, [0.5] * images.CROP_UNIFORMS, (0.3, 1.0), (3 / 4, 4 / 3))):
+            assert (_crop(data, box, exact=exact) == 90).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_files_cut_anywhere_are_refused_or_read(exact):
     exif = Image.Exif()
     exif[0x0112] = 6

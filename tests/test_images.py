@@ -1,10 +1,12 @@
 """Decoding of every kind of file, and crops that are Pillow's and torchvision's to the pixel."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from ijepa_jax.data import images
 
@@ -21,6 +23,27 @@ def _encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _png(pixels: np.ndarray, depth: int, transparent: bytes = b"", size: tuple[int, int] | None = None) -> bytes:
+    """A grey [H, W] or RGB [H, W, 3] PNG of 1 to 16 bits, with the colour that is transparent, or saying another size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bits = (pixels.reshape(len(pixels), -1, 1) >> np.arange(depth)[::-1] & 1).reshape(len(pixels), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(bits.astype(np.uint8), axis=1))
+    height, width = size or pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, depth, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def _by_pillow(image: Image.Image, mode: str) -> np.ndarray:
+    """Pillow's own conversion of an upright 8-bit image."""
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert(mode)).reshape(*image.size[::-1], -1)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 3), ("WEBP", 4)])
@@ -51,6 +74,169 @@ def test_palette_images_take_their_colours_and_transparency():
     palette.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
     assert (images.decode(_encode(palette, "PNG"), 3) == (10, 20, 30)).all()
     assert (images.decode(_encode(palette, "PNG", transparency=1), 3) == 255).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_grey_png_is_white_where_it_has_the_transparent_colour(depth):
+    top = 2**depth - 1
+    for key in {0, top // 3, 0x1234 & top, top}:
+        grey = np.random.default_rng(0).integers(0, top + 1, (19, 23))
+        grey[:4] = key
+        expected = np.where(grey == key, 255, (grey * 255 + top // 2) // top)[..., None]
+        data = _png(grey, depth, struct.pack(">H", key))
+        for channels in (1, 3):
+            for given in (data, Image.open(io.BytesIO(data))):
+                np.testing.assert_array_equal(images.decode(given, channels), expected.repeat(channels, -1))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_an_rgb_png_is_white_where_it_has_the_transparent_colour(depth):
+    top = 2**depth - 1
+    for key in ((0, 0, 0), (1, 2, 200), (0x1234 & top, 0x4321 & top, 77), (top, top, top)):
+        rgb = np.random.default_rng(0).integers(0, top + 1, (19, 23, 3))
+        rgb[:4] = key
+        shown = np.where((rgb == key).all(-1, keepdims=True), 255, rgb >> depth - 8).astype(np.uint8)
+        data = _png(rgb, depth, struct.pack(">HHH", *key))
+        for given in (data, Image.open(io.BytesIO(data))):
+            np.testing.assert_array_equal(images.decode(given, 3), shown)
+        np.testing.assert_array_equal(images.decode(data, 1)[..., 0], np.asarray(Image.fromarray(shown).convert("L")))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "F"])
+def test_pillow_images_and_files_of_them_are_converted_as_pillow_does(mode, channels):
+    image = Image.fromarray(_picture(20, 31, 4)).convert("RGBA" if mode in ("LA", "La", "PA", "RGBA", "RGBa") else "RGB")
+    image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+    target = "L" if channels == 1 else "RGB"
+    expected = _by_pillow(image.convert("LA") if mode == "La" else image, target)
+    np.testing.assert_array_equal(images.decode(image, channels), expected)
+    for kind in images.FORMATS:
+        try:
+            data = _encode(image, kind)
+        except (OSError, ValueError, KeyError):
+            continue  # the format has no such mode
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            if opened.mode != "F":
+                np.testing.assert_array_equal(images.decode(data, channels), _by_pillow(opened, target))
+            np.testing.assert_array_equal(images.decode(data, channels), images.decode(opened, channels))
+
+
+def test_16_bits_are_scaled_in_files_and_pillow_images_of_any_byte_order():
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 13), np.uint16)
+    expected = ((deep.astype(np.int64) * 255 + 32767) // 65535)[..., None]
+    for image in (
+        Image.fromarray(deep), Image.fromarray(deep.astype(">u2")), Image.fromarray(deep.astype(np.int32)),
+        *(Image.frombytes(mode, (13, 9), deep.astype("<u2").tobytes()) for mode in ("I;16", "I;16L")),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(images.decode(image, 1), expected)
+        for data in (_encode(image, "TIFF"), _png(deep, 16)):
+            np.testing.assert_array_equal(images.decode(data, 3), expected.repeat(3, -1))
+
+
+def _tiff(data: bytes, width: int, height: int, bits: int, white_is_zero: bool) -> bytes:
+    entries = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, not white_is_zero),
+        (273, 8),
+        (277, 1),
+        (279, len(data)),
+    ]
+    packed = b"".join(struct.pack("<HHII", tag, 4 if tag == 279 else 3, 1, value) for tag, value in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + packed + bytes(4)
+
+
+def test_tiff_files_of_12_bits_and_of_white_that_is_zero():
+    assert images.decode(_tiff(bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x10]), 4, 1, 12, False), 1).ravel().tolist() == [
+        0,
+        128,
+        255,
+        1,
+    ]
+    for bits, data in ((8, [0, 100, 255]), (16, [0, 0, 0, 100, 255, 255])):
+        assert images.decode(_tiff(bytes(data), 3, 1, bits, True), 1).ravel().tolist() == [255, 155, 0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.float32([[0, 0.5, 1]]), r"float pixels of 0 \.\. 1 have no certain range"),
+        (np.float32([[0, 1000]]), r"float pixels of 0 \.\. 1000 "),
+        (np.float32([[-1, 1]]), r"float pixels of -1 \.\. 1 "),
+        (np.float32([[np.nan, 3]]), "float pixels of nan"),
+        (np.int32([[0, 70000]]), r"whole numbers of 0 \.\. 70000 are no pixels: scale them to 0 \.\. 65535"),
+        (np.int32([[-5, 70]]), r"whole numbers of -5 \.\. 70 "),
+    ],
+)
+def test_pixels_of_no_known_range_are_refused(pixels, message):
+    image = Image.fromarray(pixels)
+    for given in (image, _encode(image, "TIFF")):
+        with pytest.raises(images.BadImage, match=message):
+            images.decode(given, 3)
+
+
+def test_of_several_pictures_the_first_is_taken():
+    first, second = Image.fromarray(_picture(20, 31)), Image.fromarray(255 - _picture(20, 31))
+    for kind in ("MPO", "GIF", "PNG", "WEBP"):
+        data = _encode(first, kind, save_all=True, append_images=[second])
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.n_frames == 2
+            np.testing.assert_array_equal(images.decode(data, 3), np.asarray(opened.convert("RGB")))
+
+
+def test_other_formats_are_refused_with_those_that_are_read():
+    for kind in ("EPS", "PPM", "TGA", "ICO"):
+        with pytest.raises(images.BadImage, match="none of JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+            images.decode(_encode(Image.fromarray(_picture(16, 16)), kind), 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_of_too_many_pixels_are_refused_before_they_are_read():
+    for size in ((10001, 10000), (13300, 13300)):
+        data = _png(np.zeros((1, 1), int), 8, size=size)
+        for given in (data, Image.open(io.BytesIO(data))):
+            with pytest.raises(images.BadImage, match=f"{size[1]}x{size[0]} pixels is too large: up to 100,000,000"):
+                images.decode(given, 1)
+    with pytest.raises(images.BadImage, match="10000000000 pixels"):
+        images.decode(_png(np.zeros((1, 1), int), 8, size=(100000, 100000)), 1)
+
+
+def test_only_files_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    assert images.read(tmp_path / "file") == images.read(str(tmp_path / "file")) == b"content"
+    for name, message in (("link", "a device or pipe"), ("sparse", "1,073,741,825 bytes"), (".", "a folder")):
+        with pytest.raises(images.BadImage, match=message):
+            images.read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        images.read(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "P", "RGBA", "CMYK"])
+def test_every_orientation_is_applied_once(kind, mode):
+    rgb = Image.fromarray(_picture(20, 36))
+    image = Image.fromarray(np.asarray(rgb)[..., 0].astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        try:
+            data = _encode(image, kind, exif=exif)
+        except (OSError, ValueError):
+            pytest.skip(f"no {kind} files of {mode}")
+        loaded = Image.open(io.BytesIO(data))
+        loaded.load()
+        upright = ImageOps.exif_transpose(
+            Image.open(io.BytesIO(data)) if kind != "TIFF" else loaded
+        )  # Pillow turns TIFF by itself
+        expected = np.asarray(upright)[..., None] // 257 if upright.mode == "I;16" else _by_pillow(upright, "L")
+        for given in (data, Image.open(io.BytesIO(data)), loaded):
+            np.testing.assert_array_equal(images.decode(given, 1), expected)
 
 
 def test_cmyk_jpeg_and_16_bit_png():
@@ -148,6 +334,38 @@ def test_center_crop_is_resize_short_side_and_crop():
     np.testing.assert_array_equal(images.center_crop(picture, (75, 100)), images.resize(picture, (75, 100)))
     assert images.resize(picture, (375, 500)) is picture
     np.testing.assert_array_equal(images.center_crop(picture, (375, 500)), picture)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("height", "width", "size", "fraction"),
+    [
+        (1, 40, (8, 8), 1.0),
+        (1, 700, (28, 28), 0.875),
+        (3, 500, (24, 31), 0.9),
+        (5, 333, (30, 17), 0.77),
+        (2, 900, (31, 11), 0.4),
+    ],
+)
+def test_a_thin_image_is_cropped_as_if_all_of_it_were_enlarged(height, width, size, fraction, channels):
+    picture = np.random.default_rng(channels).integers(0, 256, (height, width, channels), np.uint8)
+    cover = round(size[0] / fraction)
+    long = int(width * cover / height)
+    top, left = round((cover - size[0]) / 2), round((long - size[1]) / 2)
+    window = slice(top, top + size[0]), slice(left, left + size[1])
+    expected = images.resize(picture, (cover, long))[window]
+    np.testing.assert_array_equal(images.center_crop(picture, size, fraction), expected)
+    high = picture.swapaxes(0, 1)
+    expected = images.resize(high, (long, cover))[window[::-1]]
+    np.testing.assert_array_equal(images.center_crop(high, size[::-1], fraction), expected)
+
+
+def test_a_crop_of_a_thin_image_needs_no_more_memory_than_the_crop():
+    line = np.repeat(np.arange(60000, dtype=np.uint16)[None, :, None] % 251, 3, axis=-1).astype(np.uint8)
+    crop = images.center_crop(line, (224, 224), 0.875)  # of 256x15,360,000 pixels
+    assert crop.shape == (224, 224, 3)
+    assert crop.min() == 29999 % 251 and crop.max() == 30000 % 251
+    np.testing.assert_array_equal(images.center_crop(line.swapaxes(0, 1), (224, 224), 0.875), crop.swapaxes(0, 1))
 
 
 def test_flip_mirrors_the_columns():

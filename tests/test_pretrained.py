@@ -1,5 +1,6 @@
 """Encoders for notebooks: what `load` finds, what the calls give of whatever images, and what `preprocess` makes of files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -143,6 +144,78 @@ def test_what_are_no_images_is_refused(encoder, bad, message):
             represent(bad)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels, r"of 0 \.\. 255 are beyond what the encoder's mean and std give"),
+        (lambda pixels: pixels / 255, r"of 0 \.\. 1 look like pixels of 0 \.\. 1"),
+        (
+            lambda pixels: pixels / 255 * 1.1 - 0.05,
+            r"of -0\.05 \.\. 1\.05 look like pixels of 0 \.\. 1",
+        ),  # as a sharp filter overshoots
+        (lambda pixels: pixels / 127.5 - 1, r"of -1 \.\. 1 look like pixels scaled to that"),
+        (lambda pixels: (pixels / 25.5 - 2) / 0.5, r"of -4 \.\. 16 are beyond"),  # twice normalised
+        (lambda pixels: pixels - 127.5, r"of -127\.5 \.\. 127\.5 are beyond"),
+        (lambda pixels: pixels * 0, r"of 0 \.\. 0 look like"),
+        (lambda pixels: np.where(pixels == 7, np.nan, pixels / 128 - 0.9), "hold NaN or infinity"),
+        (lambda pixels: np.where(pixels == 7, np.inf, pixels / 128 - 0.9), "hold NaN or infinity"),
+    ],
+)
+def test_floats_that_are_not_normalised_are_refused_unless_told_otherwise(encoder, images, change, message):
+    wrong = change(images.astype(np.float32)).astype(np.float32)
+    for given in (wrong, jnp.asarray(wrong), wrong.astype(np.float64), list(wrong)):
+        with pytest.raises(ValueError, match=f"^float images {message}.*: give uint8, 0 .. 255, or floats .*check=False"):
+            encoder(given)
+    for represent in (encoder.patches, encoder.layers):
+        with pytest.raises(ValueError, match="check=False"):
+            represent(wrong)
+        represent(wrong, check=False)
+    expected = encoder.encoder.represent(encoder.params, jnp.asarray(wrong))["last"]
+    np.testing.assert_allclose(encoder(wrong, check=False), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_floats_of_plain_and_of_sharpened_images_and_normal_ones_are_taken(encoder, images):
+    assert np.isfinite(encoder(np.random.default_rng(0).normal(size=images.shape))).all()
+    mean, std = np.float32(encoder.encoder.mean), np.float32(encoder.encoder.std)
+    for pixels in (images * 0, images * 0 + 255, images * 0 + 90, images // 4, 255 - images // 8):
+        np.testing.assert_allclose(encoder((pixels / np.float32(255) - mean) / std), encoder(pixels), **ROUNDING)
+    overshoot = (images / np.float32(255) * 1.3 - 0.15 - mean) / std
+    assert np.isfinite(encoder(overshoot)).all()
+    assert np.isfinite(encoder(overshoot.astype(jnp.bfloat16))).all()
+
+
+def test_the_check_is_of_the_encoders_own_mean_and_std(encoder, images):
+    pixels = images.astype(np.float32)
+    for mean, std, right, wrong in (
+        (0.0, 1.0, pixels / 255, pixels), (0.0, 1 / 255, pixels, pixels * 9), (0.5, 0.5, pixels / 127.5 - 1, pixels / 255)
+    ):  # fmt: skip
+        settings = dataclasses.replace(encoder.encoder, mean=(mean,) * 3, std=(std,) * 3)
+        made = ijepa_jax.Pretrained(settings, encoder.params)
+        np.testing.assert_allclose(made(right), made(images), rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="check=False"):
+            made(wrong)
+
+
+def test_under_jit_nothing_is_checked(encoder, images):
+    np.testing.assert_allclose(jax.jit(encoder.__call__)(jnp.asarray(images)), encoder(images), **ROUNDING)
+    floats = jnp.asarray(images, jnp.float32)
+    np.testing.assert_allclose(jax.jit(encoder.__call__)(floats), encoder(floats, check=False), **ROUNDING)
+
+
+def test_pillow_images_of_the_encoders_size_are_taken_and_others_refused(encoder, images):
+    pillow = [Image.fromarray(pixels) for pixels in images]
+    np.testing.assert_array_equal(encoder(pillow), encoder(images))
+    np.testing.assert_array_equal(encoder(pillow[0]), encoder(images[0]))
+    grey = pillow[0].convert("L")
+    np.testing.assert_array_equal(encoder(grey), encoder(np.asarray(grey.convert("RGB"))))
+    for wrong in (pillow[0].resize((64, 32)), [*pillow, pillow[0].resize((64, 32))]):
+        with pytest.raises(ValueError, match=r"32x64 pixels .* not of the encoder's size, 32x32: give ijepa_jax\.preprocess"):
+            encoder.patches(wrong)
+    for wrong in ("photo.jpg", Path("photo.jpg"), b"bytes"):
+        with pytest.raises(ValueError, match=r"ijepa_jax\.preprocess makes such of files"):
+            encoder(wrong)
+
+
 def test_a_batch_size_below_one_is_refused(encoder, images):
     with pytest.raises(ValueError, match="batch_size 0"):
         encoder(images, batch_size=0)
@@ -236,6 +309,13 @@ def test_load_says_what_is_not_there(workdir, tmp_path):
         ijepa_jax.load(tmp_path)
 
 
+def test_parameters_that_are_given_stay_as_they_are(encoder, images):
+    params = jax.tree.map(np.array, encoder.params)
+    made = ijepa_jax.Pretrained(encoder.encoder, params)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    np.testing.assert_array_equal(made(images), encoder(images))
+
+
 def test_repr_tells_size_and_origin(workdir, encoder):
     assert repr(encoder) == f"Pretrained(width 32, depth 2, patch 4, 32x32 pixels, ijepa_jax {workdir})"
     made = ijepa_jax.Pretrained(encoder.encoder, encoder.params)
@@ -278,6 +358,59 @@ def test_preprocess_takes_pillow_images_of_any_mode(photo, mode):
     image = Image.fromarray(photo).convert(mode)
     found = ijepa_jax.preprocess(image, (32, 32))
     np.testing.assert_array_equal(found[0], center_crop(np.asarray(image.convert("RGB")), (32, 32), 0.875))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, ">u2", np.int32])
+def test_preprocess_makes_the_same_of_deep_pillow_images_and_their_files(tmp_path, kind):
+    image = Image.fromarray(np.tile(np.arange(0, 65536, 1024), (64, 1)).astype(kind))
+    image.save(tmp_path / "deep.tif")
+    found = ijepa_jax.preprocess([image, tmp_path / "deep.tif"], (64, 64), crop=1.0)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[0, 0, :, 0].tolist() == [round(1024 * column * 255 / 65535) for column in range(64)]
+
+
+def test_preprocess_takes_the_bytes_of_files(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    expected = ijepa_jax.preprocess(photo, (32, 32))
+    for given in (data, bytearray(data), memoryview(data), [data]):
+        np.testing.assert_array_equal(ijepa_jax.preprocess(given, (32, 32)), expected)
+
+
+def test_preprocess_takes_tensors_whose_channels_come_last(photo):
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(photo)
+    expected = ijepa_jax.preprocess(photo, (32, 32))
+    for given in (tensor, tensor[None], [tensor]):
+        np.testing.assert_array_equal(ijepa_jax.preprocess(given, (32, 32)), expected)
+    first = tensor.permute(2, 0, 1)
+    for given in (first, first[None]):
+        with pytest.raises(BadImage, match=r"\[3, 40, 60\] must be \[H, W, C\]"):
+            ijepa_jax.preprocess(given, (32, 32))
+    with pytest.raises(BadImage, match=r"must be uint8 \(0 .. 255\).*float32"):
+        ijepa_jax.preprocess(tensor / 255, (32, 32))
+
+
+def test_preprocess_takes_one_number_for_a_square_and_refuses_what_is_no_size(photo):
+    for size in (32, np.int64(32), [32, 32], np.array([32, 32])):
+        np.testing.assert_array_equal(ijepa_jax.preprocess(photo, size), ijepa_jax.preprocess(photo, (32, 32)))
+    for size in (0, -3, 32.5, (32,), (32, 0), (32, 32, 3), "32", None):
+        with pytest.raises(ValueError, match="must be a whole number of pixels, or two"):
+            ijepa_jax.preprocess(photo, size)
+    for crop in (0, 2, -0.5, 87.5, float("nan")):
+        with pytest.raises(ValueError, match=f"crop {crop} must be above 0 and at most 1"):
+            ijepa_jax.preprocess(photo, 32, crop=crop)
+
+
+def test_preprocess_crops_thin_images_and_refuses_what_is_no_file(tmp_path):
+    Image.new("RGB", (60000, 1), "red").save(tmp_path / "thin.png")
+    assert (ijepa_jax.preprocess(tmp_path / "thin.png") == (255, 0, 0)).all()
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    with pytest.raises(BadImage, match=r"endless\.jpg: a device or pipe"):
+        ijepa_jax.preprocess(tmp_path / "endless.jpg")
+    for given in (None, 3, [None], [object()]):
+        with pytest.raises(BadImage, match="must be a path, a file's bytes, a Pillow image or an array, not"):
+            ijepa_jax.preprocess(given)
 
 
 def test_preprocess_converts_between_grey_and_colour(photo):

@@ -17,7 +17,6 @@ Decoding a region alone would save about a tenth more; no library that can be in
 """
 
 import io
-import math
 import threading
 from collections.abc import Callable
 
@@ -69,7 +68,7 @@ def _crop_jpeg(out: np.ndarray, data: bytes, choose: Chooser) -> bool:
         return False
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in ("YCbCr", "Gray", "RGB") or height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        if space not in ("YCbCr", "Gray", "RGB") or height * width > images.MAX_PIXELS:
             return False
         box = choose(height, width)
         spare = min(box[2] / out.shape[0], box[3] / out.shape[1]) / _SPARE
@@ -141,7 +140,7 @@ def _upright(data: bytes) -> bool:
     if marker != _EXIF_OR_XMP:
         return True
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
             return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     except Exception:  # Pillow will say what is wrong with it, or ignore it
         return False

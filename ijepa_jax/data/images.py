@@ -7,11 +7,14 @@ so that an example is the same whichever worker makes it. Boxes are (top, left, 
 
 import io
 import math
+import os
 import re
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -19,38 +22,63 @@ Size = tuple[int, int]
 _TRIES = 10  # of a crop inside the image, as in torchvision
 CROP_UNIFORMS = 2 * _TRIES + 2
 JITTER_UNIFORMS = 8
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's readers; that of JPEG reads MPO too
+MAX_PIXELS = 100_000_000  # of an encoded image: files of some kilobytes can ask for gigabytes
+MAX_BYTES = 1 << 30  # of a file
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_LONGEST = 16  # of an enlarged image, as a multiple of what the crop needs, before the crop alone is computed
+_BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # of modes that Pillow converts to few others
+_TAP_BITS = 22  # of Pillow's filter weights for 8-bit pixels
 
 
 class BadImage(ValueError):
     """The data are no readable image. The message is one line; the caller knows the name and adds it."""
 
 
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """Turns an encoded image (JPEG, PNG, WebP, whatever Pillow reads) or a pixel array into uint8 [H, W, channels].
+def read(path: str | os.PathLike) -> bytes:
+    """An image file's bytes. Raises OSError, and `BadImage` for folders, devices, pipes, and more than `MAX_BYTES`."""
+    path = Path(path)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise BadImage(f"a {'folder' if stat.S_ISDIR(found.st_mode) else 'device or pipe'} is no image file")
+    if found.st_size > MAX_BYTES:
+        raise BadImage(f"a file of {found.st_size:,} bytes is no image: up to {MAX_BYTES:,} are read")
+    return path.read_bytes()
 
-    Encoded images come out upright (EXIF orientation), on white where they are transparent, with 16 bits scaled to 8.
-    Grey is repeated to RGB, and RGB becomes grey by ITU-R 601 luma, as `channels` (1 or 3) asks. An array
-    is uint8 [H, W] or [H, W, C]; one that has the right number of channels already, whatever that is, passes through uncopied.
 
-    Raises `BadImage` for undecodable or truncated data, and for channels that cannot be converted.
+def decode(data: bytes | Image.Image | np.ndarray, channels: int) -> np.ndarray:
+    """Turns an encoded image (of `FORMATS`), a Pillow image or a pixel array into uint8 [H, W, channels].
+
+    Images come out upright (EXIF orientation), on white where they are transparent, with 16 bits scaled to 8; animations
+    as their first picture. Grey is repeated to RGB, and RGB becomes grey by ITU-R 601 luma, as `channels` (1 or 3) asks.
+    An array is uint8 [H, W] or [H, W, C]; one that has the right number of channels already, whatever that is, passes
+    through uncopied.
+
+    Raises `BadImage` for other formats, undecodable or truncated data, more than `MAX_PIXELS`, and pixels or channels that
+    cannot be converted.
     """
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels)
     return _as_array(open_upright(data, channels))
 
 
-def open_upright(data: bytes, channels: int) -> Image.Image:
-    """The same for encoded images, as a Pillow image of mode L or RGB."""
+def open_upright(data: bytes | Image.Image, channels: int) -> Image.Image:
+    """The same for encoded and Pillow images, as a Pillow image of mode L or RGB."""
+    is_pillow = isinstance(data, Image.Image)
+    name = "the Pillow image" if is_pillow else f"the image ({len(data)} bytes)"
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return _flatten(_upright(image), channels)
+        if is_pillow:
+            return _load(data, channels)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _load(image, channels)
     except BadImage:
         raise
+    except UnidentifiedImageError as error:
+        raise BadImage(f"cannot decode {name}: it is none of {', '.join(FORMATS)}, or its beginning is damaged") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError and more
         reason = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split())) or type(error).__name__
-        raise BadImage(f"cannot decode the image ({len(data)} bytes): {reason}") from error
+        raise BadImage(f"cannot decode {name}: {reason}") from error
 
 
 def random_resized_crop_box(
@@ -95,16 +123,19 @@ def center_crop(image: np.ndarray, size: Size, fraction: float = 1.0) -> np.ndar
     """The evaluation crop: resize so that `size / fraction` is just covered, then cut `size` from the centre.
 
     With a square size that is torchvision's Resize(size / fraction) and CenterCrop(size), so that 224 at 0.875 resizes the
-    short side to 256. An image of the right aspect at fraction 1 is only resized, and of the right size left alone.
+    short side to 256. An image of the right aspect at fraction 1 is only resized, and of the right size left alone. Of an
+    image so thin that it would be enlarged to much more than the crop, the crop alone is computed.
     """
     height, width = image.shape[:2]
     cover_h, cover_w = round(size[0] / fraction), round(size[1] / fraction)
     if height * cover_w <= width * cover_h:
-        resized = resize(image, (cover_h, int(width * cover_h / height)))
+        whole = cover_h, int(width * cover_h / height)
     else:
-        resized = resize(image, (int(height * cover_w / width), cover_w))
-    top, left = round((resized.shape[0] - size[0]) / 2), round((resized.shape[1] - size[1]) / 2)
-    return resized[top : top + size[0], left : left + size[1]]
+        whole = int(height * cover_w / width), cover_w
+    top, left = round((whole[0] - size[0]) / 2), round((whole[1] - size[1]) / 2)
+    if math.prod(whole) > max(height * width, _LONGEST * cover_h * cover_w):
+        return _resize_part(image, whole, (top, left, *size))
+    return resize(image, whole)[top : top + size[0], left : left + size[1]]
 
 
 def flip(image: np.ndarray) -> np.ndarray:
@@ -137,6 +168,30 @@ def color_jitter(
     return _as_array(jittered)
 
 
+def _resize_part(image: np.ndarray, whole: Size, box: Box) -> np.ndarray:
+    """`box` of the image resized to `whole`, to the bit, of what the box needs alone: Pillow's passes in whole numbers."""
+    top, left, height, width = box
+    rows, vertical = _taps(image.shape[0], whole[0], top, height)
+    columns, horizontal = _taps(image.shape[1], whole[1], left, width)
+    pixels = image[rows, columns].astype(np.int64)
+    for equation, taps in (("xk,ykc->yxc", horizontal), ("yk,kxc->yxc", vertical)):
+        pixels = (np.einsum(equation, taps, pixels) + (1 << _TAP_BITS - 1) >> _TAP_BITS).clip(0, 255)
+    return pixels.astype(np.uint8)
+
+
+def _taps(length: int, resized: int, start: int, count: int) -> tuple[slice, np.ndarray]:
+    """What `count` pixels from `start` of a side of `length`, resized, are made of: a part of it, and weights [count, part]."""
+    scale = length / resized
+    reach = max(scale, 1.0)
+    centres = (np.arange(start, start + count) + 0.5) * scale
+    first, last = (centres - reach + 0.5).astype(int).clip(0), (centres + reach + 0.5).astype(int).clip(None, length)
+    near = np.arange(first[0], last[-1])
+    weights = (1 - np.abs((near + 0.5 - centres[:, None]) / reach)).clip(0)
+    weights[(near < first[:, None]) | (near >= last[:, None])] = 0
+    weights /= weights.sum(1, keepdims=True)
+    return slice(first[0], last[-1]), (weights * (1 << _TAP_BITS) + 0.5).astype(np.int64)
+
+
 def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
     """The largest central box with an aspect (width / height) clamped to the range."""
     h, w = height, width
@@ -156,30 +211,79 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Converts any Pillow mode to L (one channel) or RGB (three)."""
+def _load(image: Image.Image, channels: int) -> Image.Image:
+    """Reads the pixels of an opened image, and makes them L or RGB."""
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"an image of {image.width}x{image.height} pixels is too large: up to {MAX_PIXELS:,} pixels are read")
+    stored = image.tile[0][3] if getattr(image, "tile", None) else image.mode  # as long as they are not read
+    image.load()
+    return _flatten(_upright(image), channels, stored)
+
+
+def _flatten(image: Image.Image, channels: int, stored: str = "") -> Image.Image:
+    """Converts any Pillow mode to L (one channel) or RGB (three); `stored` is the mode in the file, in Pillow's words."""
     if channels not in (1, 3):
         raise BadImage(f"an encoded image can become 1 or 3 channels, not {channels}")
     mode = "L" if channels == 1 else "RGB"
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
-        image = Image.fromarray(((np.asarray(image).clip(0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
+    key = image.info.get("transparency")
+    if image.mode in _BY_WAY_OF:
+        image = image.convert(_BY_WAY_OF[image.mode])
+    if image.mode == "F":
+        image = _from_float(image)
+    elif image.mode.startswith("I"):
+        image = _from_deep(image, key)
+    elif image.mode in ("1", "L", "RGB") and key is not None:
+        image = _without_key(image, key, stored)
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _from_deep(image: Image.Image, key: int | None) -> Image.Image:
+    """Grey of 16 bits (Pillow's own conversion clips at 255) on white where it is `key`; other depths are refused."""
+    pixels = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
+    if pixels.min() < 0 or pixels.max() > white:
+        raise BadImage(f"whole numbers of {pixels.min()} .. {pixels.max()} are no pixels: scale them to 0 .. {white}")
+    levels = ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
+        levels = levels[::-1]
+    if key is not None:
+        levels[key] = 255
+    return Image.fromarray(levels[pixels])
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    """Float pixels as Pillow takes them, 0 .. 255; those of another range, or of one that cannot be told, are refused."""
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if not 0 <= low <= high <= 255 or 0 < high <= 1:
+        raise BadImage(f"float pixels of {low:.4g} .. {high:.4g} have no certain range: make them 8-bit pixels, 0 .. 255")
+    return image.convert("L")
+
+
+def _without_key(image: Image.Image, key: int | tuple[int, ...], stored: str) -> Image.Image:
+    """White where the image has the colour that its PNG file calls transparent, in the bits that the file has."""
+    colour = np.array(key) * {"L;2": 85, "L;4": 17}.get(stored, 1)
+    if stored == "RGB;16B" or colour.max() > 255:  # of which Pillow keeps the upper half
+        colour >>= 8
+    pixels = np.array(image.convert("L") if image.mode == "1" else image)
+    pixels[(pixels == colour).all(-1) if pixels.ndim == 3 else pixels == colour] = 255
+    return Image.fromarray(pixels)
 
 
 def _convert_array(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise BadImage(f"an image array must be uint8 [H, W] or [H, W, C], got {pixels.dtype} {list(pixels.shape)}")
+        raise BadImage(f"an image array must be uint8 (0 .. 255) [H, W] or [H, W, C], got {pixels.dtype} {list(pixels.shape)}")
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[-1] == channels:
         return pixels
     if pixels.shape[-1] not in (1, 3, 4) or channels not in (1, 3):
-        raise BadImage(f"an image array of {pixels.shape[-1]} channels cannot become one of {channels}")
+        shape = f"{list(pixels.shape)} must be [H, W, C]"
+        raise BadImage(f"an image array of {pixels.shape[-1]} channels cannot become one of {channels}: {shape}")
     return _as_array(_flatten(_as_pillow(pixels), channels))
 
 
