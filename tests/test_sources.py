@@ -152,6 +152,14 @@ def test_test_classes_unknown_in_training_are_refused_by_name(tmp_path, held_out
     _refused(f"folder:{tmp_path}", f"has classes that the training split has not: {shown}: they must be the same", "test")
 
 
+def test_a_link_to_a_device_is_an_unreadable_image(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(30):
+        (tmp_path / "a" / f"{i}.png").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=r"cannot read .*png: a device or pipe is no image file"):
+        _open(f"folder:{tmp_path}")[0]
+
+
 def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
     for i in range(30):
         _save(tmp_path / "a" / f"{i}.png")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
+from ijepa_jax.data import images
 from ijepa_jax.data.sources import (
     DataError,
     LabelledSource,
@@ -53,9 +54,11 @@ class FolderSource(LabelledSource):
     def __getitem__(self, index: int) -> bytes:
         path = self._folder / self.files[index]
         try:
-            return path.read_bytes()
+            return path.read_bytes() if "://" in str(path) else images.read(path)
         except OSError:
             raise
+        except images.BadImage as error:  # a link to a device, say
+            raise OSError(f"cannot read {path}: {error}") from error
         except Exception as error:  # object stores' libraries have exceptions of their own
             raise OSError(f"cannot read {path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
