@@ -427,7 +427,7 @@ def test_no_whole_copies_are_made_of_large_weights(large):
     for what, source, out in (("import", "whole.pth.tar", "ours"), ("load", "whole.pth.tar", ""), ("reference", "ours", "out")):
         found = memory.measured(what, large / source, large / out)
         assert found["size"] > (1.5e8 if what == "load" else 6e8)
-        assert found["peak"] < 1.3 * found["size"] + 1e8, (what, found)
+        assert found["peak"] < 1.3 * found["size"] + 8e7, (what, found)
 
 
 def test_relative_paths_spaces_and_links_are_paths_like_others(encoder_only, tmp_path, monkeypatch):

@@ -103,7 +103,10 @@ def open_bench(
     tasks = chosen_tasks(settings, opened["train"], opened["test"]) if settings.protocol in _LABELS else {}
     counts = {split: len(source) for split, source in opened.items()}
     processes.check_agreement({**counts, **config_lib.flatten(settings), "code": processes.code_digest()})
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}. Give another folder with --out") from error
     listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
     listing.unlink(missing_ok=True)  # of another evaluation
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)

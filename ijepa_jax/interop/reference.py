@@ -230,7 +230,10 @@ def write_reference(weights: Weights, folder: Path) -> str:
         raise WeightsError("--format reference is for predictors with predictor.context 'joint', which theirs is, not 'alone'")
     file = folder / "checkpoint.pth.tar"
     unfinished = file.with_name(f"{file.name}.tmp")
-    torch.save(_as_torch(_checkpoint(weights), torch), unfinished)
+    try:
+        torch.save(_as_torch(_checkpoint(weights), torch), unfinished)
+    except RuntimeError as error:  # torch's writer of zip archives, which does not tell why
+        raise OSError(f"cannot write {unfinished} (disk full?): {' '.join(str(error).split())[:200]}") from error
     unfinished.replace(file)
     return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
 
