@@ -162,20 +162,23 @@ class Checkpoints:
         return Restored(state, notes, step), ""
 
     def parts(self, step: int, wanted: Sequence[str]) -> dict[str, Any]:
-        """Sub-trees of a checkpoint's state, of NumPy arrays, each leaf verified; those that it has not are left out."""
+        """Sub-trees of a checkpoint's state, of NumPy arrays, each leaf verified; those that it has not are left out.
+
+        They are named by their paths: `params/encoder` gives {"params": {"encoder": ...}}.
+        """
         folder, notes = self.folder / str(step), self.notes(step)
-        top = {*wanted, "step"}
-        sums = {name: value for name, value in self._sums(step, notes).items() if name.split(" ")[0].split("/")[0] in top}
+        starts = tuple(f"{part}{end}" for part in (*wanted, "step") for end in "/ ")
+        sums = {name: value for name, value in self._sums(step, notes).items() if name.startswith(starts)}
         item = folder / "state"
         with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
             saved = checkpointer.metadata(item).item_metadata.tree
-            tree = jax.tree.map(lambda leaf: 0, {part: saved[part] for part in sorted(top) if part in saved})
+            tree = jax.tree.map(lambda leaf: 0, _branches(saved, {*wanted, "step"}))
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             asked = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
             trees = checkpointer.restore(item, asked) if tree else {}
         if wrong := _difference(step, sums, fingerprint(trees), trees.get("step", step)):
             raise _damaged(folder, wrong)
-        return {part: trees[part] for part in wanted if part in trees}
+        return {name: tree for name, tree in trees.items() if name != "step" or "step" in wanted}
 
     def _sums(self, step: int, notes: dict[str, Any]) -> dict[str, int]:
         """The checksums of a checkpoint's arrays by their names, which older ones have as a list without names."""
@@ -305,6 +308,16 @@ def _refuse_other_leaves(folder: epath.Path, saved: Sequence[str], wanted: Seque
         )
 
 
+def _branches(tree: Any, paths: set[str]) -> Any:
+    """The branches of nested dicts that lie at some paths, and those on the way there."""
+    chosen = {}
+    for name in sorted({path.partition("/")[0] for path in paths} & tree.keys()):
+        below = {path.partition("/")[2] for path in paths if path.partition("/")[0] == name}
+        if branch := tree[name] if "" in below else _branches(tree[name], below):
+            chosen[name] = branch
+    return chosen
+
+
 def _difference(named: int, saved: dict[str, int], read: dict[str, int], step: Any) -> str:
     """What is wrong with arrays that are not what was saved, or not of the step that names their checkpoint, if anything."""
     wrong = [name for name in sorted({*saved, *read}) if saved.get(name) != read.get(name)]
@@ -365,7 +378,7 @@ def quiet(function):
 
 @quiet
 def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",), log: Log = _say) -> Saved:
-    """Parts of a workdir's checkpoint: `target`, `params`, `opt_state`, and `head` where imported weights had one.
+    """Parts of a workdir's checkpoint: `target`, `params` (or `params/encoder`), `opt_state`, and imported weights' `head`.
 
     `step` 0 stands for the best checkpoint by probe score, or else the newest, -1 for the newest; a path that leads to one
     checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out; every array that is read is verified.

@@ -114,6 +114,13 @@ def test_a_damaged_part_that_is_not_read_is_in_nobodys_way(saved, monkeypatch):
         restore_parts(saved, 2, ("opt_state",))
 
 
+def test_parts_are_named_by_their_paths(saved, monkeypatch):
+    assert restore_parts(saved, 2, ("params/encoder/norm", "target")).trees.keys() == {"params", "target"}
+    (params,) = restore_parts(saved, 2, ("params/encoder/norm",)).trees.values()
+    assert jax.tree.map(np.shape, params) == {"encoder": {"norm": {"bias": (96,)}}}
+    assert restore_parts(saved, 2, ("head", "params/predictor")).trees.get("params", {}) == {}
+
+
 def test_scores_of_older_checkpoints_may_be_damaged(saved, tmp_path):
     """These have no score in their notes, and no checksum, but Orbax's file, and their fingerprint has no names."""
     workdir = shutil.copytree(saved, tmp_path / "w")

@@ -104,8 +104,7 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     """Weights of a checkpoint of ours, with its head if it has one, and, if asked for, what training goes on from."""
     if encoder not in ENCODERS:
         raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
-    wanted = ["head", *["target"] * (encoder == "target"), *["params"] * (encoder == "context" or training)]
-    wanted += ["opt_state"] * training
+    wanted = ["head", "target" if encoder == "target" else "params/encoder", *["params", "opt_state"] * training]
     with sparingly():
         saved = checkpoint.restore_parts(path, step, wanted)
     trees, notes = saved.trees, saved.notes
