@@ -171,7 +171,7 @@ class Checkpoints:
         sums = {name: value for name, value in self._sums(step, notes).items() if name.startswith(starts)}
         item = folder / "state"
         with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(item).item_metadata.tree
+            saved = _tree(checkpointer, item)
             tree = jax.tree.map(lambda leaf: 0, _branches(saved, {*wanted, "step"}))
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             asked = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
@@ -186,7 +186,7 @@ class Checkpoints:
         if isinstance(sums, dict):
             return sums
         with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder / "state").item_metadata.tree
+            tree = _tree(checkpointer, folder / "state")
             order = [field.name for field in dataclasses.fields(State)] if "step" in tree else sorted(tree)
             return dict(zip((_name(*leaf) for part in order for leaf in _leaves({part: tree[part]})), sums, strict=True))
 
@@ -227,6 +227,8 @@ class Checkpoints:
         try:
             config_lib.from_plain(notes["settings"])
         except (ValueError, TypeError) as error:
+            if "checksum" not in notes:  # nothing says that these are the settings it was saved with
+                raise _damaged(self.folder / str(step), str(error)) from None
             raise CheckpointError(f"{_shown(self.folder / str(step))}: {error}") from None
         return notes
 
@@ -247,14 +249,15 @@ def _read_notes(folder: epath.Path) -> dict[str, Any]:
     with _named(folder):
         notes = json.loads((folder / "notes" / "metadata").read_text())
         whole = isinstance(notes["settings"]["method"], str) and isinstance(notes["fingerprint"], dict | list)
-        checksum = notes.pop("checksum", None)
+        checksum = notes.get("checksum")
     if not whole or checksum not in (None, _checksum(notes)):
         raise _damaged(folder, "its notes are not what was saved")
     return notes
 
 
 def _checksum(notes: dict[str, Any]) -> str:
-    text = json.dumps(json.loads(json.dumps(notes)), sort_keys=True)  # as it will be when it is read
+    kept = {key: value for key, value in notes.items() if key != "checksum"}
+    text = json.dumps(json.loads(json.dumps(kept)), sort_keys=True)  # as it will be when it is read
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -308,6 +311,14 @@ def _refuse_other_leaves(folder: epath.Path, saved: Sequence[str], wanted: Seque
         )
 
 
+def _tree(checkpointer: ocp.PyTreeCheckpointer, item: epath.Path) -> dict[str, Any]:
+    """What arrays a state is said to hold."""
+    described = checkpointer.metadata(item).item_metadata
+    if described is None:
+        raise ValueError("the description of its arrays cannot be read")
+    return described.tree
+
+
 def _branches(tree: Any, paths: set[str]) -> Any:
     """The branches of nested dicts that lie at some paths, and those on the way there."""
     chosen = {}
@@ -329,7 +340,7 @@ def _difference(named: int, saved: dict[str, int], read: dict[str, int], step: A
 
 def is_step(folder: epath.Path) -> bool:
     """Whether a path is that of one checkpoint in a workdir, WORKDIR/checkpoints/STEP."""
-    return folder.parent.name == "checkpoints" and folder.name.isdigit()
+    return folder.parent.name == "checkpoints" and folder.name.isascii() and folder.name.isdigit()
 
 
 def locate(path: epath.PathLike, step: int = 0) -> tuple[epath.Path, int | None]:
@@ -345,7 +356,11 @@ def locate(path: epath.PathLike, step: int = 0) -> tuple[epath.Path, int | None]
         folder, exact = folder.parent.parent, int(folder.name)
         if step not in (0, exact):
             raise CheckpointError(f"{path} is one checkpoint, and that of step {step} is asked for: give the workdir")
-    if not (folder / "checkpoints").is_dir():
+    try:
+        found = (folder / "checkpoints").is_dir()
+    except Exception as error:  # object stores' libraries have exceptions of their own, and may be missing
+        raise CheckpointError(f"cannot look into {path}: {_first_line(error)}") from error
+    if not found:
         how = f"; foreign weights become one by: python launch.py import --from {path} --out DIR" if folder.exists() else ""
         raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'{how}")
     return folder, exact if exact is not None else step or None

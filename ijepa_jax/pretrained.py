@@ -213,7 +213,7 @@ def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
         problem = "hold NaN or infinity"
     elif max(-low, high) > most:
         problem = f"of {low:.4g} .. {high:.4g} are beyond what the encoder's mean and std give"
-    elif low >= -0.1 and high <= 1.1 and (mean / std > 0.3).all():  # normalised, black is well below 0
+    elif -0.1 <= low <= 0.1 and low + 0.3 < high <= 1.1 and (mean / std > 0.3).all():  # normalised, black is well below 0
         problem = f"of {low:.4g} .. {high:.4g} look like pixels of 0 .. 1"
     elif (low, high) == (-1, 1) and (mean != std).all():
         problem = "of -1 .. 1 look like pixels scaled to that"

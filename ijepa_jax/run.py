@@ -77,7 +77,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     contents = train.contents()
     facts = {"training images": len(train), "contents": contents, "test images": len(test)}
     processes.check_agreement({**facts, "devices": jax.local_device_count()})
-    probe.tasks(train, test)  # labels that do not fit are better known before training than after
+    probe.tasks(train, test, config.probe.train_images, config.probe.test_images)  # better known before training than after
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
     listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"

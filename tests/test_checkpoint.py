@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -134,6 +135,12 @@ def test_scores_of_older_checkpoints_may_be_damaged(saved, tmp_path):
     for damaged in ("", "nothing", "{}", '{"score": "high"}', '{"score": NaN}', "[]"):
         (workdir / "checkpoints" / "1" / "metrics" / "metrics").write_text(damaged)
         assert restore_parts(workdir).step == 2 and int(restore(workdir, []).step) == 2
+    notes.write_text(notes.read_text().replace('"seed"', '"sged"'))  # nothing says whether that is damage
+    said = []
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        assert int(checkpoints.restore(shapes(state(0)), said.append).state.step) == 1
+    assert "checkpoint 2 in" in said[0] and "is damaged (unknown settings sged=0" in said[0]
+    notes.write_text(notes.read_text().replace('"sged"', '"seed"'))
     kept = json.loads(notes.read_text())
     kept["fingerprint"][4] += 1
     notes.write_text(json.dumps(kept))
@@ -196,6 +203,13 @@ def test_a_path_means_a_workdir_and_perhaps_one_checkpoint(saved, tmp_path, monk
         CheckpointError, match="is not a workdir: it has no folder 'checkpoints'; foreign weights become one by"
     ):
         checkpoint.locate(tmp_path)
+
+
+def test_a_store_whose_library_is_missing_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(CheckpointError, match="cannot look into s3://bucket/run: ") as found:
+        restore_parts("s3://bucket/run")
+    assert "\n" not in str(found.value)
 
 
 def test_an_import_of_step_0_is_not_the_best_of_those_trained_from_it(tmp_path):

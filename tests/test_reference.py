@@ -232,7 +232,7 @@ STATE = ("opt", "state")  # of parameter 1, the encoder's patch embedding, and o
 BROKEN = [  # the line, what is changed, and to what: None deletes it
     ("(opt) has groups of [10, 7, 19, 12] parameters; those of this model are [10, 8, 19, 12]",
      ("opt", "param_groups", 1, "params"), [*range(7)]),
-    ("(opt): parameters were stepped [3, 7] times; they must all be the same", (*STATE, 2, "step"), 7.0),
+    ("(opt): parameters were stepped [3, 7] times: not the same number, from 0 up", (*STATE, 2, "step"), 7.0),
     ("(opt): exp_avg_sq of encoder's patch_embed.proj.weight has shape [3], not [16, 3, 4, 4]",
      (*STATE, 1, "exp_avg_sq"), torch.zeros(3)),
     ("(opt) has no moments of encoder's patch_embed.proj.weight", (*STATE, 1), None),

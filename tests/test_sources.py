@@ -124,6 +124,7 @@ def test_split_sub_folders_go_by_many_names(tmp_path, train, held_out):
         ("train", "test", "cats"),
         ("test", "cats"),
         ("valid", "dev", "x"),
+        ("val", "test"),
     ],
 )
 def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
@@ -131,6 +132,47 @@ def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
         _save(tmp_path / child / "a" / "1.png")
     for split in ("train", "test"):
         _refused(f"folder:{tmp_path}", "have train and val .or test. there, and no other images", split)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("Training Images", "Test Images"),
+        ("trainset", "eval"),
+        ("trainval", "test"),
+    ],
+)
+def test_split_sub_folders_may_say_more(tmp_path, train, held_out, caplog):
+    for part in (train, held_out, "unlabeled"):
+        _save(tmp_path / part / "a" / "1.png")
+    assert [_open(f"folder:{tmp_path}", split).files for split in ("train", "test")] == [["a/1.png"]] * 2
+    assert "unlabeled left out" in caplog.text
+
+
+def test_a_held_out_split_without_images_is_passed_over(tmp_path):
+    for part in ("train", "test"):
+        _save(tmp_path / part / "a" / "1.png")
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    assert _open(f"folder:{tmp_path}", "test").name(0) == str(tmp_path / "test" / "a" / "1.png")
+
+
+def test_no_class_is_for_the_test_split_alone(tmp_path):
+    for i in range(60):
+        _save(tmp_path / "photos" / f"{i // 2:02}" / f"{i}.png")
+    train, test = (_open(f"folder:{tmp_path / 'photos'}", split) for split in ("train", "test"))
+    assert len(train) + len(test) == 60 and len(test) > 1 and {*test.labels["label"]} <= {*train.labels["label"]}
+    np.savez(tmp_path / "x.npz", images=np.zeros((60, 4, 4), np.uint8), labels=np.arange(60) // 2)
+    train, test = (_open(f"arrays:{tmp_path / 'x.npz'}", split) for split in ("train", "test"))
+    assert len(train) + len(test) == 60 and len(test) > 1 and {*test.labels["label"]} <= {*train.labels["label"]}
+
+
+def test_a_training_class_without_images_is_unknown(tmp_path):
+    for place in ("train/ant", "train/cat", "val/ant", "val/bee"):
+        _save(tmp_path / place / "1.png")
+    (tmp_path / "train" / "bee").mkdir()
+    _refused(f"folder:{tmp_path}", "has classes that the training split has not: 'bee'", "test")
 
 
 def test_a_class_that_is_called_train_and_a_wrapping_folder_are_said(tmp_path, caplog):

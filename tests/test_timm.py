@@ -345,6 +345,9 @@ CONFIGS = [
     ({}, {"img_size": 112}, r"pos_embed has shape \[1, 16, 32\], not \[1, 64, 32\]"),
     ({"model_args": [1]}, {}, "model_args is not a JSON object"),
     ({"pretrained_cfg": {"mean": [0.5]}}, {}, r"mean of pixels \[0.5\]: not a number for each of 3 channels"),
+    ({"pretrained_cfg": {"mean": [0.5, float("nan"), 10**400]}}, {}, r"mean of pixels .*: not a number for each of 3 channels"),
+    ({"pretrained_cfg": {"std": [1, 1, 0]}}, {}, r"std of pixels .*: not a positive number for each of 3 channels"),
+    ({"model_args": {"num_heads": 0}}, {}, "does not divide into 0 heads"),
     ({"pretrained_cfg": {"label_names": ["a"]}}, {}, "names 1 classes, the classifier has 3"),
     ({"label_names": ["a", "b"]}, {}, "names 2 classes, the classifier has 3"),
 ]

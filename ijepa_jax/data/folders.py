@@ -1,9 +1,9 @@
 """Folders of image files as sources: listed once, labelled by their sub-folders, read file by file."""
 
-import functools
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -25,11 +25,13 @@ from ijepa_jax.data.sources import (
 )
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-# Names of splits, in any case. Of held-out ones the first kind is taken: a `test` beside a `val` often has no labels.
-_TRAIN = ("train", "training")
-_HELD_OUT = (("val", "valid", "validation", "dev"), ("test", "testing"))
+# Words for splits. Of held-out ones the first kind that has images is taken: a `test` beside a `val` often has no labels.
+_TRAIN = ("train", "training", "trainval")
+_HELD_OUT = (("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "holdout"), ("test", "testing"))
+_NO_SPLITS = ("unlabeled", "unlabelled", "extra")  # beside them, and left out
+_SAY_NOTHING = ("set", "data", "dataset", "images", "split")  # words beside these: train_set, Test Images, val2017
 _LOOKS_AT_ONCE = 16  # network disks and object stores take their time for each file
-_LENGTHS = 256  # files whose lengths tell a folder from one with files of the same names
+_FILES_SEEN = 64  # files whose bytes tell a folder from one with files of the same names
 _FILES_PER_LOOK = 256  # a task of a thread costs more than a look at a local file
 
 
@@ -74,10 +76,15 @@ class FolderSource(LabelledSource):
             yield from pool.map(self._states, starts)
 
     def contents(self) -> dict[str, str]:
-        some = [f"{self._folder}/{self.files[i]}" for i in range(0, len(self.files), max(1, len(self.files) // _LENGTHS))]
+        some = range(0, len(self.files), max(1, len(self.files) // _FILES_SEEN))
         with storage_errors(str(self._folder)), futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-            lengths = list(pool.map(functools.partial(file_state, time=False), some))
-        return {"files": hashed(f"{file}\0" for file in self.files), "lengths": hashed(f"{length} " for length in lengths)}
+            return {"files": hashed(f"{file}\0" for file in self.files), "bytes": hashed(pool.map(self._seen, some))}
+
+    def _seen(self, index: int) -> bytes:
+        try:
+            return self[index]
+        except OSError:
+            return b"unreadable"
 
     def _states(self, start: int) -> bytes:
         files = self.files[start : start + _FILES_PER_LOOK]
@@ -89,20 +96,29 @@ def open_folder(place: str, split: str) -> FolderSource:
     """The source of `folder:PLACE`, see `sources.open_source`."""
     root = epath.Path(place).expanduser()
     if not root.is_dir():
-        raise DataError(f"folder:{place}: {'this is a file, not a folder' if root.exists() else 'no such folder'}")
+        problem = "this is a file, not a folder" if root.exists() else "no such folder: --config.data.name tells where data are"
+        raise DataError(f"folder:{place}: {problem}")
     parts = _splits(root, place)
     if parts:
         folder = parts[split == "test"]
         files = _list_images(folder, say=True)
         trained, held_out = (_children(part) for part in parts)
         classes = {*trained, *held_out}
-        if split == "test" and trained and all("/" in file for file in files):
-            check_known({file.partition("/")[0] for file in files}, trained, f"folder:{place}: the test split {folder}")
+        if split == "test" and trained:
+            tested = {_class(file) for file in files}
+            if "" in tested:
+                logging.warning("%s: images in no sub-folder have no class: no probes with labels", folder)
+            else:
+                known = [name for name in trained if name not in tested or _has_images(parts[0] / name)]
+                check_known(tested, known, f"folder:{place}: the test split {folder}")
     else:
         folder = root
         everything = _list_images(root, say=split == "train")
-        files = [file for file in everything if _in_test_split(file) == (split == "test")]
-        classes = {file.partition("/")[0] for file in everything if "/" in file}
+        held_out = {file for file in everything if _in_test_split(file)}
+        trained = {_class(file) for file in everything if file not in held_out}
+        known = {file for file in held_out if _class(file) in trained}  # no class is for the test split alone
+        files = [file for file in everything if (file in (known or held_out)) == (split == "test")]
+        classes = {_class(file) for file in everything if "/" in file}
         if len(classes) == 1 and split == "train" and all("/" in file for file in everything):
             (only,) = classes
             logging.warning("folder:%s holds one class, %s: if it holds the classes, give folder:%s", place, only, root / only)
@@ -125,25 +141,44 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
     children = _children(root)
 
     def named(names: Sequence[str]) -> list[str]:
-        return [child for child in children if child.strip().casefold() in names]
+        return [child for child in children if _word(child) in names]
 
     train, held_out = named(_TRAIN), [named(kind) for kind in _HELD_OUT]
-    chosen = next((kind for kind in held_out if kind), [])
+    kinds = [kind for kind in held_out if kind]
+    chosen = next((kind for kind in kinds if len(kinds) == 1 or any(_has_images(root / name) for name in kind)), [])
     others = [child for child in children if not any(child in kind for kind in (train, *held_out))]
     if not chosen:
         if train and others:
             logging.warning("folder:%s: %s is taken for a class, as no held-out split is beside it", place, ", ".join(train))
         return None
     right = "have train and val (or test) there, and no other images"
-    if not train and not others:
-        return None  # one or two wrapping folders
+    if len(children) == 1:
+        return None  # a wrapping folder
     if len(train) != 1 or len(chosen) != 1:
         raise DataError(f"folder:{place}: {', '.join(children)} are not one training and one held-out split: {right}")
-    if mixed := [other for other in others if next(_walk(str(root / other), "", frozenset()), None)]:
+    mixed = [other for other in others if _has_images(root / other)]
+    if mixed and all(_word(other) in _NO_SPLITS for other in mixed):
+        logging.warning("folder:%s: %s left out, which is no split", place, ", ".join(mixed))
+    elif mixed:
         raise DataError(
             f"folder:{place}: {', '.join(mixed[:5])} lie beside the splits {train[0]} and {chosen[0]}, and are neither: {right}"
         )
     return root / train[0], root / chosen[0]
+
+
+def _word(name: str) -> str:
+    """What a folder's name says of a split: 'train' of train, Train_set, train2017 and "Training images"."""
+    words = [word.removesuffix("set") or word for word in re.findall(r"[a-z]+", name.casefold())]
+    return " ".join(word for word in words if word not in _SAY_NOTHING)
+
+
+def _class(file: str) -> str:
+    """The first sub-folder on a file's way, empty if there is none."""
+    return file.rpartition("/")[0].partition("/")[0]
+
+
+def _has_images(folder: epath.Path) -> bool:
+    return next(iter(_images(folder, Counter())), None) is not None
 
 
 def _children(folder: epath.Path) -> list[str]:

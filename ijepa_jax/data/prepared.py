@@ -56,7 +56,7 @@ class TfdsSource:
             shards = builder.info.splits[split].file_instructions
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._records = builder.as_data_source(split, deserialize_method=raw) if shards else []
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).strip("'\"").split()).rstrip(".")
             raise DataError(f"{self._title} cannot be read: {reason}. It has {_sizes(builder)}") from error
         if not shards:
@@ -180,7 +180,7 @@ def _shared(builder, part: str, held_out: str) -> int:
         one, other = (
             [(i.filename, i.skip, i.take) for i in builder.info.splits[name].file_instructions] for name in (part, held_out)
         )
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, NotImplementedError):
         return 0
     return sum(
         max(0, min(skip + take, begin + count) - max(skip, begin))

@@ -10,8 +10,6 @@ from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import knn, logistic, rank
 
-_LABELS_SEEN = 64
-
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
@@ -61,14 +59,14 @@ class ProbeData:
         return features["last"], rows
 
 
-def tasks(train: Source, test: Source) -> list[str]:
+def tasks(train: Source, test: Source, train_images: int = 64, test_images: int = 64) -> list[str]:
     """Tasks with labels of at least two classes in both splits.
 
-    Raises DataError where the test split has classes that training has not.
+    Raises DataError where the test split has classes that training has not, or some of so many images have no class.
     """
     found = [task for task in train.classes if task in test.classes and train.classes[task] > 1]
-    for split, source in (("training", train), ("test", test)) if found else ():
-        _refuse_unlabelled(source, found, split)
+    for split, source, wanted in (("training", train, train_images), ("test", test, test_images)) if found else ():
+        _refuse_unlabelled(source, found, split, wanted)
     for task in found:
         extra = test.classes[task] - train.classes[task]
         if extra > 0:
@@ -76,15 +74,19 @@ def tasks(train: Source, test: Source) -> list[str]:
     return found
 
 
-def _refuse_unlabelled(source: Source, found: list[str], split: str) -> None:
-    """Raises DataError where labels are negative, as TFDS marks images without one; of records on disk, some are looked at."""
+def _refuse_unlabelled(source: Source, found: list[str], split: str, wanted: int) -> None:
+    """Raises DataError where labels are no classes, such as the -1 by which TFDS marks images without one."""
     try:
-        labels = source.labels_at(features_lib.sample(len(source), _LABELS_SEEN))
+        labels = source.labels_at(features_lib.sample(len(source), wanted))
     except OSError:  # an unreadable record: whoever reads it next accounts for it
         return
     for task in found:
-        if (least := labels[task].min(initial=0)) < 0:
-            raise DataError(f"task {task!r}: the {split} split has the label {least}, as images without one have: take another")
+        odd = labels[task][(labels[task] < 0) | (labels[task] >= source.classes[task])]
+        if len(odd):
+            most = source.classes[task] - 1
+            raise DataError(
+                f"task {task!r}: the {split} split has the label {odd[0]}, and its classes are 0 to {most}: mend it"
+            )
 
 
 def score(results: dict[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _FETCH = {  # how weights that are elsewhere come here
     "gs": "gcloud storage cp -r {} DIR", "s3": "aws s3 cp {} DIR (with --recursive for a folder)",
     "http": "curl -LO {}", "https": "curl -LO {}",
 }  # fmt: skip
+_TRIES = 20
 _STORES = ("gs", "s3")  # which may hold workdirs
 _MODEL = r"[\w-][\w.-]*/[\w-][\w.-]*"  # ORG/NAME on the hub
 _HUB = rf"(?:(?:hf|hf-hub|hf_hub):/*|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)({_MODEL})"
@@ -99,9 +101,13 @@ def left_as_it_was(out: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(Exception):
-            for place in [place for part in parts if part.is_dir() for place in part.iterdir() if place not in before]:
-                place.rmtree() if place.is_dir() else place.unlink(missing_ok=True)
-            for place in created:  # parents only where nobody else has put something there since
-                place.rmdir()
+        for _ in range(_TRIES):  # writers that failed together may still be making files
+            with contextlib.suppress(Exception):
+                for place in [place for part in parts if part.is_dir() for place in part.iterdir() if place not in before]:
+                    place.rmtree() if place.is_dir() else place.unlink(missing_ok=True)
+                for place in created:  # parents only where nobody else has put something there since
+                    if place.exists():
+                        place.rmdir()
+                break
+            time.sleep(0.1)
         raise

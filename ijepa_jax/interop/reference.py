@@ -188,8 +188,8 @@ def _training(saved: dict, modules: dict[str, Tensors], source: str) -> Training
                     f"{source} (opt): {key} of {module}'s {name} has shape {list(np.shape(value))}, not {list(shape)}"
                 )
             moment[module][name] = value
-    if len(steps) != 1:
-        raise WeightsError(f"{source} (opt): parameters were stepped {sorted(steps)} times; they must all be the same")
+    if len(steps) != 1 or not 0 <= min(steps) < 2**31:
+        raise WeightsError(f"{source} (opt): parameters were stepped {sorted(steps)} times: not the same number, from 0 up")
     for moment in moments:
         for module, tensors in moment.items():
             check_finite(tensors, f"{source} (moments of {module})")

@@ -29,7 +29,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"no file {path}")
     with path.open("rb") as file:
         header = _header(file, path)
-        return by_name({name: _tensor(file, *header[name]) for name in sorted(header)}, str(path))
+        try:
+            return by_name({name: _tensor(file, *header[name]) for name in sorted(header)}, str(path))
+        except MemoryError as error:
+            raise MemoryError(f"{path}: {error}") from error
 
 
 def _header(file: BinaryIO, path: Path) -> dict[str, tuple[int, type, list[int]]]:

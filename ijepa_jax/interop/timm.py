@@ -72,7 +72,7 @@ def from_tensors(
     size = _image_size(config, encoder, source)
     if told is None and heads is None and base is not None:
         heads = architecture_of(base).heads
-    shown = layout.architecture(encoder, source, told or heads, size, told=told is not None)
+    shown = layout.architecture(encoder, source, heads if told is None else told, size, told=told is not None)
     data = {key: pretrained[key] for key in ("mean", "std") if key in pretrained}
     if isinstance(pretrained.get("crop_pct"), (int, float)):
         data["eval_crop"] = float(pretrained["crop_pct"])

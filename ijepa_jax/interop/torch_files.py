@@ -57,8 +57,8 @@ def read(path: str | os.PathLike[str], pick: Callable[[Any], Any] = lambda saved
                 wanted = pick(saved)
                 del saved
                 return _Reader(archive, wanted, as_float32).read(wanted)
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            raise MemoryError(f"{path}: {error}") from error
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
         except Exception as error:  # damaged bytes make zipfile and pickle raise nearly anything

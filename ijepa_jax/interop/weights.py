@@ -110,14 +110,19 @@ def settings_for(
 
 
 def _per_channel(key: str, values: Any, channels: int) -> tuple[float, ...]:
-    """A number for each channel: the same for all where there is one only."""
-    if isinstance(values, (int, float)):
-        return (float(values),) * channels
-    if not isinstance(values, (list, tuple)) or len(values) != channels or not all(isinstance(x, (int, float)) for x in values):
+    """A number for each channel, the same for all where there is one only; that of a standard deviation is positive."""
+    given = [values] * channels if isinstance(values, (int, float)) else values
+    least = 0 if key == "std" else -math.inf
+    if not (
+        isinstance(given, (list, tuple))
+        and len(given) == channels
+        and all(isinstance(x, (int, float)) and least < x and abs(x) < 1e6 for x in given)
+    ):
+        kind = "positive number" if key == "std" else "number"
         raise WeightsError(
-            f"the weights' configuration has a {key} of pixels {values!r}: not a number for each of {channels} channels"
+            f"the weights' configuration has a {key} of pixels {shown(values)}: not a {kind} for each of {channels} channels"
         )
-    return tuple(map(float, values))
+    return tuple(map(float, given))
 
 
 def _checked_base(
