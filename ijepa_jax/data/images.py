@@ -28,6 +28,7 @@ MAX_BYTES = 1 << 30  # of a file
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _LONGEST = 16  # of an enlarged image, as a multiple of what the crop needs, before the crop alone is computed
+_DARKEST = 3  # level up to which floats of 0 .. 255 would be black, and are rather those of another range
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # of modes that Pillow converts to few others
 _TAP_BITS = 22  # of Pillow's filter weights for 8-bit pixels
 
@@ -133,7 +134,7 @@ def center_crop(image: np.ndarray, size: Size, fraction: float = 1.0) -> np.ndar
     else:
         whole = int(height * cover_w / width), cover_w
     top, left = round((whole[0] - size[0]) / 2), round((whole[1] - size[1]) / 2)
-    if math.prod(whole) > max(height * width, _LONGEST * cover_h * cover_w):
+    if math.prod(whole) > max(height * width, _LONGEST * math.prod(size)):
         return _resize_part(image, whole, (top, left, *size))
     return resize(image, whole)[top : top + size[0], left : left + size[1]]
 
@@ -259,7 +260,7 @@ def _from_float(image: Image.Image) -> Image.Image:
     """Float pixels as Pillow takes them, 0 .. 255; those of another range, or of one that cannot be told, are refused."""
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
-    if not 0 <= low <= high <= 255 or 0 < high <= 1:
+    if not 0 <= low <= high <= 255 or 0 < high <= _DARKEST:
         raise BadImage(f"float pixels of {low:.4g} .. {high:.4g} have no certain range: make them 8-bit pixels, 0 .. 255")
     return image.convert("L")
 
