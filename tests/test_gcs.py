@@ -136,7 +136,8 @@ def test_a_second_run_in_a_bucket_takes_over(bucket):
     )
     assert len(saved - saved_before) <= 1  # what the first had begun to write just then
     assert bucket.written[taken:].count("bucket/run/metrics.jsonl") <= 1
-    assert any(line.startswith("step ") for line in second.stdout)
+    shown = []
+    assert any(shown.append(line) or line.startswith("step ") for line in second.stdout), shown + second.stderr.readlines()
     for name in bucket.names(f"bucket/run/checkpoints/{min(bucket.steps())}/"):
         del bucket.objects[name]  # as the first may have done, whose save was under way
     second.send_signal(signal.SIGTERM)
