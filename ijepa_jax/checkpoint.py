@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import sys
@@ -26,7 +25,7 @@ from ijepa_jax import config as config_lib
 from ijepa_jax import positions, processes
 from ijepa_jax.step import State
 from ijepa_jax.vit import ViT
-from ijepa_jax.workdir import absolute
+from ijepa_jax.workdir import absolute, set_aside
 
 Log = Callable[[str], None]
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -197,9 +196,7 @@ class Checkpoints:
             return
         if processes.is_first():
             for step in damaged:
-                names = (f"damaged-{step}{f'.{i}' if i else ''}" for i in itertools.count())
-                free = next(self.folder / name for name in names if not (self.folder / name).exists())
-                (self.folder / str(step)).rename(free)
+                set_aside(self.folder / str(step))
         processes.wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
 
