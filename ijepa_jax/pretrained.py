@@ -84,6 +84,8 @@ class Pretrained:
         if images.ndim != 4 or images.shape[-1] != self.encoder.channels or not len(images):
             wanted = f"H, W, {self.encoder.channels}]"
             made = "ijepa_jax.preprocess makes such of files and of images of other sizes"
+            if images.ndim == 4 and images.shape[1] == self.encoder.channels:
+                made = "images.transpose(0, 2, 3, 1) puts channels last"
             raise ValueError(f"images of shape {list(images.shape)} must be [B, {wanted} or [{wanted}: {made}")
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images of {images.dtype} must be uint8 (0 .. 255), or float already normalised")
@@ -159,8 +161,8 @@ def preprocess(
     normalises uint8 by itself. Images come out upright (EXIF), on white where they are transparent.
 
     Args:
-        images: one or several of: a path or the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, a Pillow image, an array
-            (NumPy, JAX, a tensor on the CPU) uint8 [H, W, channels] or [H, W].
+        images: one or several of: a path, an open binary file or the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, a
+            Pillow image, an array (NumPy, JAX, a tensor on the CPU) uint8 [H, W, channels] or [H, W].
         image_size: (height, width), such as `encoder.image_size`, or one number for a square.
         crop: share of the short side that is kept, above 0 and up to 1.
         channels: 3, or 1 for grey.
@@ -170,12 +172,14 @@ def preprocess(
     """
     from ijepa_jax.data.images import center_crop
 
-    size = tuple(np.ravel(image_size).tolist() * (2 if np.ndim(image_size) == 0 else 1))
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"image_size {image_size} must be a whole number of pixels, or two: (height, width)")
-    if not 0 < crop <= 1:
-        raise ValueError(f"crop {crop} must be above 0 and at most 1: the share of the short side that is kept")
-    single = not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray)) or getattr(images, "ndim", 4) < 4
+    size = np.ravel(np.array(image_size, object)).tolist() * (2 if np.ndim(image_size) == 0 else 1)
+    if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side is not True and side > 0 for side in size):
+        raise ValueError(f"image_size {image_size!r} must be a whole number of pixels, or two: (height, width)")
+    size = (int(size[0]), int(size[1]))
+    if not isinstance(crop, (int, float, np.number)) or not 0 < crop <= 1:
+        raise ValueError(f"crop {crop!r} must be a number above 0 and at most 1: the share of the short side that is kept")
+    single = not isinstance(images, Iterable) or isinstance(images, (str, bytes, bytearray, memoryview))
+    single = single or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
     made = [center_crop(_pixels(image, channels), size, crop) for image in ([images] if single else images)]
     if not made:
         raise ValueError("no images to preprocess")
@@ -194,32 +198,48 @@ def _as_array(images: Images, encoder: Encoder) -> np.ndarray:
                     f"{height}x{width}: give ijepa_jax.preprocess(images, encoder.image_size)"
                 )
         return made[0] if given is not images else np.stack(made)
+    first = next(iter(given), None) if isinstance(given, (list, tuple)) else given
+    if isinstance(first, (str, bytes, os.PathLike)) or hasattr(first, "read"):
+        raise ValueError("files are no pixels: give ijepa_jax.preprocess(files, encoder.image_size)")
+    return _pixel_array(images)
+
+
+def _pixel_array(images: Any) -> np.ndarray:
+    """An array of anything that NumPy makes arrays of; ValueError where it does not."""
     try:
         return np.asarray(images)
-    except ValueError as error:
-        raise ValueError(f"images of different sizes are no batch: ijepa_jax.preprocess makes one of them ({error})") from None
+    except Exception as error:  # tensors raise TypeError and RuntimeError
+        ragged = "images of different sizes are no batch, ijepa_jax.preprocess makes one of them"
+        tensor = "tensors are taken from the CPU, without gradients, as uint8 or float32: tensor.detach().cpu().float()"
+        reason = tensor if hasattr(images, "detach") else ragged
+        raise ValueError(f"{reason} ({' '.join(str(error).split())})") from None
 
 
 def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
-    """Refuses floats that the encoder's mean and std do not give of pixels, and those that look like pixels themselves."""
-    mean, std = np.array(encoder.mean), np.array(encoder.std)
-    edges = (np.array([[-_OVERSHOOT], [1 + _OVERSHOOT]]) - mean) / std
-    most = max(_NORMAL, np.abs(edges).max())
-    array = jnp if isinstance(images, jax.Array) else np
-    finite = array.isfinite(images).all()  # XLA's minimum may overlook NaN
-    low, high, finite = map(float, jax.device_get((images.min(), images.max(), finite)))
-    problem = ""
-    if not finite:
-        problem = "hold NaN or infinity"
-    elif max(-low, high) > most:
-        problem = f"of {low:.4g} .. {high:.4g} are beyond what the encoder's mean and std give"
-    elif -0.1 <= low <= 0.1 and low + 0.3 < high <= 1.1 and (mean / std > 0.3).all():  # normalised, black is well below 0
-        problem = f"of {low:.4g} .. {high:.4g} look like pixels of 0 .. 1"
-    elif (low, high) == (-1, 1) and (mean != std).all():
-        problem = "of -1 .. 1 look like pixels scaled to that"
+    """Refuses floats [B, H, W, C] of which some image has not been normalised by the encoder's mean and std."""
+    array, axes = jnp if isinstance(images, jax.Array) else np, (1, 2, 3)
+    finite, lows, highs = jax.device_get([array.isfinite(images).all(), images.min(axes), images.max(axes)])
+    problem = "" if finite else "hold NaN or infinity"  # XLA's minimum may overlook NaN
+    problem = problem or next(filter(None, (_unlike(*map(float, span), encoder) for span in zip(lows, highs, strict=True))), "")
     if problem:
         right = "give uint8, 0 .. 255, or floats (pixels / 255 - encoder.encoder.mean) / encoder.encoder.std"
         raise ValueError(f"float images {problem}: {right}; check=False takes them as they are")
+
+
+def _unlike(low: float, high: float, encoder: Encoder) -> str:
+    """What tells an image's range from those that the encoder's mean and std give of pixels; empty where nothing does."""
+    mean, std = np.array(encoder.mean), np.array(encoder.std)
+    edges = (np.array([[-_OVERSHOOT], [1 + _OVERSHOOT]]) - mean) / std
+    span = f"of {low:.4g} .. {high:.4g}"
+    if max(-low, high) > max(_NORMAL, np.abs(edges).max()):
+        return f"{span} are beyond what the encoder's mean and std give"
+    if (mean / std > 0.3).all() and low + 0.3 < high:  # normalised, black is well below 0
+        for most, darkest, brightest in ((1, -0.1, 1.1), (2, 0, 2)):
+            if darkest <= low <= 0.1 and high <= brightest:
+                return f"{span} look like pixels of 0 .. {most}"
+    if (mean != std).all() and -1 <= low <= -0.95 and 0.95 <= high <= 1:
+        return f"{span} look like pixels scaled to -1 .. 1"
+    return ""
 
 
 def _is_pillow(image: Any) -> bool:
@@ -234,10 +254,12 @@ def _pixels(image: Any, channels: int) -> np.ndarray:
         if isinstance(image, (str, os.PathLike)):
             image = read(Path(image).expanduser())
         elif hasattr(image, "__array__") and not _is_pillow(image):
-            image = np.asarray(image)
+            image = _pixel_array(image)
         elif isinstance(image, (bytearray, memoryview)):
             image = bytes(image)
-        elif not _is_pillow(image) and not isinstance(image, bytes):
+        elif hasattr(image, "read"):
+            name, image = getattr(image, "name", ""), image.read()
+        if not _is_pillow(image) and not isinstance(image, (bytes, np.ndarray)):
             raise BadImage(f"an image must be a path, a file's bytes, a Pillow image or an array, not {type(image).__name__}")
         return decode(image, channels)
     except BadImage as error:

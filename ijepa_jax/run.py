@@ -77,7 +77,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     contents = train.contents()
     facts = {"training images": len(train), "contents": contents, "test images": len(test)}
     processes.check_agreement({**facts, "devices": jax.local_device_count()})
-    probe.tasks(train, test, config.probe.train_images, config.probe.test_images)  # better known before training than after
+    if not probe.tasks(train, test, config.probe.train_images, config.probe.test_images):  # better known now than at the end
+        display.log(f"no probes, as not both splits have labels of two classes: {', '.join(_classes(train, test))}")
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
     listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
@@ -89,6 +90,11 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
         features.extractor(encoder, mesh, ("patches",)), bad, check_claim,
         decoder.Conditions(decoded, mesh) if decoded else None,
     )  # fmt: skip
+
+
+def _classes(*splits: Source) -> list[str]:
+    names = ("training", "test")
+    return [f"{name} {dict(split.classes) or 'none'}" for name, split in zip(names, splits, strict=True)]
 
 
 def _open_data(config: ml_collections.ConfigDict, display: Display) -> tuple[Source, Source]:

@@ -84,8 +84,10 @@ def test_a_grey_png_is_white_where_it_has_the_transparent_colour(depth):
         grey[:4] = key
         expected = np.where(grey == key, 255, (grey * 255 + top // 2) // top)[..., None]
         data = _png(grey, depth, struct.pack(">H", key))
+        again = Image.open(io.BytesIO(data))
+        again.load()
         for channels in (1, 3):
-            for given in (data, Image.open(io.BytesIO(data))):
+            for given in (data, Image.open(io.BytesIO(data)), again):
                 np.testing.assert_array_equal(images.decode(given, channels), expected.repeat(channels, -1))
 
 
@@ -97,7 +99,9 @@ def test_an_rgb_png_is_white_where_it_has_the_transparent_colour(depth):
         rgb[:4] = key
         shown = np.where((rgb == key).all(-1, keepdims=True), 255, rgb >> depth - 8).astype(np.uint8)
         data = _png(rgb, depth, struct.pack(">HHH", *key))
-        for given in (data, Image.open(io.BytesIO(data))):
+        opened = Image.open(io.BytesIO(data))
+        tells = depth == 8 or max(key) > 255  # of how many bits the key is, when the pixels have been read
+        for given in (data, opened, *([opened] if tells else [])):
             np.testing.assert_array_equal(images.decode(given, 3), shown)
         np.testing.assert_array_equal(images.decode(data, 1)[..., 0], np.asarray(Image.fromarray(shown).convert("L")))
 
@@ -176,6 +180,25 @@ def test_pixels_of_no_known_range_are_refused(pixels, message):
     for given in (image, _encode(image, "TIFF")):
         with pytest.raises(images.BadImage, match=message):
             images.decode(given, 3)
+
+
+def test_whole_numbers_up_to_255_in_memory_are_of_8_bits_or_of_16_and_refused():
+    for kind in (np.int32, np.uint16):
+        with pytest.raises(images.BadImage, match="up to 200 may be of 8 bits or of 16"):
+            images.decode(Image.fromarray(np.full((4, 4), 200, kind)), 3)
+        assert not images.decode(Image.fromarray(np.zeros((4, 4), kind)), 3).any()
+    assert (images.decode(_png(np.full((4, 4), 200, np.uint16), 16), 1) == 1).all()  # a file tells
+
+
+def test_strips_of_a_transparent_image_are_composed_as_a_whole(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 20, 4), np.uint8)
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels).convert("LA"), Image.fromarray(pixels).quantize(64)):
+        expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        for strip in (1, 20 * 5, 1 << 20):
+            monkeypatch.setattr(images, "_STRIP", strip)
+            for channels, mode in ((3, "RGB"), (1, "L")):
+                found = images.decode(image, channels).squeeze()
+                np.testing.assert_array_equal(found, np.asarray(expected.convert("RGB").convert(mode)))
 
 
 def test_of_several_pictures_the_first_is_taken():

@@ -1,6 +1,7 @@
 """Encoders for notebooks: what `load` finds, what the calls give of whatever images, and what `preprocess` makes of files."""
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -153,7 +154,9 @@ def test_what_are_no_images_is_refused(encoder, bad, message):
             lambda pixels: pixels / 255 * 1.1 - 0.05,
             r"of -0\.05 \.\. 1\.05 look like pixels of 0 \.\. 1",
         ),  # as a sharp filter overshoots
-        (lambda pixels: pixels / 127.5 - 1, r"of -1 \.\. 1 look like pixels scaled to that"),
+        (lambda pixels: pixels / 127.5, r"of 0 \.\. 2 look like pixels of 0 \.\. 2"),
+        (lambda pixels: pixels / 127.5 - 1, r"of -1 \.\. 1 look like pixels scaled to -1 \.\. 1"),
+        (lambda pixels: (pixels / 127.5 - 1) * 0.97, r"of -0\.97 \.\. 0\.97 look like pixels scaled to -1 \.\. 1"),
         (lambda pixels: (pixels / 25.5 - 2) / 0.5, r"of -4 \.\. 16 are beyond"),  # twice normalised
         (lambda pixels: pixels - 127.5, r"of -127\.5 \.\. 127\.5 are beyond"),
         (lambda pixels: np.where(pixels == 7, np.nan, pixels / 128 - 0.9), "hold NaN or infinity"),
@@ -165,6 +168,10 @@ def test_floats_that_are_not_normalised_are_refused_unless_told_otherwise(encode
     for given in (wrong, jnp.asarray(wrong), wrong.astype(np.float64), list(wrong)):
         with pytest.raises(ValueError, match=f"^float images {message}.*: give uint8, 0 .. 255, or floats .*check=False"):
             encoder(given)
+    one = np.concatenate([images / 64 - 2.2, wrong[-1:]]).astype(np.float32)  # among images as they should be
+    for represent, given in ((encoder.patches, wrong), (encoder.layers, wrong), (encoder, one)):
+        with pytest.raises(ValueError, match="check=False"):
+            represent(given)
     for represent in (encoder.patches, encoder.layers):
         with pytest.raises(ValueError, match="check=False"):
             represent(wrong)
@@ -212,9 +219,11 @@ def test_pillow_images_of_the_encoders_size_are_taken_and_others_refused(encoder
     for wrong in (pillow[0].resize((64, 32)), [*pillow, pillow[0].resize((64, 32))]):
         with pytest.raises(ValueError, match=r"32x64 pixels .* not of the encoder's size, 32x32: give ijepa_jax\.preprocess"):
             encoder.patches(wrong)
-    for wrong in ("photo.jpg", Path("photo.jpg"), b"bytes"):
-        with pytest.raises(ValueError, match=r"ijepa_jax\.preprocess makes such of files"):
+    for wrong in ("photo.jpg", Path("photo.jpg"), b"bytes", ["a.png", "b.png"], io.BytesIO(b"bytes")):
+        with pytest.raises(ValueError, match=r"files are no pixels: give ijepa_jax\.preprocess\(files"):
             encoder(wrong)
+    with pytest.raises(ValueError, match=r"images.transpose\(0, 2, 3, 1\) puts channels last"):
+        encoder(images.transpose(0, 3, 1, 2))
 
 
 def test_a_batch_size_below_one_is_refused(encoder, images):
@@ -374,7 +383,7 @@ def test_preprocess_takes_the_bytes_of_files(photo, tmp_path):
     Image.fromarray(photo).save(tmp_path / "photo.png")
     data = (tmp_path / "photo.png").read_bytes()
     expected = ijepa_jax.preprocess(photo, (32, 32))
-    for given in (data, bytearray(data), memoryview(data), [data]):
+    for given in (data, bytearray(data), memoryview(data), [data], io.BytesIO(data), [io.BytesIO(data)]):
         np.testing.assert_array_equal(ijepa_jax.preprocess(given, (32, 32)), expected)
 
 
@@ -386,20 +395,28 @@ def test_preprocess_takes_tensors_whose_channels_come_last(photo):
         np.testing.assert_array_equal(ijepa_jax.preprocess(given, (32, 32)), expected)
     first = tensor.permute(2, 0, 1)
     for given in (first, first[None]):
-        with pytest.raises(BadImage, match=r"\[3, 40, 60\] must be \[H, W, C\]"):
+        with pytest.raises(BadImage, match=r"\[3, 40, 60\] must be \[H, W, C\], as transpose or permute\(1, 2, 0\) makes it"):
             ijepa_jax.preprocess(given, (32, 32))
-    with pytest.raises(BadImage, match=r"must be uint8 \(0 .. 255\).*float32"):
-        ijepa_jax.preprocess(tensor / 255, (32, 32))
+    for given, advice in (
+        (tensor / 255, "float32.*scale and round them"),
+        (tensor > 9, "bool.*multiply"),
+        (tensor.int(), "cast"),
+    ):
+        with pytest.raises(BadImage, match=rf"must be uint8 \(0 .. 255\).*{advice}"):
+            ijepa_jax.preprocess(given, (32, 32))
+    for odd in (tensor.bfloat16(), tensor.float().requires_grad_()):
+        with pytest.raises(ValueError, match=r"tensor\.detach\(\)\.cpu\(\)\.float\(\)"):
+            ijepa_jax.preprocess(odd, (32, 32))
 
 
 def test_preprocess_takes_one_number_for_a_square_and_refuses_what_is_no_size(photo):
     for size in (32, np.int64(32), [32, 32], np.array([32, 32])):
         np.testing.assert_array_equal(ijepa_jax.preprocess(photo, size), ijepa_jax.preprocess(photo, (32, 32)))
-    for size in (0, -3, 32.5, (32,), (32, 0), (32, 32, 3), "32", None):
+    for size in (0, -3, 32.5, (32,), (32, 0), (32, 32, 3), "32", None, True, {"height": 32}):
         with pytest.raises(ValueError, match="must be a whole number of pixels, or two"):
             ijepa_jax.preprocess(photo, size)
-    for crop in (0, 2, -0.5, 87.5, float("nan")):
-        with pytest.raises(ValueError, match=f"crop {crop} must be above 0 and at most 1"):
+    for crop in (0, 2, -0.5, 87.5, float("nan"), "0.5", None):
+        with pytest.raises(ValueError, match=f"crop {crop!r} must be a number above 0 and at most 1"):
             ijepa_jax.preprocess(photo, 32, crop=crop)
 
 

@@ -78,6 +78,17 @@ def test_classes_only_in_the_test_split_are_refused():
         probe.tasks(Labelled([0, 1]), Labelled([0, 1, 2]))
 
 
+def test_test_classes_without_a_training_image_are_refused_where_enough_are_known():
+    few, many = Labelled([0, 2] * 8), Labelled([0, 2] * 100)
+    tested = Labelled([0, 1, 2])
+    assert probe.tasks(few, tested) == ["label"]  # chance alone may miss a class
+    assert probe.tasks(many, tested) == ["label"]  # 64 of 200, and some classes are known
+    with pytest.raises(DataError, match="1 of the 3 classes of 3 test images have no image among 200 training images"):
+        probe.tasks(many, tested, 200, 200)
+    with pytest.raises(DataError, match="1 of the 1 classes of 5 test images have no image among 64 training images"):
+        probe.tasks(many, Labelled([1] * 5))
+
+
 def test_pooled_features_are_the_mean_patch_of_any_batch():
     method = small.method()
     params = method.init(jax.random.key(0))["encoder"]

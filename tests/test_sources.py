@@ -125,6 +125,8 @@ def test_split_sub_folders_go_by_many_names(tmp_path, train, held_out):
         ("test", "cats"),
         ("valid", "dev", "x"),
         ("val", "test"),
+        ("cat_train", "cat_test", "dog_train", "dog_test"),
+        ("train", "val", "seg_train", "seg_val"),
     ],
 )
 def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
@@ -142,6 +144,8 @@ def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
         ("Training Images", "Test Images"),
         ("trainset", "eval"),
         ("trainval", "test"),
+        ("seg_train", "seg_test"),
+        ("Flowers-Training", "flowers_valid"),
     ],
 )
 def test_split_sub_folders_may_say_more(tmp_path, train, held_out, caplog):
@@ -149,6 +153,20 @@ def test_split_sub_folders_may_say_more(tmp_path, train, held_out, caplog):
         _save(tmp_path / part / "a" / "1.png")
     assert [_open(f"folder:{tmp_path}", split).files for split in ("train", "test")] == [["a/1.png"]] * 2
     assert "unlabeled left out" in caplog.text
+
+
+def test_classes_whose_names_have_words_of_splits_are_classes(tmp_path):
+    names = ["bullet train", "test tube", "train station", "training shoe"]
+    for i in range(80):
+        _save(tmp_path / names[i % 4] / f"{i}.png")
+    assert _open(f"folder:{tmp_path}").class_names == {"label": names}
+
+
+def test_images_beside_the_splits_are_left_out_with_a_line(tmp_path, caplog):
+    for place in ("train/a/1.png", "val/a/1.png", "loose.jpg"):
+        _save(tmp_path / place)
+    assert len(_open(f"folder:{tmp_path}")) == 1
+    assert "1 images beside train and val left out, for example loose.jpg" in caplog.text
 
 
 def test_a_held_out_split_without_images_is_passed_over(tmp_path):
@@ -186,10 +204,16 @@ def test_a_class_that_is_called_train_and_a_wrapping_folder_are_said(tmp_path, c
 
 @pytest.mark.parametrize(
     ("held_out", "shown"),
-    [("images", "'images'"), ("N00", r"'N00' \(in training 'n00'\)"), ("n00 ", r"'n00 ' \(in training 'n00'\)")],
+    [
+        ("images", "'images'"),
+        ("N00", r"'N00' \(in training 'n00'\)"),
+        ("n00 ", r"'n00 ' \(in training 'n00'\)"),
+        ("hot_dog", r"'hot_dog' \(in training 'Hot-dog'\)"),
+        ("cafe\u0301", "'cafe\u0301' \\(in training 'caf\u00e9'\\)"),
+    ],
 )
 def test_test_classes_unknown_in_training_are_refused_by_name(tmp_path, held_out, shown):
-    for place in ("train/n00", "train/n01", "val/n01", f"val/{held_out}"):
+    for place in ("train/n00", "train/n01", "train/Hot-dog", "train/caf\u00e9", "val/n01", f"val/{held_out}"):
         _save(tmp_path / place / "1.png")
     _refused(f"folder:{tmp_path}", f"has classes that the training split has not: {shown}: they must be the same", "test")
 

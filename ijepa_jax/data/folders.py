@@ -102,6 +102,10 @@ def open_folder(place: str, split: str) -> FolderSource:
     if parts:
         folder = parts[split == "test"]
         files = _list_images(folder, say=True)
+        loose = [child.name for child in root.iterdir() if _is_image(child.name)] if split == "train" else ()
+        if loose:
+            beside = " and ".join(part.name for part in parts)
+            logging.warning("folder:%s: %d images beside %s left out, for example %s", place, len(loose), beside, loose[0])
         trained, held_out = (_children(part) for part in parts)
         classes = {*trained, *held_out}
         if split == "test" and trained:
@@ -139,9 +143,14 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
     Raises DataError where it cannot be told.
     """
     children = _children(root)
+    if len(children) == 1:
+        return None  # a wrapping folder
+    said = {child: _words(child) for child in children}
+    trained, tested = ({rest for word, rest in said.values() if word in words} for words in (_TRAIN, sum(_HELD_OUT, ())))
+    speaking = {"", *(trained & tested)}  # seg_train speaks of a split where seg_test is there; "train station" is a class
 
     def named(names: Sequence[str]) -> list[str]:
-        return [child for child in children if _word(child) in names]
+        return [child for child, (word, rest) in said.items() if word in names and rest in speaking]
 
     train, held_out = named(_TRAIN), [named(kind) for kind in _HELD_OUT]
     kinds = [kind for kind in held_out if kind]
@@ -151,13 +160,11 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
         if train and others:
             logging.warning("folder:%s: %s is taken for a class, as no held-out split is beside it", place, ", ".join(train))
         return None
-    right = "have train and val (or test) there, and no other images"
-    if len(children) == 1:
-        return None  # a wrapping folder
+    right = "have train and val (or test) there, and no other images; classes that are called so go below these"
     if len(train) != 1 or len(chosen) != 1:
         raise DataError(f"folder:{place}: {', '.join(children)} are not one training and one held-out split: {right}")
     mixed = [other for other in others if _has_images(root / other)]
-    if mixed and all(_word(other) in _NO_SPLITS for other in mixed):
+    if mixed and all(said[other][0] in _NO_SPLITS for other in mixed):
         logging.warning("folder:%s: %s left out, which is no split", place, ", ".join(mixed))
     elif mixed:
         raise DataError(
@@ -166,10 +173,12 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
     return root / train[0], root / chosen[0]
 
 
-def _word(name: str) -> str:
-    """What a folder's name says of a split: 'train' of train, Train_set, train2017 and "Training images"."""
+def _words(name: str) -> tuple[str, str]:
+    """The word by which a folder's name speaks of a split, and its other words: 'train' and 'seg' of Seg_Train_set2."""
     words = [word.removesuffix("set") or word for word in re.findall(r"[a-z]+", name.casefold())]
-    return " ".join(word for word in words if word not in _SAY_NOTHING)
+    words = [word for word in words if word not in _SAY_NOTHING]
+    known = [word for word in words if word in (*_TRAIN, *sum(_HELD_OUT, ()), *_NO_SPLITS)]
+    return (known[0] if len(known) == 1 else "", " ".join(word for word in words if word not in known))
 
 
 def _class(file: str) -> str:

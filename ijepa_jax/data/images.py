@@ -27,6 +27,7 @@ MAX_PIXELS = 128_000_000  # of an encoded image, some telephones' 108 and more: 
 MAX_BYTES = 1 << 30  # of a file
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_STRIP = 1 << 20  # pixels at a time
 _LONGEST = 16  # of an enlarged image, as a multiple of what the crop needs, before the crop alone is computed
 _DARKEST = 3  # level up to which floats of 0 .. 255 would be black, and are rather those of another range
 _BY_WAY_OF = {"LAB": "RGB", "La": "LA"}  # of modes that Pillow converts to few others
@@ -216,8 +217,10 @@ def _load(image: Image.Image, channels: int) -> Image.Image:
     """Reads the pixels of an opened image, and makes them L or RGB."""
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"an image of {image.width}x{image.height} pixels is too large: up to {MAX_PIXELS:,} pixels are read")
-    stored = image.tile[0][3] if getattr(image, "tile", None) else image.mode  # as long as they are not read
+    stored = image.tile[0][3] if getattr(image, "tile", None) else ""  # unknown once they are read
     image.load()
+    if image.format is None and image.mode[0] == "I" and np.min(image) >= 0 < (high := np.max(image)) <= 255:
+        raise BadImage(f"whole numbers of up to {high} may be of 8 bits or of 16: make them 8-bit pixels, or 0 .. 65535")
     return _flatten(_upright(image), channels, stored)
 
 
@@ -236,9 +239,19 @@ def _flatten(image: Image.Image, channels: int, stored: str = "") -> Image.Image
     elif image.mode in ("1", "L", "RGB") and key is not None:
         image = _without_key(image, key, stored)
     elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = _on_white(image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What Pillow composes of the image and a white one, in strips: each of its steps takes four bytes a pixel."""
+    width, height = image.size
+    opaque = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows))).convert("RGBA")
+        opaque.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip), (0, top))
+    return opaque
 
 
 def _from_deep(image: Image.Image, key: int | None) -> Image.Image:
@@ -267,23 +280,31 @@ def _from_float(image: Image.Image) -> Image.Image:
 
 def _without_key(image: Image.Image, key: int | tuple[int, ...], stored: str) -> Image.Image:
     """White where the image has the colour that its PNG file calls transparent, in the bits that the file has."""
-    colour = np.array(key) * {"L;2": 85, "L;4": 17}.get(stored, 1)
+    pixels = np.array(image.convert("L") if image.mode == "1" else image)
+    levels = {"L;2": 85, "L;4": 17}.get(stored, 1)
+    if not stored and image.mode == "L":  # fewer bits show in the pixels, and 8 bits of such would have none of the key
+        levels = next((step for step, most in ((85, 3), (17, 15)) if key <= most and not (pixels % step).any()), 1)
+    colour = np.array(key) * levels
     if stored == "RGB;16B" or colour.max() > 255:  # of which Pillow keeps the upper half
         colour >>= 8
-    pixels = np.array(image.convert("L") if image.mode == "1" else image)
     pixels[(pixels == colour).all(-1) if pixels.ndim == 3 else pixels == colour] = 255
     return Image.fromarray(pixels)
 
 
 def _convert_array(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise BadImage(f"an image array must be uint8 (0 .. 255) [H, W] or [H, W, C], got {pixels.dtype} {list(pixels.shape)}")
+        got = f"an image array must be uint8 (0 .. 255) [H, W] or [H, W, C], got {pixels.dtype} {list(pixels.shape)}"
+        advice = {"f": "scale and round them", "b": "multiply them by 255", "i": "cast them", "u": "cast them"}.get(
+            pixels.dtype.kind
+        )
+        raise BadImage(f"{got}: {advice} first" if advice and pixels.dtype != np.uint8 else got)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[-1] == channels:
         return pixels
     if pixels.shape[-1] not in (1, 3, 4) or channels not in (1, 3):
-        shape = f"{list(pixels.shape)} must be [H, W, C]"
+        first = pixels.shape[0] in (1, 3, 4)
+        shape = f"{list(pixels.shape)} must be [H, W, C]" + (", as transpose or permute(1, 2, 0) makes it" if first else "")
         raise BadImage(f"an image array of {pixels.shape[-1]} channels cannot become one of {channels}: {shape}")
     return _as_array(_flatten(_as_pillow(pixels), channels))
 

@@ -60,6 +60,7 @@ def prepare(
     sources = _open_splits(source_name, display)
     packing = Packing(sources, out, _title(out.name), _features(sources, display), short_side, quality)
     settings = {"source": source_name, "short_side": short_side, "quality": quality, "listing": _digest(sources)}
+    settings["contents"] = {split: source.contents() for split, source in sources.items()}
     with storage_errors(str(out)):
         begun = _begin(out, settings)
     result = begun.get("result")
@@ -151,17 +152,19 @@ def _begin(out: epath.Path, settings: dict[str, Any]) -> dict[str, Any]:
         write_whole(path, json.dumps(settings, indent=2))
     try:
         begun = json.loads(path.read_text())
-        changed = [name for name, value in settings.items() if begun[name] != value]
+        changed = [name for name, value in settings.items() if begun.get(name, value) != value]
+        moved = begun["source"] != settings["source"] and "contents" in begun  # else damaged files may have been mended
+        changed = [name for name in changed if name != ("source" if moved else "contents")]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: remove {out}, or choose another folder") from error
-    if changed == ["listing"]:
+    others = [name for name in changed if name not in ("listing", "contents")]
+    if changed and not others:
         raise DataError(
-            f"the files or labels of {settings['source']} have changed since {out} was begun: choose another folder, or "
-            "remove it"
+            f"the files or labels of {settings['source']} are not those of {begun['source']} that {out} was begun with: choose "
+            "another folder, or remove it"
         )
     if changed:
-        before = ", ".join(f"{name} {begun[name]}" for name in changed if name != "listing")
-        now = ", ".join(f"{name} {settings[name]}" for name in changed if name != "listing")
+        before, now = (", ".join(f"{name} {these[name]}" for name in others) for these in (begun, settings))
         raise DataError(f"{out} was begun with {before}, not {now}: choose another folder, or remove it")
     return begun
 

@@ -221,6 +221,7 @@ def _find_prepared(where: str, directory: str) -> epath.Path:
         raise DataError(f"tfds:{where} is not packed to the end: run the `launch.py prepare` that began it again")
     if is_path:
         problem = "no prepared data set there, as it holds no dataset_info.json" if root.is_dir() else "no such folder"
+        problem += ": --config.data.name tells where data are"
         raise DataError(f"tfds:{where}: {problem}")
     raise DataError(
         f"tfds:{where} is not prepared in {directory}: where TensorFlow is installed, run once "

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import re
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -145,13 +147,19 @@ def check_known(tested: Iterable[str], trained: Iterable[str], title: str) -> No
     trained = {*trained}
     unknown = sorted({*tested} - trained)
     if unknown:
-        alike = {name.strip().casefold(): name for name in trained}
+        alike = {_letters(name): name for name in trained}
         shown = [
-            f"{name!r} (in training {alike[key]!r})" if (key := name.strip().casefold()) in alike else repr(name)
+            f"{name!r} (in training {alike[_letters(name)]!r})" if _letters(name) in alike else repr(name)
             for name in unknown[:5]
         ]
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(f"{title} has classes that the training split has not: {', '.join(shown)}{more}: they must be the same")
+
+
+def _letters(name: str) -> str:
+    """What two spellings of a name have in common: no case, no spaces or marks, one form of accents; a name of marks stays."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\W_]+", "", plain) or plain
 
 
 def printable(text: str) -> str:
@@ -368,7 +376,7 @@ def _open_tfds(place: str, split: str, directory: str) -> Source:
 def _open_arrays(place: str, split: str) -> ArraySource:
     path = epath.Path(place).expanduser()
     if not path.is_file():
-        raise DataError(f"arrays:{place}: no such file")
+        raise DataError(f"arrays:{place}: no such file: --config.data.name tells where data are")
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -424,7 +432,7 @@ def _check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
 def _open_idx(place: str, split: str) -> ArraySource:
     folder = epath.Path(place).expanduser()
     if not folder.is_dir():
-        raise DataError(f"idx:{place}: no such folder")
+        raise DataError(f"idx:{place}: no such folder: --config.data.name tells where data are")
     prefix = "train" if split == "train" else "t10k"
     images = _read_idx(folder, f"{prefix}-images", 3)
     if images is None:

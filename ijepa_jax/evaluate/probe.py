@@ -10,6 +10,8 @@ from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import knn, logistic, rank
 
+_IMAGES_OF_A_CLASS = 8  # of which one is missed by chance in fewer than one of a thousand samples
+
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
@@ -65,21 +67,26 @@ def tasks(train: Source, test: Source, train_images: int = 64, test_images: int 
     Raises DataError where the test split has classes that training has not, or some of so many images have no class.
     """
     found = [task for task in train.classes if task in test.classes and train.classes[task] > 1]
-    for split, source, wanted in (("training", train, train_images), ("test", test, test_images)) if found else ():
-        _refuse_unlabelled(source, found, split, wanted)
+    sampled = [
+        _labels(source, found, split, wanted) if found else {}
+        for split, source, wanted in (("training", train, train_images), ("test", test, test_images))
+    ]
     for task in found:
         extra = test.classes[task] - train.classes[task]
         if extra > 0:
             raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
+        if all(sampled):
+            trained, tested = (labels[task] for labels in sampled)
+            _refuse_strangers(task, trained, tested, train.classes[task], len(trained) == len(train))
     return found
 
 
-def _refuse_unlabelled(source: Source, found: list[str], split: str, wanted: int) -> None:
-    """Raises DataError where labels are no classes, such as the -1 by which TFDS marks images without one."""
+def _labels(source: Source, found: list[str], split: str, wanted: int) -> dict[str, np.ndarray]:
+    """Labels of so many images. Raises DataError where some are no classes, such as the -1 of TFDS for images without one."""
     try:
         labels = source.labels_at(features_lib.sample(len(source), wanted))
     except OSError:  # an unreadable record: whoever reads it next accounts for it
-        return
+        return {}
     for task in found:
         odd = labels[task][(labels[task] < 0) | (labels[task] >= source.classes[task])]
         if len(odd):
@@ -87,6 +94,18 @@ def _refuse_unlabelled(source: Source, found: list[str], split: str, wanted: int
             raise DataError(
                 f"task {task!r}: the {split} split has the label {odd[0]}, and its classes are 0 to {most}: mend it"
             )
+    return labels
+
+
+def _refuse_strangers(task: str, trained: np.ndarray, tested: np.ndarray, classes: int, whole: bool) -> None:
+    """Raises DataError where training lacks classes that are tested: some in the `whole` split, or all of them in a sample."""
+    there = np.unique(tested)
+    unknown = np.setdiff1d(there, trained)
+    if len(unknown) and len(trained) >= _IMAGES_OF_A_CLASS * classes and (whole or len(unknown) == len(there)):
+        raise DataError(
+            f"task {task!r}: {len(unknown)} of the {len(there)} classes of {len(tested)} test images have no image among "
+            f"{len(trained)} training images: no probe could name them, so the splits must have the same classes"
+        )
 
 
 def score(results: dict[str, float]) -> float:
