@@ -54,8 +54,12 @@ def main(argv: list[str]) -> int:
 
 def check_only(name: str, given: SimpleNamespace) -> int:
     """Checks a command line and its settings and runs nothing: no data, no checkpoint and no device is looked at."""
+    from ijepa_jax.workdir import absolute
+
     config = getattr(given, "config", {})
     try:
+        for place in ("workdir", "out", "checkpoint"):
+            absolute(getattr(given, place, None) or ".")
         if "method" in config:
             from ijepa_jax import build
             from ijepa_jax import config as config_lib
@@ -506,7 +510,8 @@ def quieten_background() -> None:
     """Keeps background writers from printing tracebacks of failures that the run itself reports, in one line."""
     import absl.logging  # noqa: F401 - the logger that is filtered here must be absl's own, which knows who called it
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for library in ("asyncio", "gcsfs", "s3fs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     usual, usual_unraisable = sys.excepthook, sys.unraisablehook
     late = "Event loop is closed"  # what writes that are still under way run into when another has failed

@@ -1,12 +1,16 @@
 """What a command line asks of a command: flags as data, with the settings of a configuration file among them."""
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
+
+from ijepa_jax import ranges
 
 
 class UsageError(ValueError):
@@ -68,15 +72,18 @@ def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
     values = flags.FlagValues()
     for flag, spec in flags_of(command).items():
         define(flag, spec, values)
-    arguments = [underscored(argument) for argument in arguments]
+    arguments = joined([underscored(argument) for argument in arguments])
     given = SimpleNamespace(overrides=overrides(arguments))
     if command.config:
         given.config_file, given.config_given = config_file(arguments, name, command)
-        left = read_config(given.config_file, arguments, values)
+        left = read_config(given.config_file, arguments, values, command.config)
     else:
         left = read_flags(arguments, values, usage(name, command))
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {usage(name, command)}")
+    empty = [flag for flag in ("workdir", "out") if f"--{flag}=" in arguments]
+    if empty:
+        raise UsageError(f"--{empty[0]} is empty: name a place, or leave it out")
     missing = [flag for flag, spec in command.flags.items() if spec.required and not values[flag].value]
     if missing:
         raise UsageError(f"--{missing[0]} is missing. {usage(name, command)}")
@@ -104,31 +111,43 @@ def read_flags(arguments: list[str], values: Any, usage: str) -> list[str]:
     try:
         left = values(["launch.py", *arguments])[1:]
     except flags.Error as error:
-        raise UsageError(f"{explain(error, arguments)}; {usage}") from error
+        raise UsageError(f"{plain(error)}; {usage}") from error
     if any(value != value for value in values.flag_values_dict().values()):
         raise UsageError(f"a number must be given. {usage}")
     return left
 
 
-def read_config(file: str, arguments: list[str], values: Any) -> list[str]:
-    """Reads a command line with a configuration into `values.config`; returns what is left of it."""
+def read_config(file: str, arguments: list[str], values: Any, kind: str) -> list[str]:
+    """Reads a command line with a configuration, which has the key `kind`, into `values.config`; returns what is left of it."""
     from ml_collections import config_flags  # not there on a bare GPU image, where `benchmark` runs
 
+    given = dict(override.removeprefix("--config.").split("=", 1) for override in overrides(arguments))
+    unset = [key for key, value in given.items() if value == "None" and settings_of(kind).get(key, ranges.text("")).optional]
+    arguments = [argument for argument in arguments if argument not in [f"--config.{key}=None" for key in unset]]
     try:
         config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
         left = values(["launch.py", *arguments])[1:]
-        _ = values.config  # reads it
+        values.config.update_from_flattened_dict(dict.fromkeys(unset))  # absl has no None among numbers
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
-        raise UsageError(explain(error, arguments)) from error
+        raise UsageError(explain(error, given, settings_of(kind))) from error
     return left
+
+
+def settings_of(kind: str) -> dict[str, ranges.Setting]:
+    """The settings that there are, by their dotted keys, where a configuration has the key `method` or `protocol`."""
+    from ijepa_jax import config
+    from ijepa_jax.evaluate import settings
+
+    return dict(ranges.flat((config if kind == "method" else settings).SETTINGS))
 
 
 def parse_mesh(text: str) -> dict[str, int]:
     """The sizes of a mesh that are written data=8,fsdp=4: either may be left out, or -1; raises UsageError."""
-    sizes = dict(part.partition("=")[::2] for part in text.split(","))
-    if not sizes.keys() <= {"data", "fsdp"} or not all(size.removeprefix("-").isdigit() for size in sizes.values()):
-        raise UsageError(f"--mesh {text!r} must be like data=8,fsdp=4 (-1: what is left)")
-    return {name: int(size) for name, size in sizes.items()}
+    parts = re.findall(r"(data|fsdp)=(-1|[1-9][0-9]{0,5})(?:,|$)", text)
+    sizes = {name: int(size) for name, size in parts}
+    if len(sizes) < len(parts) or ",".join(f"{name}={size}" for name, size in parts) != text:
+        raise UsageError(f"--mesh {text!r} must be like data=8,fsdp=4, each once (-1: what is left)")
+    return sizes
 
 
 def underscored(argument: str) -> str:
@@ -139,15 +158,32 @@ def underscored(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value
 
 
+def joined(arguments: list[str]) -> list[str]:
+    """The arguments with settings whose value is a word of its own made one: --config.KEY=VALUE."""
+    found: list[str] = []
+    for argument in arguments:
+        if found and found[-1].startswith("--config.") and "=" not in found[-1] and not argument.startswith("--"):
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
+
+
 def config_file(arguments: list[str], name: str, command: Command) -> tuple[str, bool]:
     """The configuration file that a command line names, the quickstart's where it names none, and whether it names one."""
+    files = []
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and flag == "config":
-            file = value if equals else next(iter(arguments[i + 1 :]), "")
-            if not Path(file).is_file():
-                raise UsageError(f"no configuration file {file!r}: see configs/")
-            return file, True
+            files.append(value if equals else next(iter(arguments[i + 1 :]), ""))
+    if len(files) > 1:
+        raise UsageError(
+            f"--config is given {len(files)} times, {' and '.join(files)}: give one file, and settings as --config.KEY"
+        )
+    if files:
+        if not Path(files[0]).is_file():
+            raise UsageError(f"no configuration file {files[0]!r}: see configs/")
+        return files[0], True
     if command.config_required:
         raise UsageError(f"--config is missing: {command.config_required}. {usage(name, command)}")
     return str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"), False
@@ -155,24 +191,22 @@ def config_file(arguments: list[str], name: str, command: Command) -> tuple[str,
 
 def overrides(arguments: list[str]) -> list[str]:
     """The settings that a command line overrides, as --config.KEY=VALUE each."""
-    found = []
-    for argument, after in zip(arguments, [*arguments, ""][1:], strict=True):
-        if argument.startswith("--config."):
-            found.append(argument if "=" in argument else f"{argument}={after}")
-    return found
+    return [argument if "=" in argument else f"{argument}=True" for argument in arguments if argument.startswith("--config.")]
 
 
-def explain(error: Exception, arguments: list[str]) -> str:
-    """One line for an error in reading settings; for an unknown key, the nearest there is."""
-    text = " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\", "").split()).strip("' ")
-    if isinstance(error, (AttributeError, KeyError)):
-        unknown = text.split("'")[0]
-        given = next((argument.split("=")[0] for argument in arguments if unknown in argument), unknown)
-        _, _, nearest = text.partition("Did you mean ")
-        hint = (
-            f"did you mean {given.replace(unknown, nearest.split()[0])}?"
-            if nearest
-            else "ijepa_jax/config.py lists all there are"
-        )
-        return f"unknown setting {given}: {hint}"
-    return text
+def explain(error: Exception, given: Mapping[str, str], settings: Mapping[str, ranges.Setting]) -> str:
+    """One line for an error in reading a configuration; for an unknown key, the nearest there is."""
+    for key, value in given.items():
+        if key not in settings and not any(known.startswith(f"{key}.") for known in settings):
+            ends = {known.rpartition(".")[2]: known for known in settings}
+            near = difflib.get_close_matches(key, settings, 1) or difflib.get_close_matches(key.rpartition(".")[2], ends, 1)
+            hint = f"did you mean --config.{ends.get(near[0], near[0])}?" if near else "ijepa_jax/config.py lists all there are"
+            return f"unknown setting --config.{key}: {hint}"
+        if isinstance(error, flags.IllegalFlagValueError) and f"--config.{key}={value}" in str(error) and key in settings:
+            return f"--config.{key}={value} must be {settings[key].described()}"
+    return plain(error)
+
+
+def plain(error: Exception) -> str:
+    """An error of absl's in one line."""
+    return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\", "").split()).strip("' ")

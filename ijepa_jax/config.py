@@ -1,20 +1,21 @@
-"""Settings of a run: every key there is, with its default, and the checks that need no data.
+"""Settings of a run: every key there is, with its default and its range, and the checks that need no data.
 
 A file in configs/ starts from `default()` and changes what is its own; a command line overrides single keys
 (`--config.optim.peak_lr=1e-3`). A key that is not here is refused.
 """
 
-import math
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
+from ijepa_jax import ranges
 from ijepa_jax.attention import IMPLEMENTATIONS
+from ijepa_jax.masks import MODES, STRATEGIES
 from ijepa_jax.methods.ijepa import LAST_BLOCKS
 from ijepa_jax.positions import INTERPOLATIONS
 from ijepa_jax.predictor import CONTEXTS
-from ijepa_jax.vit import REMAT
+from ijepa_jax.ranges import choice, flag, number, text, whole
+from ijepa_jax.vit import REMAT, SIZES
 
 # Kept with the settings in checkpoints: how many training images there were, and which (see `data.sources.Source.contents`).
 EXAMPLES, CONTENTS = "examples", "contents"
@@ -28,145 +29,127 @@ FIXED_ON_RESUME = (
 )  # fmt: skip
 
 
-_POSITIVE = (
-    "decoder.width", "decoder.depth", "decoder.heads", "decoder.sample_steps",
-    "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio", "model.epsilon", "predictor.width",
-    "predictor.depth",
-    "predictor.heads", "data.channels", "data.eval_crop", "data.buffer", "optim.batch_size", "optim.accumulation",
-    "probe.train_images", "probe.test_images", "probe.during_train_images", "probe.during_test_images", "probe.batch_size",
-    "probe.knn_k", "probe.knn_temperature", "checkpoint.every", "checkpoint.keep", "log.every",
-)  # fmt: skip
-
-
-_NAMED = {
-    "method": ("ijepa", "rcdm"),
-    "model.attention": IMPLEMENTATIONS,
-    "model.remat": REMAT,
-    "model.positions": ("sincos", "table"),
-    "model.interpolation": INTERPOLATIONS,
-    "predictor.context": CONTEXTS,
-    "target.last_block": LAST_BLOCKS,
+SETTINGS = {
+    "method": choice("ijepa", ("ijepa", "rcdm")),
+    "seed": whole(0, 0, 2**32 - 1),
+    "model": {
+        "size": choice("vit_base", SIZES),
+        "patch": whole(16, 1, 1024),
+        "width": whole(None, 4, 65_536),  # these four override the named size
+        "depth": whole(None, 1, 1000),
+        "heads": whole(None, 1, 4096),
+        "mlp_ratio": number(None, 0, 100, "(]"),
+        "drop_path": number(0.0, 0, 1, "[)"),  # in the context encoder
+        "dtype": choice("bfloat16", ("bfloat16", "float32")),  # of the computation; parameters, optimiser and EMA are float32
+        "attention": choice("xla", IMPLEMENTATIONS),
+        "scan": flag(False),  # one scanned block instead of unrolled ones: compiles faster
+        "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory
+        "init": choice("normal", ("normal", "depth_scaled")),
+        "epsilon": number(1e-6, 0, 1, "(]"),  # of layer norms
+        "positions": choice("sincos", ("sincos", "table")),  # table: kept with the weights, never trained, as imports bring it
+        "interpolation": choice("bicubic", INTERPOLATIONS),  # how positions are resized for images of another size
+    },
+    "predictor": {
+        "width": whole(384, 4, 65_536),
+        "depth": whole(None, 1, 1000),  # None: the named size's
+        "heads": whole(None, 1, 4096),
+        "context": choice("joint", CONTEXTS),  # alone: context tokens do not see mask tokens, and serve all targets
+    },
+    "target": {
+        "last_block": choice("all", LAST_BLOCKS),  # what the target encoder's last block computes; no use with scan
+        "float8": flag(False),  # whether its linear layers multiply in eight bits
+    },
+    "masks": {
+        "strategy": choice("multiblock", STRATEGIES),
+        "mode": choice("subset", MODES),
+        "context_patches": whole(48, 0, 65_536),
+        "num_context_blocks": whole(1, 1, 64),
+        "num_targets": whole(4, 1, 256),
+        "target_scale": number((0.15, 0.2), 0, 1, "(]", length=2, rising=True),
+        "target_aspect": number((0.75, 1.5), 0, 1000, "(]", length=2, rising=True),
+        "context_scale": number((0.85, 1.0), 0, 1, "(]", length=2, rising=True),
+    },
+    "data": {
+        "name": text("tfds:imagenet2012"),  # scenes, tfds:..., folder:..., arrays:..., idx:...
+        "directory": text(""),  # where tfds data sets are prepared; empty: ~/tensorflow_datasets
+        "size": whole(20000, 1, 10_000_000),  # how many training scenes to generate
+        "test_size": whole(4000, 1, 10_000_000),  # likewise, held out
+        "image_size": whole((224, 224), 1, 16_384, length=2),  # height, width
+        "channels": whole(3, 1, 1024),
+        "mean": number((0.485, 0.456, 0.406), -1000, 1000, length=0),
+        "std": number((0.229, 0.224, 0.225), 1e-6, 1000, length=0),
+        "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # random resized crop: share of the area
+        "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),
+        "flip": flag(False),
+        "color_jitter": number(0.0, 0, 2.5),  # 2.5: all hues
+        "eval_crop": number(0.875, 0, 1, "(]"),  # evaluation: centre crop after the short side is resized to image size / this
+        "exact": flag(False),  # crops of files equal to torchvision's to the bit; costs half as much again
+        "workers": whole(0, 0, 1024),  # processes that make batches; 0: threads of this one
+        "threads": whole(None, 0, 1024),  # of each; None: see pipeline.train_batches
+        "buffer": whole(2, 1, 1024),  # batches made ahead of time
+        "max_bad_fraction": number(0.01, 0, 1),  # more unreadable images than this stop the run
+    },
+    "optim": {
+        "batch_size": whole(2048, 1, 1_000_000),  # over all devices
+        "accumulation": whole(1, 1, 1_000_000),  # parts that a batch is computed in
+        "epochs": number(0.0, 0, 1_000_000),  # give epochs or steps, and leave the other 0
+        "steps": whole(0, 0, 1_000_000_000),
+        "warmup": number(15.0, 0, 1_000_000_000),  # in the unit chosen: epochs or steps
+        "schedule_scale": number(1.25, 0, 1000, "(]"),  # schedules are stretched by this and cut off at the end of the run
+        "start_lr": number(1e-4, 0, 1000),
+        "peak_lr": number(1e-3, 0, 1000, "(]"),
+        "final_lr": number(1e-6, 0, 1000),
+        "weight_decay": number(0.04, 0, 1000),
+        "final_weight_decay": number(0.4, 0, 1000),
+        "momentum": number(0.996, 0, 1),  # of the exponential moving average
+        "final_momentum": number(1.0, 0, 1),
+        "b1": number(0.9, 0, 1, "[)"),
+        "b2": number(0.999, 0, 1, "[)"),
+        "eps": number(1e-8, 0, 1, "(]"),
+        "clip": number(None, 0, 1_000_000, "(]"),  # bound on the global gradient norm
+        "moment_dtype": choice("float32", ("float32", "bfloat16")),  # of AdamW's first moment
+    },
+    "decoder": {  # of method rcdm: what is decoded, and the network that does it
+        "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
+        "step": whole(0, -1, 1_000_000_000),  # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
+        "width": whole(160, 4, 65_536),
+        "depth": whole(5, 1, 1000),
+        "heads": whole(5, 1, 4096),
+        "sample_steps": whole(32, 1, 10_000),  # of the pictures' sampler
+    },
+    "warm_start": text(""),  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
+    "probe": {
+        "every": whole(0, 0, 1_000_000_000),  # steps between probes during training; 0: at the end only
+        "train_images": whole(10000, 1, 100_000_000),
+        "test_images": whole(5000, 1, 100_000_000),
+        "during_train_images": whole(2000, 1, 100_000_000),  # smaller samples while training goes on
+        "during_test_images": whole(1000, 1, 100_000_000),
+        "batch_size": whole(250, 1, 1_000_000),
+        "knn_k": whole(20, 1, 1_000_000),
+        "knn_temperature": number(0.07, 0, 1000, "(]"),
+        "lidar_images": whole(128, 0, 1_000_000),  # test images whose crops LiDAR is computed of; 0: not computed
+        "lidar_views": whole(4, 2, 1000),  # crops of each
+    },
+    "checkpoint": {
+        "every": whole(1000, 1, 1_000_000_000),  # steps
+        "keep": whole(2, 1, 1_000_000),  # the newest so many, besides the best by probe
+        "keep_every": whole(0, 0, 1_000_000_000),  # and every so many steps for good; 0: none
+    },
+    "log": {
+        "every": whole(1, 1, 1_000_000_000),  # steps between metric lines
+        "line_seconds": number(10.0, 0, 1_000_000),  # between lines of text
+        "wandb": text(""),  # a project of Weights & Biases that shows the run too (pip install wandb); empty: none
+    },
+    # trace these steps into WORKDIR/profile
+    "profile": {"start": whole(3, 1, 1_000_000_000), "steps": whole(0, 0, 1_000_000)},
+    # device mesh; -1: all that are left
+    "mesh": {"data": whole(-1, -1, 1_000_000), "fsdp": whole(1, -1, 1_000_000)},
 }
 
 
 def default() -> ml_collections.ConfigDict:
     """All settings, at the values of the paper's ViT-B/16 on ImageNet-1K where it has them (METHOD: appendix A)."""
-    return ml_collections.ConfigDict(
-        {
-            "method": "ijepa",
-            "seed": 0,
-            "model": {
-                "size": "vit_base",  # a name of ijepa_jax.vit.SIZES
-                "patch": 16,
-                "width": config_dict.placeholder(int),  # these four override the named size
-                "depth": config_dict.placeholder(int),
-                "heads": config_dict.placeholder(int),
-                "mlp_ratio": config_dict.placeholder(float),
-                "drop_path": 0.0,  # in the context encoder
-                "dtype": "bfloat16",  # of the computation; parameters, optimiser and EMA are float32
-                "attention": "xla",  # or cudnn
-                "scan": False,  # one scanned block instead of unrolled ones: compiles faster
-                "remat": "none",  # or dots, full: recompute activations in the backward pass, for less memory
-                "init": "normal",  # or depth_scaled
-                "epsilon": 1e-6,  # of layer norms
-                "positions": "sincos",  # or table: kept with the weights, never trained, as imported weights bring it
-                "interpolation": "bicubic",  # or bicubic_antialias: how positions are resized for images of another size
-            },
-            "predictor": {
-                "width": 384,
-                "depth": config_dict.placeholder(int),
-                "heads": config_dict.placeholder(int),
-                "context": "joint",  # or alone: context tokens do not see mask tokens, and are computed once for all targets
-            },  # None: the named size's
-            "target": {
-                "last_block": "all",  # or targets, distinct: what the target encoder's last block computes; no use with scan
-                "float8": False,  # whether its linear layers multiply in eight bits
-            },
-            "masks": {
-                "strategy": "multiblock",  # multiblock, random, block, rasterized
-                "mode": "subset",  # subset, raster, pad, reference
-                "context_patches": 48,
-                "num_context_blocks": 1,
-                "num_targets": 4,
-                "target_scale": (0.15, 0.2),
-                "target_aspect": (0.75, 1.5),
-                "context_scale": (0.85, 1.0),
-            },
-            "data": {
-                "name": "tfds:imagenet2012",  # scenes, tfds:..., folder:..., arrays:..., idx:...
-                "directory": "",  # where tfds data sets are prepared; empty: ~/tensorflow_datasets
-                "size": 20000,  # how many training scenes to generate
-                "test_size": 4000,  # likewise, held out
-                "image_size": (224, 224),  # height, width
-                "channels": 3,
-                "mean": (0.485, 0.456, 0.406),
-                "std": (0.229, 0.224, 0.225),
-                "crop_scale": (0.3, 1.0),  # random resized crop: share of the area
-                "crop_aspect": (3 / 4, 4 / 3),
-                "flip": False,
-                "color_jitter": 0.0,
-                "eval_crop": 0.875,  # evaluation: centre crop after the short side is resized to image size / this
-                "exact": False,  # crops of files equal to torchvision's to the bit; costs half as much again
-                "workers": 0,  # processes that make batches; 0: threads of this one
-                "threads": config_dict.placeholder(int),  # of each; None: see pipeline.train_batches
-                "buffer": 2,  # batches made ahead of time
-                "max_bad_fraction": 0.01,  # more unreadable images than this stop the run
-            },
-            "optim": {
-                "batch_size": 2048,  # over all devices
-                "accumulation": 1,  # parts that a batch is computed in
-                "epochs": 0.0,  # give epochs or steps, and leave the other 0
-                "steps": 0,
-                "warmup": 15.0,  # in the unit chosen: epochs or steps
-                "schedule_scale": 1.25,  # schedules are stretched by this and cut off at the end of the run
-                "start_lr": 1e-4,
-                "peak_lr": 1e-3,
-                "final_lr": 1e-6,
-                "weight_decay": 0.04,
-                "final_weight_decay": 0.4,
-                "momentum": 0.996,  # of the exponential moving average
-                "final_momentum": 1.0,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "clip": config_dict.placeholder(float),  # bound on the global gradient norm
-                "moment_dtype": "float32",  # of AdamW's first moment
-            },
-            "decoder": {  # of method rcdm: what is decoded, and the network that does it
-                "checkpoint": "",  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
-                "step": 0,  # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
-                "width": 160,
-                "depth": 5,
-                "heads": 5,
-                "sample_steps": 32,  # of the pictures' sampler
-            },
-            "warm_start": "",  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
-            "probe": {
-                "every": 0,  # steps between probes during training; 0: at the end only
-                "train_images": 10000,
-                "test_images": 5000,
-                "during_train_images": 2000,  # smaller samples while training goes on
-                "during_test_images": 1000,
-                "batch_size": 250,
-                "knn_k": 20,
-                "knn_temperature": 0.07,
-                "lidar_images": 128,  # test images whose crops LiDAR is computed of; 0: not computed
-                "lidar_views": 4,  # crops of each
-            },
-            "checkpoint": {
-                "every": 1000,  # steps
-                "keep": 2,  # the newest so many, besides the best by probe
-                "keep_every": 0,  # and every so many steps for good; 0: none
-            },
-            "log": {
-                "every": 1,  # steps between metric lines
-                "line_seconds": 10.0,  # between lines of text
-                "wandb": "",  # a project of Weights & Biases that shows the run too (pip install wandb); empty: none
-            },
-            "profile": {"start": 3, "steps": 0},  # trace these steps into WORKDIR/profile
-            "mesh": {"data": -1, "fsdp": 1},  # device mesh; -1: all that are left
-        }
-    )
+    return ranges.defaults(SETTINGS)
 
 
 def check_run(config: ml_collections.ConfigDict) -> None:
@@ -175,43 +158,38 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     optim, decoder = config.optim, config.decoder
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
+    length = optim.schedule_scale * (optim.epochs or optim.steps)
+    if optim.warmup >= length:
+        unit = "epochs" if optim.epochs else "steps"
+        raise ValueError(
+            f"optim.warmup {optim.warmup:g} {unit} must be shorter than the schedule, {length:g} {unit}: optim.{unit} times "
+            "optim.schedule_scale"
+        )
     if config.method == "rcdm" and not decoder.checkpoint:
         raise ValueError("decoder.checkpoint is missing: give the workdir whose representations are to be decoded")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
+    ranges.check(config, SETTINGS)
     optim, data, model, decoder = config.optim, config.data, config.model, config.decoder
-    flat = flatten(config)
-    if config.probe.lidar_images < 0 or config.probe.lidar_views < 2:
-        raise ValueError(
-            f"probe.lidar_images {config.probe.lidar_images} must not be negative, probe.lidar_views "
-            f"{config.probe.lidar_views} at least 2"
-        )
-    for key in _POSITIVE:
-        if flat[key] is not None and flat[key] <= 0:
-            raise ValueError(f"{key} {flat[key]} must be positive")
-    if optim.moment_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"optim.moment_dtype {optim.moment_dtype!r} must be 'float32' or 'bfloat16'")
-    for key, known in _NAMED.items():
-        if flat[key] not in known:
-            raise ValueError(f"{key} {flat[key]!r} must be one of {', '.join(known)}")
-    if decoder.width % 4 or decoder.width % decoder.heads:
-        raise ValueError(f"decoder.width {decoder.width} must be a multiple of 4 and of decoder.heads {decoder.heads}")
+    size, predictor = SIZES[model.size], config.predictor
+    width, heads = model.width or size.width, model.heads or size.heads
+    networks = {"model": (width, heads), "predictor": (predictor.width, predictor.heads or heads)}
+    for section, (width, heads) in {**networks, "decoder": (decoder.width, decoder.heads)}.items():
+        if width % 4 or width % heads:
+            raise ValueError(f"{section}.width {width} must be a multiple of 4 and of {section}.heads {heads}")
     if config.method == "rcdm" and config.warm_start:
         raise ValueError("warm_start is for method 'ijepa': a decoder starts afresh")
-    if model.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"model.dtype {model.dtype!r} must be 'float32' or 'bfloat16' (float16 would need loss scaling)")
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
-    if data.workers < 0 or (data.threads is not None and data.threads < 0):
-        raise ValueError(f"data.workers {data.workers} and data.threads {data.threads} must not be negative")
-    for key, upper in (("crop_scale", 1.0), ("crop_aspect", math.inf)):
-        low, high = data[key]
-        if not 0 < low <= high <= upper:
-            raise ValueError(f"data.{key} {tuple(data[key])} must be (low, high) with 0 < low <= high{' <= 1' * (upper == 1)}")
-    if len(data.image_size) != 2:
-        raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width)")
+    if model.attention == "cudnn" and config.predictor.context == "alone":
+        raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
+    if data.color_jitter and data.channels not in (1, 3):
+        raise ValueError(f"data.color_jitter {data.color_jitter} needs data.channels 1 or 3, not {data.channels}")
+    for key in ("mean", "std"):
+        if len(data[key]) != data.channels:
+            raise ValueError(f"data.{key} {tuple(data[key])} must have one value for each of data.channels {data.channels}")
     if optim.batch_size % optim.accumulation:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"
@@ -220,7 +198,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """All settings by their dotted keys, as JSON types."""
-    return dict(_flat(to_plain(config)))
+    return dict(ranges.flat(to_plain(config)))
 
 
 def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -235,8 +213,8 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
     """
     config = default()
     settings = {section: value for section, value in settings.items() if section not in (EXAMPLES, CONTENTS)}
-    known = dict(_flat(config.to_dict()))
-    if unknown := [f"{key}={value!r}" for key, value in _flat(settings) if key not in known]:
+    known = dict(ranges.flat(config.to_dict()))
+    if unknown := [f"{key}={value!r}" for key, value in ranges.flat(settings) if key not in known]:
         raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax that has them")
     for section, value in settings.items():
         if isinstance(value, dict):
@@ -248,7 +226,7 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ between two plain settings: {key: (old value, new value)}."""
-    old, new = dict(_flat(old)), dict(_flat(new))
+    old, new = dict(ranges.flat(old)), dict(ranges.flat(new))
     return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 
@@ -261,11 +239,3 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-
-def _flat(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import fsspec.config
 from etils import epath
 
@@ -19,13 +20,26 @@ _LOCK, _OWNER, _ASIDE = ".lock", "owner", "damaged-"
 # What a run writes for people to look at, by what it must be.
 _FOLDERS = ("tensorboard", "report")
 _FILES = (_OWNER, "config.json", "metrics.jsonl", "wandb_id", "bad_images*.txt", "report/report.*", "report/*.png")
+_STORES = {"gs": "gcsfs", "s3": "s3fs"}  # and the libraries that reach them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def absolute(place: epath.PathLike) -> epath.Path:
-    """A place from the root on, a local one's `~` expanded: a folder that the program changes to later makes no difference."""
+    """A place from the root on, a local one's `~` expanded: a folder that the program changes to later makes no difference.
+
+    Raises ValueError for an object store that there is not, or whose library is not installed.
+    """
     place = os.fspath(place)
-    return epath.Path(place if "://" in place else Path(place).expanduser().absolute())
+    scheme, remote, _ = place.partition("://")
+    if not remote:
+        return epath.Path(Path(place).expanduser().absolute())
+    if scheme not in _STORES:
+        raise ValueError(f"{place}: a place is a local path, or one of {', '.join(f'{store}://' for store in _STORES)}")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise ValueError(f"{place} needs a library that is not installed: pip install {_STORES[scheme]}") from error
+    return epath.Path(place)
 
 
 def set_aside(path: epath.PathLike) -> epath.Path:
@@ -72,7 +86,12 @@ def claim(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -
     """
     # Other processes write there too: what a folder held a while ago, which gcsfs would go by, says nothing.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # object stores' libraries have exceptions of their own
+        if "://" not in str(workdir):
+            raise
+        raise OSError(f"cannot use {workdir}: {' '.join(str(error).split()) or type(error).__name__}") from error
     with contextlib.ExitStack() as stack:
         free = True
         if processes.is_first() and "://" not in str(workdir):

@@ -74,11 +74,11 @@ def test_published_runs_shrunk_train_a_step(name):
 
 def test_unknown_names_are_named():
     for change, message in (
-        ({"model__size": "vit_medium"}, "model.size 'vit_medium' is not known: it must be one of vit_pico"),
-        ({"model__patch": 0}, "model.patch 0 must be positive"),
+        ({"model__size": "vit_medium"}, "model.size 'vit_medium' must be one of vit_pico"),
+        ({"model__patch": 0}, "model.patch 0 must be a whole number from 1"),
         ({"model__attention": "flash"}, "model.attention 'flash' must be one of xla, cudnn"),
         ({"method": "mae"}, "method 'mae' must be one of ijepa, rcdm"),
-        ({"model__dtype": "float16"}, "model.dtype 'float16' must be"),
+        ({"model__dtype": "float16"}, "model.dtype 'float16' must be one of"),
         ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
         ({"masks__context_patches": 60}, "context_patches"),
         ({"data__image_size": (30, 32)}, "image of 30x32 pixels does not divide into patches of 4x4"),

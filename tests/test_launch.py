@@ -45,7 +45,27 @@ def digest(workdir: Path) -> str:
     [
         (["--config.optim.peek_lr=1"], "error: unknown setting --config.optim.peek_lr: did you mean --config.optim.peak_lr?"),
         (["--config.zzz=1"], "error: unknown setting --config.zzz: ijepa_jax/config.py lists all there are"),
-        (["--config.optim.peak_lr=high"], "error: flag --config.optim.peak_lr=high: could not convert string to float: 'high"),
+        (["--config.optim.peak_lr=high"], "error: --config.optim.peak_lr=high must be a number above 0"),
+        (
+            ["--config.optim.clip=None", "--config.data.flip", "--config.data.image_size=32", "--dry-run"],
+            "error: data.image_size (32,) must be 2 values, whole numbers from 1 to 16,384",
+        ),
+        (["--config.optim.peak_lr=None"], "error: --config.optim.peak_lr=None must be a number above 0 and at most 1,000"),
+        (
+            ["--config.seed", "99999999999999999999"],
+            "error: seed 99999999999999999999 must be a whole number from 0 to 4,294,967",
+        ),
+        (
+            ["--config.optim.warmup=9000", "--dry-run"],
+            "error: optim.warmup 9000 steps must be shorter than the schedule, 2400 steps",
+        ),
+        (["--config.model.width=15", "--dry-run"], "error: model.width 15 must be a multiple of 4 and of model.heads 3"),
+        (["--mesh", "data=2,data=1"], "error: --mesh 'data=2,data=1' must be like data=8,fsdp=4, each once"),
+        (["--mesh=data=²"], "error: --mesh 'data=²' must be like data=8,fsdp=4"),
+        (["--workdir="], "error: --workdir is empty"),
+        (["--workdir=foo://x", "--dry-run"], "error: foo://x: a place is a local path, or one of gs://, s3://"),
+        (["--config=configs/tiny.py", "--config=configs/cifar10.py"], "error: --config is given 2 times, configs/tiny.py and"),
+        (["evaluate", "--config=configs/evaluate/knn.py", "--checkpoint=foo://x"], "error: foo://x: a place is a local path"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
         (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, visualize, prepare, "),

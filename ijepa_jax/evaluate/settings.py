@@ -6,114 +6,101 @@ small checkpoint on a small machine.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
-from ijepa_jax.config import flatten
+from ijepa_jax import ranges
+from ijepa_jax.ranges import choice, flag, number, text, whole
 
 PROTOCOLS = ("knn", "logistic", "linear", "attentive", "finetune", "segmentation", "rank")
 
-_POSITIVE = (
-    "seeds", "data.batch_size", "knn.k", "knn.temperature", "linear.epochs", "linear.batch_size", "attentive.epochs",
-    "attentive.batch_size", "finetune.epochs", "finetune.batch_size", "finetune.layer_decay", "rank.images", "rank.views",
-    "segmentation.patches",
-    "interval.resamples", "data.image_size", "data.crop", "data.size", "data.test_size",
-)  # fmt: skip
+_LAYERS = ("last", "last4")
+
+SETTINGS = {
+    "protocol": choice("knn", PROTOCOLS),
+    "step": whole(0, -1, 1_000_000_000),  # which checkpoint; 0: the best by probe, else the newest; -1: the newest
+    "seed": whole(0, 0, 2**31 - 1),
+    "seeds": whole(1, 1, 1000),  # how many seeds, from `seed` on, the protocol is run with
+    "data": {
+        # those that are empty or None here are the checkpoint's own
+        "name": text(""),
+        "directory": text(""),
+        "size": whole(None, 1, 10_000_000),  # of the generated scenes
+        "test_size": whole(None, 1, 10_000_000),
+        "image_size": whole(None, 1, 16_384),  # side of the square images that the encoder is given
+        "crop": number(None, 0, 1, "(]"),  # centre crop after the short side is resized to image size / this
+        "tasks": text(""),  # of several, these, with commas between; empty: all
+        "train_images": whole(0, 0, 100_000_000),  # so many, evenly spread over the data set; 0: all
+        "test_images": whole(0, 0, 100_000_000),
+        "fraction": number(1.0, 0, 1, "(]"),  # of the training images that are left: the same share of every class
+        "batch_size": whole(250, 1, 1_000_000),  # images that features are computed of at a time
+        "workers": whole(0, 0, 1024),  # as for pretraining
+        "threads": whole(None, 0, 1024),
+        "buffer": whole(2, 1, 1024),
+        "max_bad_fraction": number(0.01, 0, 1),  # more unreadable images than this stop the evaluation
+    },
+    "baselines": flag(True),  # the same for an encoder with random weights, and for raw pixels where the protocol can
+    "cache": flag(True),  # keep features in the checkpoint's workdir, for the next evaluation
+    "augment": {  # of training images, where features are computed anew for every epoch
+        "crop_scale": number((0.08, 1.0), 0, 1, "(]", length=2, rising=True),
+        "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),
+        "flip": flag(True),
+    },
+    "knn": {"k": whole(20, 1, 1_000_000), "temperature": number(0.07, 0, 1000, "(]")},
+    # strengths, the best taken on a tenth of the training images
+    "logistic": {"l2": number((1.0, 1e-1, 1e-2, 1e-3, 1e-4), 0, 1e9, "(]", length=0)},
+    "linear": {
+        "layers": choice(_LAYERS, _LAYERS, length=0),
+        "norms": choice(("none", "batch"), ("none", "batch"), length=0),
+        "learning_rates": number((0.01, 0.05, 0.001), 0, 1000, "(]", length=0),  # for 256 images: scaled with the batch
+        "weight_decays": number((5e-4, 0.0), 0, 1000, length=0),
+        "epochs": whole(50, 1, 1_000_000),
+        "decay_every": whole(15, 1, 1_000_000),  # epochs between divisions of the learning rate by ten
+        "batch_size": whole(16384, 1, 1_000_000),
+        "augment": flag(True),
+        # what the best head is chosen on, as published; held_out: a tenth of the training images
+        "select": choice("test", ("test", "held_out")),
+    },
+    "attentive": {
+        "epochs": whole(20, 1, 1_000_000),
+        "batch_size": whole(1024, 1, 1_000_000),
+        "learning_rate": number(1e-3, 0, 1000, "(]"),
+        "weight_decay": number(1e-3, 0, 1000),
+        "heads": whole(None, 1, 4096),  # None: the encoder's
+        "augment": flag(True),
+    },
+    "finetune": {
+        "epochs": whole(50, 1, 1_000_000),
+        "warmup": number(5.0, 0, 1_000_000),  # epochs
+        "batch_size": whole(528, 1, 1_000_000),
+        "learning_rate": number(1e-4, 0, 1000, "(]"),
+        "weight_decay": number(0.04, 0, 1000),
+        "layer_decay": number(0.75, 0, 1, "(]"),
+        "drop_path": number(0.25, 0, 1, "[)"),
+        "smoothing": number(0.1, 0, 1, "[)"),
+        "mixup": number(0.8, 0, 1000),
+        "cutmix": number(1.0, 0, 1000),
+        "rand_augment": number(9.0, 0, 10),  # magnitude of two operations; 0: none
+    },
+    # training patches, drawn by the seed
+    "segmentation": {
+        "l2": number((1e-2, 1e-3, 1e-4), 0, 1e9, "(]", length=0),
+        "patches": whole(100_000, 1, 1_000_000_000),
+    },
+    # for LiDAR; RankMe and CKA take the test images
+    "rank": {"images": whole(1000, 1, 10_000_000), "views": whole(10, 2, 1000)},
+    "interval": {"level": number(0.95, 0, 1, "()"), "resamples": whole(1000, 1, 1_000_000)},
+    "mesh": {"data": whole(-1, -1, 1_000_000), "fsdp": whole(1, -1, 1_000_000)},
+}
 
 
 def default(protocol: str) -> ml_collections.ConfigDict:
     """All settings, for one of PROTOCOLS."""
-    return ml_collections.ConfigDict(
-        {
-            "protocol": protocol,
-            "step": 0,  # which checkpoint; 0: the best by probe, else the newest; -1: the newest
-            "seed": 0,
-            "seeds": 1,  # how many seeds, from `seed` on, the protocol is run with
-            "data": {
-                # those that are empty or None here are the checkpoint's own
-                "name": "",
-                "directory": "",
-                "size": config_dict.placeholder(int),  # of the generated scenes
-                "test_size": config_dict.placeholder(int),
-                "image_size": config_dict.placeholder(int),  # side of the square images that the encoder is given
-                "crop": config_dict.placeholder(float),  # centre crop after the short side is resized to image size / this
-                "tasks": "",  # of several, these, with commas between; empty: all
-                "train_images": 0,  # so many, evenly spread over the data set; 0: all
-                "test_images": 0,
-                "fraction": 1.0,  # of the training images that are left: the same share of every class, drawn by the seed
-                "batch_size": 250,  # images that features are computed of at a time
-                "workers": 0,  # as for pretraining
-                "threads": config_dict.placeholder(int),
-                "buffer": 2,
-                "max_bad_fraction": 0.01,  # more unreadable images than this stop the evaluation
-            },
-            "baselines": True,  # the same for an encoder with random weights, and for raw pixels where the protocol can
-            "cache": True,  # keep features in the checkpoint's workdir, for the next evaluation
-            "augment": {  # of training images, where features are computed anew for every epoch
-                "crop_scale": (0.08, 1.0),
-                "crop_aspect": (3 / 4, 4 / 3),
-                "flip": True,
-            },
-            "knn": {"k": 20, "temperature": 0.07},
-            "logistic": {"l2": (1.0, 1e-1, 1e-2, 1e-3, 1e-4)},  # strengths, the best taken on a tenth of the training images
-            "linear": {
-                "layers": ("last", "last4"),
-                "norms": ("none", "batch"),
-                "learning_rates": (0.01, 0.05, 0.001),  # for 256 images: scaled with the batch
-                "weight_decays": (5e-4, 0.0),
-                "epochs": 50,
-                "decay_every": 15,  # epochs between divisions of the learning rate by ten
-                "batch_size": 16384,
-                "augment": True,
-                "select": "test",  # what the best head is chosen on, as published; held_out: a tenth of the training images
-            },
-            "attentive": {
-                "epochs": 20,
-                "batch_size": 1024,
-                "learning_rate": 1e-3,
-                "weight_decay": 1e-3,
-                "heads": config_dict.placeholder(int),  # None: the encoder's
-                "augment": True,
-            },
-            "finetune": {
-                "epochs": 50,
-                "warmup": 5.0,  # epochs
-                "batch_size": 528,
-                "learning_rate": 1e-4,
-                "weight_decay": 0.04,
-                "layer_decay": 0.75,
-                "drop_path": 0.25,
-                "smoothing": 0.1,
-                "mixup": 0.8,
-                "cutmix": 1.0,
-                "rand_augment": 9.0,  # magnitude of two operations; 0: none
-            },
-            "segmentation": {"l2": (1e-2, 1e-3, 1e-4), "patches": 100_000},  # training patches, drawn by the seed
-            "rank": {"images": 1000, "views": 10},  # for LiDAR; RankMe and CKA take the test images
-            "interval": {"level": 0.95, "resamples": 1000},
-            "mesh": {"data": -1, "fsdp": 1},
-        }
-    )
+    config = ranges.defaults(SETTINGS)
+    config.protocol = protocol
+    return config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
-    if config.protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {config.protocol!r} is not known: it must be one of {', '.join(PROTOCOLS)}")
-    flat = flatten(config)
-    for key in _POSITIVE:
-        if flat[key] is not None and flat[key] <= 0:
-            raise ValueError(f"{key} {flat[key]} must be positive")
-    if not 0 < config.data.fraction <= 1:
-        raise ValueError(f"data.fraction {config.data.fraction} must be over 0 and at most 1")
-    if not 0 < config.interval.level < 1:
-        raise ValueError(f"interval.level {config.interval.level} must be between 0 and 1")
-    linear = config.linear
-    for key, known in (("layers", ("last", "last4")), ("norms", ("none", "batch"))):
-        if not linear[key] or not {*linear[key]} <= {*known}:
-            raise ValueError(f"linear.{key} {tuple(linear[key])} must be some of {', '.join(known)}")
-    if linear.select not in ("test", "held_out"):
-        raise ValueError(f"linear.select {linear.select!r} must be 'test' or 'held_out'")
-    if linear.select == "held_out" and linear.augment:
+    ranges.check(config, SETTINGS)
+    if config.linear.select == "held_out" and config.linear.augment:
         raise ValueError("linear.select 'held_out' needs linear.augment=False: new crops are made of all training images")
-    if config.rank.views < 2:
-        raise ValueError(f"rank.views {config.rank.views} must be at least 2")
