@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
-from ijepa_jax.data import pipeline, sources
+from ijepa_jax.data import images, pipeline, sources
 from ijepa_jax.denoiser import Denoiser
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.masks import MaskSampler
@@ -166,7 +166,7 @@ def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
 def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sources.Source:
     """The images of a split ("train" or "test")."""
     data = config.data
-    return sources.open_source(
+    found = sources.open_source(
         data.name,
         split,
         size=data.size if split == "train" else data.test_size,
@@ -175,6 +175,12 @@ def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sour
         image_size=tuple(data.image_size),
         progress=progress,
     )
+    if isinstance(found, sources.ArraySource):  # all of one shape: what the first cannot be, none can
+        try:
+            images.decode(found[0], data.channels)
+        except images.BadImage as error:
+            raise sources.DataError(f"{data.name}: {error} (data.channels)") from error
+    return found
 
 
 def train_batches(

@@ -231,7 +231,8 @@ def _unlike(low: float, high: float, encoder: Encoder) -> str:
     mean, std = np.array(encoder.mean), np.array(encoder.std)
     edges = (np.array([[-_OVERSHOOT], [1 + _OVERSHOOT]]) - mean) / std
     span = f"of {low:.4g} .. {high:.4g}"
-    if max(-low, high) > max(_NORMAL, np.abs(edges).max()):
+    normal = -_NORMAL < low < -1.5 and 1.5 < high < _NORMAL
+    if (low < edges.min() or high > edges.max()) and not normal:
         return f"{span} are beyond what the encoder's mean and std give"
     if (mean / std > 0.3).all() and low + 0.3 < high:  # normalised, black is well below 0
         for most, darkest, brightest in ((1, -0.1, 1.1), (2, 0, 2)):

@@ -77,7 +77,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     contents = train.contents()
     facts = {"training images": len(train), "contents": contents, "test images": len(test)}
     processes.check_agreement({**facts, "devices": jax.local_device_count()})
-    if not probe.tasks(train, test, config.probe.train_images, config.probe.test_images):  # better known now than at the end
+    if not probe.check_labels(train, test, config.probe.train_images, config.probe.test_images):  # now, not at the end
         display.log(f"no probes, as not both splits have labels of two classes: {', '.join(_classes(train, test))}")
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
@@ -157,6 +157,10 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
         images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
         tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
         changed = config_lib.differences({**images, **config_lib.to_plain(config_lib.from_plain(old))}, settings)
+        if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
+            changed = {
+                key: values for key, values in changed.items() if key in shared or not key.startswith(config_lib.CONTENTS)
+            }
         fixed = [key for key in changed if config_lib.fixed_on_resume(key) or (key == "data.name" and not tells)]
         show = "; ".join(_change(key, *changed[key]) for key in fixed or changed)
         if fixed:

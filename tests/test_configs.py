@@ -5,10 +5,12 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from ijepa_jax import build
 from ijepa_jax import config as settings
+from ijepa_jax.data.sources import DataError
 from ijepa_jax.step import init, train_step
 from ijepa_jax.vit import parameter_count
 from tests import small
@@ -87,3 +89,13 @@ def test_unknown_names_are_named():
         with pytest.raises(ValueError, match=message):
             settings.check_run(config := small.config(**change))
             build.method(config)
+
+
+def test_arrays_that_cannot_have_the_channels_are_refused_where_they_are_opened(tmp_path):
+    for shape, message in (
+        ((9, 3, 8, 8), r"cannot become one of 3.*\(data.channels\)"),
+        ((9, 0, 8, 3), "images must be uint8"),
+    ):
+        np.savez(tmp_path / "x.npz", images=np.zeros(shape, np.uint8))
+        with pytest.raises(DataError, match=message):
+            build.source(small.config(data__name=f"arrays:{tmp_path / 'x.npz'}"), "train")

@@ -251,8 +251,8 @@ def test_what_is_no_checkpoint_or_another_architecture_is_refused(workdir, tmp_p
 @pytest.mark.parametrize(
     ("name", "changes", "error", "message"),
     [
-        ("knn", {"knn__k": 0}, ValueError, "knn.k 0 must be positive"),
-        ("knn", {"protocol": "magic"}, ValueError, "protocol 'magic' is not known"),
+        ("knn", {"knn__k": 0}, ValueError, "knn.k 0 must be a whole number from 1"),
+        ("knn", {"protocol": "magic"}, ValueError, "protocol 'magic' must be one of knn"),
         ("knn", {"data__tasks": "count, taste"}, DataError, "data.tasks names taste: the data have count"),
         ("knn", {"data__fraction": 2.0}, ValueError, "data.fraction 2.0"),
         ("linear", {"linear__augment": True}, ValueError, "'held_out' needs linear.augment=False"),

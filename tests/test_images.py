@@ -187,7 +187,8 @@ def test_whole_numbers_up_to_255_in_memory_are_of_8_bits_or_of_16_and_refused():
         with pytest.raises(images.BadImage, match="up to 200 may be of 8 bits or of 16"):
             images.decode(Image.fromarray(np.full((4, 4), 200, kind)), 3)
         assert not images.decode(Image.fromarray(np.zeros((4, 4), kind)), 3).any()
-    assert (images.decode(_png(np.full((4, 4), 200, np.uint16), 16), 1) == 1).all()  # a file tells
+        with pytest.raises(images.BadImage, match="up to 200 may be of 8 bits or of 16"):
+            images.decode(_encode(Image.fromarray(np.full((4, 4), 200, kind)), "TIFF"), 3)
 
 
 def test_strips_of_a_transparent_image_are_composed_as_a_whole(monkeypatch):
@@ -221,7 +222,7 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_read():
     for size in ((16000, 8001), (13300, 13300)):
         data = _png(np.zeros((1, 1), int), 8, size=size)
         for given in (data, Image.open(io.BytesIO(data))):
-            with pytest.raises(images.BadImage, match=f"{size[1]}x{size[0]} pixels is too large: up to 128,000,000"):
+            with pytest.raises(images.BadImage, match=f"{size[1]}x{size[0]} pixels is too large: up to 110,000,000"):
                 images.decode(given, 1)
     with pytest.raises(images.BadImage, match="10000000000 pixels"):
         images.decode(_png(np.zeros((1, 1), int), 8, size=(100000, 100000)), 1)

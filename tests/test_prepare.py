@@ -377,3 +377,19 @@ def test_object_stores(tmp_path, monkeypatch, scheme, small_shards):
     assert len(_by_file(f"tfds:{tmp_path}/bucket/packed")) == result["images"]["train"] > 40
     assert not list((tmp_path / "bucket" / "packed").rglob("*.json.*"))
     assert json.loads((tmp_path / "bucket" / "packed" / "prepare.json").read_text())["result"]["images"] == result["images"]
+
+
+def test_the_same_images_packed_under_another_name_are_the_same(tmp_path):
+    _photos(tmp_path / "photos", 30)
+    names = [prepare.prepare(f"folder:{tmp_path}/photos", tmp_path / out)["name"] for out in ("a", "b")]
+    one, other = (sources.open_source(name, "train", size=0, seed=0).contents() for name in names)
+    assert one == other
+
+
+def test_images_replaced_in_place_are_other_images(tmp_path):
+    _photos(tmp_path / "photos", 12)
+    source, out = f"folder:{tmp_path}/photos", tmp_path / "out"
+    prepare.prepare(source, out)
+    for path in (tmp_path / "photos").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    _refused("the files or labels of .*photos are not those of", source, out)

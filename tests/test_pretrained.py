@@ -158,6 +158,7 @@ def test_what_are_no_images_is_refused(encoder, bad, message):
         (lambda pixels: pixels / 127.5 - 1, r"of -1 \.\. 1 look like pixels scaled to -1 \.\. 1"),
         (lambda pixels: (pixels / 127.5 - 1) * 0.97, r"of -0\.97 \.\. 0\.97 look like pixels scaled to -1 \.\. 1"),
         (lambda pixels: (pixels / 25.5 - 2) / 0.5, r"of -4 \.\. 16 are beyond"),  # twice normalised
+        (lambda pixels: pixels / 51, r"of 0 \.\. 5 are beyond"),
         (lambda pixels: pixels - 127.5, r"of -127\.5 \.\. 127\.5 are beyond"),
         (lambda pixels: np.where(pixels == 7, np.nan, pixels / 128 - 0.9), "hold NaN or infinity"),
         (lambda pixels: np.where(pixels == 7, np.inf, pixels / 128 - 0.9), "hold NaN or infinity"),

@@ -81,12 +81,24 @@ def test_classes_only_in_the_test_split_are_refused():
 def test_test_classes_without_a_training_image_are_refused_where_enough_are_known():
     few, many = Labelled([0, 2] * 8), Labelled([0, 2] * 100)
     tested = Labelled([0, 1, 2])
-    assert probe.tasks(few, tested) == ["label"]  # chance alone may miss a class
-    assert probe.tasks(many, tested) == ["label"]  # 64 of 200, and some classes are known
+    assert probe.check_labels(few, tested, 64, 64) == ["label"]  # of few images chance alone may miss a class
+    assert probe.check_labels(many, tested, 64, 64) == ["label"]  # 64 of 200, and some classes are known
     with pytest.raises(DataError, match="1 of the 3 classes of 3 test images have no image among 200 training images"):
-        probe.tasks(many, tested, 200, 200)
+        probe.check_labels(many, tested, 200, 200)
     with pytest.raises(DataError, match="1 of the 1 classes of 5 test images have no image among 64 training images"):
-        probe.tasks(many, Labelled([1] * 5))
+        probe.check_labels(many, Labelled([1] * 5), 64, 64)
+    with pytest.raises(DataError, match="1 of the 1 classes of 5 test images have no image among 16 training images"):
+        probe.check_labels(few, Labelled([1] * 5), 64, 64)
+
+
+def test_images_of_one_class_are_refused_before_they_are_probed():
+    rare = Labelled([0, 1] + [0] * 98)
+    assert probe.check_labels(rare, Labelled([0, 1]), 100, 2) == ["label"]
+    for train, wanted in ((rare, 20), (Labelled([1] * 30), 64)):
+        with pytest.raises(
+            DataError, match="training images that are probed are all of one class, [01]: give images of others"
+        ):
+            probe.check_labels(train, Labelled([0, 1]), wanted, 2)
 
 
 def test_pooled_features_are_the_mean_patch_of_any_batch():

@@ -127,6 +127,9 @@ def test_split_sub_folders_go_by_many_names(tmp_path, train, held_out):
         ("val", "test"),
         ("cat_train", "cat_test", "dog_train", "dog_test"),
         ("train", "val", "seg_train", "seg_val"),
+        ("trainA", "trainB", "testA", "testB"),
+        ("train_hq", "valid_lq"),
+        ("Training", "PublicTest", "PrivateTest"),
     ],
 )
 def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
@@ -146,6 +149,10 @@ def test_split_sub_folders_that_cannot_be_told_are_refused(tmp_path, children):
         ("trainval", "test"),
         ("seg_train", "seg_test"),
         ("Flowers-Training", "flowers_valid"),
+        ("TrainImages", "TestImages"),
+        ("traindata", "testdata"),
+        ("XTrain", "XTest"),
+        ("train", "held_out"),
     ],
 )
 def test_split_sub_folders_may_say_more(tmp_path, train, held_out, caplog):
@@ -156,10 +163,35 @@ def test_split_sub_folders_may_say_more(tmp_path, train, held_out, caplog):
 
 
 def test_classes_whose_names_have_words_of_splits_are_classes(tmp_path):
-    names = ["bullet train", "test tube", "train station", "training shoe"]
-    for i in range(80):
-        _save(tmp_path / names[i % 4] / f"{i}.png")
+    names = ["bullet train", "flower", "test tube", "train station", "training shoe"]
+    for i in range(100):
+        _save(tmp_path / names[i % 5] / f"{i}.png")
     assert _open(f"folder:{tmp_path}").class_names == {"label": names}
+
+
+@pytest.mark.parametrize(
+    ("places", "right"),
+    [
+        (("cat/train", "cat/test", "dog/train", "dog/test"), r"cat, dog: have train and val \(or test\) above the classes"),
+        (("images/Train/a", "images/val/a"), r"images: give folder:.*/images"),
+    ],
+)
+def test_splits_below_the_classes_are_refused(tmp_path, places, right):
+    for i in range(40):
+        _save(tmp_path / places[i % len(places)] / f"{i}.png")
+    for split in ("train", "test"):
+        _refused(f"folder:{tmp_path}", f"training and held-out images lie below {right}", split)
+
+
+def test_classes_of_one_image_each_are_no_labels(tmp_path, caplog):
+    for i in range(40):
+        _save(tmp_path / "photos" / f"{i}" / "x.png")
+    np.savez(tmp_path / "x.npz", images=np.zeros((60, 4, 4), np.uint8), labels=np.arange(60))
+    for name, count in ((f"folder:{tmp_path / 'photos'}", 40), (f"arrays:{tmp_path / 'x.npz'}", 60)):
+        opened = [_open(name, split) for split in ("train", "test")]
+        assert sum(map(len, opened)) == count and all(len(source) and not source.classes for source in opened)
+        assert "no class has images in both splits" in caplog.text
+        caplog.clear()
 
 
 def test_images_beside_the_splits_are_left_out_with_a_line(tmp_path, caplog):
@@ -242,6 +274,8 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
 def test_labels_that_are_no_classes_are_refused(tmp_path, labels):
     np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 4, 4), np.uint8), train_labels=labels)
     _refused(f"arrays:{tmp_path / 'x.npz'}", "labels must be classes from 0 up to 99999, these are")
+    np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 4, 4), np.uint8), train_labels=[0, 90_000])
+    _refused(f"arrays:{tmp_path / 'x.npz'}", "labels of 2 classes run up to 90000: number the classes from 0 up")
 
 
 def test_test_labels_unknown_in_training_are_refused(tmp_path):
@@ -302,11 +336,11 @@ def test_arrays_with_a_split_of_their_own(tmp_path):
 
 def test_arrays_without_splits_are_divided(tmp_path):
     path = tmp_path / "a.npz"
-    np.savez_compressed(path, images=_pixels(300, 4, 4), labels=np.arange(300))
+    np.savez_compressed(path, images=_pixels(300, 4, 4), labels=np.arange(300) // 4)
     train, test = _open(f"arrays:{path}"), _open(f"arrays:{path}", "test")
     assert 15 <= len(test) <= 50 and test[0].shape == (4, 4)
     both = np.concatenate([train.labels["label"], test.labels["label"]])
-    assert sorted(both.tolist()) == list(range(300))
+    assert sorted(both.tolist()) == [i // 4 for i in range(300)]
 
 
 def test_array_errors(tmp_path):

@@ -121,6 +121,7 @@ def open_folder(place: str, split: str) -> FolderSource:
         held_out = {file for file in everything if _in_test_split(file)}
         trained = {_class(file) for file in everything if file not in held_out}
         known = {file for file in held_out if _class(file) in trained}  # no class is for the test split alone
+        _refuse_splits_below(root, everything, place)
         files = [file for file in everything if (file in (known or held_out)) == (split == "test")]
         classes = {_class(file) for file in everything if "/" in file}
         if len(classes) == 1 and split == "train" and all("/" in file for file in everything):
@@ -134,6 +135,9 @@ def open_folder(place: str, split: str) -> FolderSource:
     if not files:
         raise DataError(f"folder:{place}: no {', '.join(_EXTENSIONS)} files in {folder} or below")
     labels = _folder_labels(folder, files, sorted(classes))
+    if labels and not parts and not known:
+        logging.warning("folder:%s: no class has images in both splits, so its sub-folders are no labels", place)
+        labels = {}
     return FolderSource(folder, files, labels, {"label": sorted(classes)} if labels else {})
 
 
@@ -156,11 +160,15 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
     kinds = [kind for kind in held_out if kind]
     chosen = next((kind for kind in kinds if len(kinds) == 1 or any(_has_images(root / name) for name in kind)), [])
     others = [child for child in children if not any(child in kind for kind in (train, *held_out))]
+    right = "have train and val (or test) there, and no other images; classes that are called so go below these"
     if not chosen:
+        if trained and tested and all(word for word, _ in said.values()):
+            raise DataError(
+                f"folder:{place}: {', '.join(children)} speak of splits, but not of two that belong together: {right}"
+            )
         if train and others:
             logging.warning("folder:%s: %s is taken for a class, as no held-out split is beside it", place, ", ".join(train))
         return None
-    right = "have train and val (or test) there, and no other images; classes that are called so go below these"
     if len(train) != 1 or len(chosen) != 1:
         raise DataError(f"folder:{place}: {', '.join(children)} are not one training and one held-out split: {right}")
     mixed = [other for other in others if _has_images(root / other)]
@@ -175,10 +183,30 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
 
 def _words(name: str) -> tuple[str, str]:
     """The word by which a folder's name speaks of a split, and its other words: 'train' and 'seg' of Seg_Train_set2."""
-    words = [word.removesuffix("set") or word for word in re.findall(r"[a-z]+", name.casefold())]
+    name = re.sub("(?i)(held|hold)[-_ ]?out", "holdout", name)
+    words = [_bare(word.casefold()) for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     words = [word for word in words if word not in _SAY_NOTHING]
     known = [word for word in words if word in (*_TRAIN, *sum(_HELD_OUT, ()), *_NO_SPLITS)]
     return (known[0] if len(known) == 1 else "", " ".join(word for word in words if word not in known))
+
+
+def _bare(word: str) -> str:
+    """A word of a split without what says nothing after it: train of trainset."""
+    ends = [end for end in _SAY_NOTHING if word.removesuffix(end) in (*_TRAIN, *sum(_HELD_OUT, ()))]
+    return word.removesuffix(ends[0]) if ends else word
+
+
+def _refuse_splits_below(root: epath.Path, files: Iterable[str], place: str) -> None:
+    """Raises DataError where a class has folders for splits below it, as in cats/train and cats/val."""
+    below: dict[str, set[str]] = {}
+    for file in files:
+        name, _, rest = file.partition("/")
+        if "/" in rest:
+            below.setdefault(name, set()).add(_words(rest.partition("/")[0])[0])
+    split = [name for name, words in below.items() if words & {*_TRAIN} and words & {*sum(_HELD_OUT, ())}]
+    if split:
+        right = f"give folder:{root / split[0]}" if len(below) == 1 else "have train and val (or test) above the classes"
+        raise DataError(f"folder:{place}: training and held-out images lie below {', '.join(split[:5])}: {right}")
 
 
 def _class(file: str) -> str:

@@ -23,7 +23,7 @@ _TRIES = 10  # of a crop inside the image, as in torchvision
 CROP_UNIFORMS = 2 * _TRIES + 2
 JITTER_UNIFORMS = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's readers; that of JPEG reads MPO too
-MAX_PIXELS = 128_000_000  # of an encoded image, some telephones' 108 and more: files of some kilobytes can ask for gigabytes
+MAX_PIXELS = 110_000_000  # of an encoded image, some telephones' 108 and more: files of some kilobytes can ask for gigabytes
 MAX_BYTES = 1 << 30  # of a file
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
@@ -219,7 +219,7 @@ def _load(image: Image.Image, channels: int) -> Image.Image:
         raise BadImage(f"an image of {image.width}x{image.height} pixels is too large: up to {MAX_PIXELS:,} pixels are read")
     stored = image.tile[0][3] if getattr(image, "tile", None) else ""  # unknown once they are read
     image.load()
-    if image.format is None and image.mode[0] == "I" and np.min(image) >= 0 < (high := np.max(image)) <= 255:
+    if image.mode[0] == "I" and np.min(image) >= 0 < (high := np.max(image)) <= 255:  # of 16 bits, black
         raise BadImage(f"whole numbers of up to {high} may be of 8 bits or of 16: make them 8-bit pixels, or 0 .. 65535")
     return _flatten(_upright(image), channels, stored)
 
@@ -287,7 +287,9 @@ def _without_key(image: Image.Image, key: int | tuple[int, ...], stored: str) ->
     colour = np.array(key) * levels
     if stored == "RGB;16B" or colour.max() > 255:  # of which Pillow keeps the upper half
         colour >>= 8
-    pixels[(pixels == colour).all(-1) if pixels.ndim == 3 else pixels == colour] = 255
+    rows = max(1, _STRIP // pixels.shape[1])
+    for strip in (pixels[top : top + rows] for top in range(0, len(pixels), rows)):
+        strip[(strip == colour).all(-1) if strip.ndim == 3 else strip == colour] = 255
     return Image.fromarray(pixels)
 
 

@@ -153,8 +153,10 @@ def _begin(out: epath.Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         begun = json.loads(path.read_text())
         changed = [name for name, value in settings.items() if begun.get(name, value) != value]
-        moved = begun["source"] != settings["source"] and "contents" in begun  # else damaged files may have been mended
-        changed = [name for name in changed if name != ("source" if moved else "contents")]
+        compared = "contents" in begun and (
+            begun["source"] != settings["source"] or begun.get("result", {}).get("skipped") == 0
+        )
+        changed = [name for name in changed if name != ("source" if compared else "contents")]  # else damaged files were mended
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: remove {out}, or choose another folder") from error
     others = [name for name in changed if name not in ("listing", "contents")]

@@ -100,9 +100,8 @@ class TfdsSource:
         return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
     def contents(self) -> dict[str, str]:
-        parts = zip(self._shards, self._skips, self._ends, strict=True)
-        shards = hashed(f"{epath.Path(shard).name} {skip} {end}\n" for shard, skip, end in parts)
-        return {"data set": self._full_name, "shards": shards, "records": hashed(map(self._seen, _spread(len(self))))}
+        parts = hashed(f"{skip} {end}\n" for skip, end in zip(self._skips, self._ends, strict=True))
+        return {"parts": parts, "records": hashed(map(self._seen, _spread(len(self))))}
 
     def _seen(self, index: int) -> bytes:
         try:

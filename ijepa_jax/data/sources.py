@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import logging
 import re
 import unicodedata
 import zipfile
@@ -29,6 +30,7 @@ _TEST_SCENES = 1 << 40  # where the indices of the test split start
 _REFERENCE_SCENES = 1 << 41  # scenes of no split, whose distances set the bins
 _DISTANCE_BINS = 8
 _MOST_CLASSES = 100_000
+_SPARSE = 10  # times as many numbers as classes: a probe has weights for each
 _SCENES_AT_ONCE = 256  # rendered between two reports of progress
 
 
@@ -400,6 +402,9 @@ def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> 
         in_test = counter.bits(0, np.arange(len(images))) % np.uint64(10) == 0
         if labels is not None and labels.ndim and len(labels) == len(images):  # no class is for the test split alone
             known = in_test & np.isin(labels, labels[~in_test]).reshape(len(images), -1).all(axis=1)
+            if not known.any():
+                logging.warning("arrays:%s: no class has images in both splits, so its labels are left out", place)
+                labels = None
             in_test = known if known.any() else in_test
         chosen = in_test if split == "test" else ~in_test
     else:
@@ -407,7 +412,7 @@ def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> 
             f"arrays:{place} holds {', '.join(arrays) or 'nothing'}: for the {split} split expected {split}_images (and "
             f"{split}_labels), or images (and labels) for all splits"
         )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise DataError(
             f"arrays:{place}: images must be uint8 [N, H, W] or [N, H, W, C], these are {images.dtype} {list(images.shape)}"
         )
@@ -425,6 +430,11 @@ def _check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:
     if count and not (labels.min() >= 0 and labels.max() < _MOST_CLASSES):
         raise DataError(
             f"{title}: labels must be classes from 0 up to {_MOST_CLASSES - 1}, these are {labels.min()} to {labels.max()}"
+        )
+    there = len(np.unique(labels))
+    if count and labels.max() >= max(_SPARSE * there, 1000):
+        raise DataError(
+            f"{title}: labels of {there} classes run up to {labels.max()}: number the classes from 0 up, without gaps"
         )
     return labels.reshape(count).astype(np.int64)
 

@@ -102,6 +102,7 @@ class Bench:
 
     def split(self, subject: Subject, kinds: Sequence[str], split: str, seed: int = 0) -> Split:
         """A split's features with their labels; of the training split, the share that `data.fraction` and the seed choose."""
+        self.labels(split)  # what is wrong with them is said before features are computed
         features, rows = self.features(subject, kinds, split)
         return self.labelled(features, rows, split, seed)
 
@@ -129,6 +130,8 @@ class Bench:
             read = list(pool.map(source.labels_at, pieces))
         found = {task: np.concatenate([part[task] for part in read]) for task in self.tasks}
         for task, values in found.items():
+            if split == "train" and not np.ptp(values):
+                raise DataError(f"task {task!r}: the {len(values)} training images are all of one class: give others too")
             if values.min() < 0 or values.max() >= self.tasks[task]:
                 reach = f"{values.min()} to {values.max()}, outside 0 .. {self.tasks[task] - 1}"
                 raise DataError(f"task {task!r}: {split} labels run from {reach}")

@@ -61,23 +61,33 @@ class ProbeData:
         return features["last"], rows
 
 
-def tasks(train: Source, test: Source, train_images: int = 64, test_images: int = 64) -> list[str]:
-    """Tasks with labels of at least two classes in both splits.
-
-    Raises DataError where the test split has classes that training has not, or some of so many images have no class.
-    """
+def tasks(train: Source, test: Source) -> list[str]:
+    """Tasks with labels of at least two classes in both splits; DataError where the test split has more of them."""
     found = [task for task in train.classes if task in test.classes and train.classes[task] > 1]
-    sampled = [
-        _labels(source, found, split, wanted) if found else {}
-        for split, source, wanted in (("training", train, train_images), ("test", test, test_images))
-    ]
     for task in found:
         extra = test.classes[task] - train.classes[task]
         if extra > 0:
             raise DataError(f"task {task!r} has {extra} more classes in the test split than in the training split")
-        if all(sampled):
-            trained, tested = (labels[task] for labels in sampled)
-            _refuse_strangers(task, trained, tested, train.classes[task], len(trained) == len(train))
+    return found
+
+
+def check_labels(train: Source, test: Source, train_images: int, test_images: int) -> list[str]:
+    """The tasks, after a look at the labels of so many images, as many as are probed.
+
+    Raises DataError where probes of these could not be made, or would mean nothing: a label that is no class, images of one
+    class only, test images of classes that no training image has.
+    """
+    found = tasks(train, test)
+    if not found:
+        return found
+    trained, tested = _labels(train, found, "training", train_images), _labels(test, found, "test", test_images)
+    for task in found if trained and tested else ():
+        if not np.ptp(trained[task]):
+            raise DataError(
+                f"task {task!r}: the {len(trained[task])} training images that are probed are all of one class, "
+                f"{trained[task][0]}: give images of others, or raise probe.train_images"
+            )
+        _refuse_strangers(task, trained[task], tested[task], train.classes[task], train_images >= len(train))
     return found
 
 
@@ -98,10 +108,11 @@ def _labels(source: Source, found: list[str], split: str, wanted: int) -> dict[s
 
 
 def _refuse_strangers(task: str, trained: np.ndarray, tested: np.ndarray, classes: int, whole: bool) -> None:
-    """Raises DataError where training lacks classes that are tested: some in the `whole` split, or all of them in a sample."""
+    """Raises DataError where training lacks classes that are tested, unless few are missing of a few images."""
     there = np.unique(tested)
     unknown = np.setdiff1d(there, trained)
-    if len(unknown) and len(trained) >= _IMAGES_OF_A_CLASS * classes and (whole or len(unknown) == len(there)):
+    many = len(trained) >= _IMAGES_OF_A_CLASS * classes
+    if len(unknown) and ((whole and many) or (len(unknown) == len(there) and (whole or many))):
         raise DataError(
             f"task {task!r}: {len(unknown)} of the {len(there)} classes of {len(tested)} test images have no image among "
             f"{len(trained)} training images: no probe could name them, so the splits must have the same classes"
