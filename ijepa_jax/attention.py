@@ -60,11 +60,9 @@ def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Ar
 
 def _attention_forward(q, k, v, visible):
     logits = _product("bhqd,bhkd->bhqk", q, k, jnp.float32)
-    if visible is not None and visible.shape[2] > 1:
+    if visible is not None:  # before the maximum: beside a logit far above them, those of valid keys would all vanish
         logits = jnp.where(visible > 0, logits, -jnp.inf)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    # Padding repeats a valid token, so that its logits raise no maximum: a weight of zero is enough, and faster on CPU.
-    weights = weights if visible is None else weights * visible
     weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
     return _product("bhqk,bhkd->bhqd", weights, v, q.dtype), (q, k, v, weights)
 

@@ -136,13 +136,19 @@ def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
     """The optimiser, its schedules stretched over the run on a data set of so many examples."""
     optim = config.optim
     unit = 1 if optim.steps else examples // optim.batch_size
+    total, warmup = int(optim.schedule_scale * (optim.steps or optim.epochs) * unit), int(optim.warmup * unit)
+    if not total_steps(config, examples) or warmup >= total:
+        raise ValueError(
+            f"optim.epochs {optim.epochs:g} of {examples} images are {total_steps(config, examples)} steps, and optim.warmup "
+            f"{optim.warmup:g} of them {warmup}, which must be fewer than the schedule's {total}: more epochs, or less warm-up"
+        )
     names = (
         "start_lr", "peak_lr", "final_lr", "weight_decay", "final_weight_decay", "momentum", "final_momentum", "b1", "b2",
         "eps", "clip", "moment_dtype",
     )  # fmt: skip
     return make_optimizer(
-        total_steps=int(optim.schedule_scale * (optim.steps or optim.epochs) * unit),
-        warmup_steps=int(optim.warmup * unit),
+        total_steps=total,
+        warmup_steps=warmup,
         **{name: optim[name] for name in names},
     )
 

@@ -30,28 +30,36 @@ class Display:
             self._console.print(message)
             sys.stdout.flush()
 
-    def start(self, title: str, total: int, done: int = 0) -> None:
-        """Begins to show progress towards `total`, of which `done` was done before."""
+    def start(self, title: str, total: int, done: int = 0, note: str = "compiling") -> None:
+        """Begins to show progress towards `total`, of which `done` was done before; `note`: what the first of it waits for."""
         self._total, self._title, self._first = total, title, done
         self._started = self._last_line = time.monotonic()
+        self._begun = False
         if self._console.is_terminal and not self._console.quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             self._board = _Board(self._probes, *columns, console=self._console, refresh_per_second=_REFRESHES)
-            self._task = self._board.add_task(title, total=total, completed=done, note="")
+            self._task = self._board.add_task(title, total=total, completed=done, note=note)
             self._board.start()
+        elif note and done < total:
+            self.log(f"{title} {done}/{total} {note}")
 
     def update(self, done: int, note: str = "") -> None:
-        """Shows how much is done and how long the rest takes, with a note such as the rate and the loss."""
+        """Shows how much is done and how long the rest takes, with a note such as the rate and the loss.
+
+        The first of it, which has waited for the compiler, says nothing of how long the rest takes.
+        """
         now = time.monotonic()
+        if not self._begun:
+            self._begun, self._first, self._started = True, done, now
         if self._board is None and now - self._last_line < self._line_seconds:
             return
         rate = (done - self._first) / max(now - self._started, 1e-9)
-        left = f"{(self._total - done) / rate if rate else 0.0:.0f} s left"
+        left = f" {(self._total - done) / rate:.0f} s left" if rate else ""
         if self._board is not None:
-            self._board.update(self._task, completed=done, note=f"{note} {left}")
+            self._board.update(self._task, completed=done, note=f"{note}{left}")
         else:
             self._last_line = now
-            self.log(f"{self._title} {done}/{self._total} {note} {left}")
+            self.log(f"{self._title} {done}/{self._total} {note}{left}".rstrip())
 
     def probes(self, name: str, results: dict[str, float], line: str) -> None:
         """Shows the latest probes of something, by name beside those of others; without a live display, a line of text."""

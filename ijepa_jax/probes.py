@@ -18,6 +18,7 @@ from ijepa_jax.visualize.live import feature_strip
 def baselines(run: Run) -> None:
     """Probes a random encoder and raw pixels on the sample that probes during training use."""
     begun, data = time.monotonic(), _data(run, during=True)
+    run.display.log("first what this run is compared with: a random encoder, and raw pixels")
     random_encoder = _random_encoder(run)
     random_init = data.measure(partial(run.pooled, random_encoder))
     pixels = data.measure(features.pixels(run.mesh))

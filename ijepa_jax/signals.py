@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 def end_with_parent() -> None:
@@ -19,10 +19,11 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def stop_requests(several_processes: bool = False) -> Iterator[list[signal.Signals]]:
+def stop_requests(say: Callable[[str], None] | None = None, several_processes: bool = False) -> Iterator[list[signal.Signals]]:
     """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is not held back.
 
-    With `several_processes`, SIGTERM is left to JAX's runtime, which tells the other processes, and SIGINT becomes SIGTERM.
+    `say` gets the name of the first at once, in a thread, also while the main one is held up in a compiler. With
+    `several_processes`, SIGTERM is left to JAX's runtime, which tells the other processes, and SIGINT becomes SIGTERM.
     """
     received: list[signal.Signals] = []
 
@@ -39,8 +40,33 @@ def stop_requests(several_processes: bool = False) -> Iterator[list[signal.Signa
         before = {number: signal.signal(number, request) for number in caught}
     except ValueError:  # not the main thread, a notebook's for instance: nothing to catch there
         before = {}
+    with _told(say) if before and say else contextlib.nullcontext():
+        try:
+            yield received
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _told(say: Callable[[str], None]) -> Iterator[None]:
+    """Has a thread `say` the name of the first signal that comes: handlers wait for the main thread's next instruction."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def listen() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in (signal.SIGTERM, signal.SIGINT):
+                say(signal.Signals(number[0]).name)
+                break
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        listener.join()
+        os.close(reading)

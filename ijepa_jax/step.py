@@ -38,8 +38,14 @@ def train_step(
     """One step on a global batch: gradients, AdamW, then the EMA of the *updated* parameters.
 
     With `accumulation` > 1 the batch is split into that many parts, whose gradients are summed in float32 with the
-    weights that make the sum equal to the whole batch's gradient.
+    weights that make the sum equal to the whole batch's gradient. Raises ValueError for a method whose loss does not add up
+    so, or that does not say (`Method.additive`).
     """
+    if accumulation > 1 and not getattr(method, "additive", False):
+        raise ValueError(
+            f"the loss of {type(method).__name__} is not known to be the mean of that of a batch's parts (additive = True): "
+            f"with accumulation {accumulation} it would learn something else"
+        )
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     loss, metrics, gradients = _gradients(method, state, batch, key, accumulation)
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)

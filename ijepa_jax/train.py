@@ -85,7 +85,8 @@ def _pretrain(
             return finished
         if run.conditions:
             _prepare_conditions(run)
-        with stop_requests(several_processes=jax.process_count() > 1) as requests:
+        saving = lambda name: display.log(f"{name}: this run is saved after the step at hand, and ends")  # noqa: E731
+        with stop_requests(saving, several_processes=jax.process_count() > 1) as requests:
             state = _train(run, state, start_step, requests)
             run.checkpoints.wait()
         return _finish(run, state, start_step, command, started)  # all is saved: a signal may end this
@@ -246,13 +247,13 @@ def _record(run: Run, step: int, metrics: dict[str, jax.Array], clock: float) ->
         run.seconds, run.steps_timed = run.seconds + now - clock, run.steps_timed + 1
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        raise Diverged(
-            f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. The last checkpoint is good"
-        )
+        saved = run.checkpoints.steps()
+        good = f"Checkpoint {saved[-1]} is good" if saved else "There is no checkpoint yet"
+        raise Diverged(f"{', '.join(broken)} not finite at step {step}: lower optim.peak_lr or set optim.clip. {good}")
     rate = run.config.optim.batch_size * run.steps_timed / run.seconds if run.seconds else 0.0
     if run.writer and (step % run.config.log.every == 0 or step == run.total_steps):
         run.writer.write(step, {**values, "images_per_s": rate, "bad_images": len(run.bad.names)})
-    run.display.update(step, f"loss {values['loss']:.4f} {rate:.0f} images/s")
+    run.display.update(step, f"loss {values['loss']:.4f}" + (f" {rate:.0f} images/s" if rate else ""))
     return now
 
 
@@ -303,8 +304,10 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         named = {f"report/{epath.Path(name).stem}": read_picture(run.workdir / "report" / name) for name in report["pictures"]}
         run.writer.pictures(run.total_steps, named)
     _show_table(run.display, report)
-    rate = f", {report['images_per_s']} images/s" if report["images_per_s"] else ""
-    run.display.log(f"{report['seconds']} s in all{rate}; report in {run.workdir / 'report'}")
+    steps = (
+        f", {run.seconds:.1f} s of them in {run.steps_timed} steps at {report['images_per_s']} images/s" if run.seconds else ""
+    )
+    run.display.log(f"{report['seconds']} s in all{steps}; report in {run.workdir / 'report'}")
     return report
 
 
@@ -319,6 +322,7 @@ def _evaluate(run: Run, state: State) -> dict[str, Any]:
     """Final probes beside their baselines, and pictures."""
     digest = encoder_digest(state.target, build.encoder(run.config).network)
     compared = {"encoder_digest": digest, **probes.final(run, state.target)}
+    run.display.log("drawing pictures")
     pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
     return {**compared, "pictures": pictures}
 

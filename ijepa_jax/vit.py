@@ -85,8 +85,9 @@ def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
 
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): drops the residual branch of whole examples, scaling the kept ones."""
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
+    kept = 1 - jnp.asarray(rate)
+    keep = jax.random.bernoulli(key, kept, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / kept.astype(x.dtype), 0)
 
 
 class Block(nn.Module):

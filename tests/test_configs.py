@@ -91,6 +91,19 @@ def test_unknown_names_are_named():
             build.method(config)
 
 
+def test_a_run_too_short_for_its_warm_up_or_for_a_step_is_refused_when_its_data_are_known():
+    config = small.config(optim__steps=0, optim__epochs=1.0, optim__warmup=1.1, optim__batch_size=16)
+    config.optim.schedule_scale = 1.25
+    assert build.total_steps(config, 160) == 10 and build.optimizer(config, 160)
+    with pytest.raises(
+        ValueError, match=r"optim.epochs 1 of 16 images are 1 steps, and optim.warmup 1.1 of them 1, which must be"
+    ):
+        build.optimizer(config, 16)
+    config.optim.epochs, config.optim.warmup = 0.01, 0.0
+    with pytest.raises(ValueError, match=r"optim.epochs 0.01 of 160 images are 0 steps"):
+        build.optimizer(config, 160)
+
+
 def test_arrays_that_cannot_have_the_channels_are_refused_where_they_are_opened(tmp_path):
     for shape, message in (
         ((9, 3, 8, 8), r"cannot become one of 3.*\(data.channels\)"),

@@ -107,7 +107,7 @@ def test_the_run_of_a_decoder_ends_with_pictures_and_figures(decoded):
 
 def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path, monkeypatch):
     requests = [SimpleNamespace(name="SIGTERM")]
-    monkeypatch.setattr(train, "stop_requests", lambda **_: contextlib.nullcontext(requests))
+    monkeypatch.setattr(train, "stop_requests", lambda *_, **__: contextlib.nullcontext(requests))
     with pytest.raises(train.Stopped):
         train.pretrain(settings(encoder), tmp_path)
     requests.clear()

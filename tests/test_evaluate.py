@@ -110,6 +110,22 @@ def test_several_seeds_are_averaged_and_their_spread_is_told(workdir, tmp_path):
     assert "Mean of 2 seeds" in next(tmp_path.glob("*.md")).read_text()
 
 
+def test_of_a_share_of_the_labels_the_images_used_are_told(workdir, tmp_path):
+    result = evaluate(workdir, "lowshot", out=tmp_path, data__fraction=0.25, baselines=False)
+    assert 10 < result["train_images"] < 20 and result["train_images_in_all"] == 64 and result["warnings"] == []
+    line = f"32 test and {result['train_images']} training images, of 64."
+    assert line in next(tmp_path.glob("*.md")).read_text() and "training images" in table.terminal(result).title
+    assert "train_images_in_all" not in evaluate(workdir, "lowshot", out=tmp_path, data__fraction=1.0, baselines=False)
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive", "finetune"])
+def test_a_head_of_few_steps_is_warned_of(workdir, tmp_path, capsys, name):
+    few = suite.evaluate(settings(name, baselines=False), str(workdir), out=str(tmp_path), display=Display())
+    warning = f"{name}: a head of {few['warnings'][0].split('a head of ')[1]}"
+    assert len(few["warnings"]) == 1 and f"{name}.epochs" in warning and f"warning: {warning}" in capsys.readouterr().out
+    assert f"> **Warning:** {warning}." in next(tmp_path.glob("*.md")).read_text()
+
+
 def test_features_are_kept_by_weights_data_and_preparation(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("features"))

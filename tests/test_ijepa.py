@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax.methods.ijepa import LAST_BLOCKS
+from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa
 from ijepa_jax.vit import normalise
 from tests import small
 
@@ -157,6 +157,23 @@ def test_the_targets_last_block_may_be_computed_where_it_is_read(mode):
     np.testing.assert_allclose(goals["distinct"], goals["all"], atol=1e-5)
 
 
+def test_targets_that_are_not_those_wanted_are_refused():
+    class All(IJepa):
+        def encode_target(self, target, images, wanted=None):
+            return super().encode_target(target, images)
+
+    method, params, batch = setup(masks={"num_targets": 2})
+    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    np.testing.assert_allclose(loss(All(**fields), params, batch)[0], loss(method, params, batch)[0], rtol=1e-6)
+    for name in ("targets", "distinct"):
+        with pytest.raises(ValueError, match=r"encode_target gives 36 tokens, not the \d+ of `wanted`: honour that, or leave"):
+            loss(All(**{**fields, "target_last_block": name}), params, batch)
+    many = small.method(masks={"num_targets": 9, "context_patches": 4})  # whose targets are more than all patches
+    many = dataclasses.replace(many, target_last_block="targets")
+    batch = small.batch(many)
+    assert many._wanted(batch)[0] is None and np.isfinite(loss(many, many.init(jax.random.key(0)), batch)[0])
+
+
 def test_distinct_targets_need_contexts_that_they_do_not_overlap():
     with pytest.raises(ValueError, match="'twice' must be one of all, targets, distinct"):
         dataclasses.replace(small.method(), target_last_block="twice")
@@ -176,7 +193,7 @@ def test_eight_bits_in_the_target_encoder_change_targets_a_little_and_each_image
 
 
 def test_the_metric_of_images_is_left_out_where_not_all_patches_are_there():
-    method, params, batch = setup()
+    method, params, batch = setup(masks={"num_targets": 2})
     assert "target_image_std" in loss(method, params, batch)[1]
     for name in ("targets", "distinct"):
         assert "target_image_std" not in loss(dataclasses.replace(method, target_last_block=name), params, batch)[1]

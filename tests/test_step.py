@@ -1,5 +1,6 @@
 """The step: EMA, accumulation, compilation, options of the network, golden statistics."""
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from ijepa_jax.methods import IJepa
 from ijepa_jax.step import init, train_step
 from tests import small
 
@@ -83,6 +85,25 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(masks):
     np.testing.assert_allclose(first["gradient_norm"], second["gradient_norm"], rtol=1e-5)
     first_moment = lambda state: state.opt_state[1][0].mu  # noqa: E731
     assert_close(first_moment(a), first_moment(b), 1e-8)
+
+
+def test_a_loss_that_does_not_add_up_over_parts_is_not_accumulated():
+    class Hinge(IJepa):
+        def loss(self, params, target, batch, key):
+            loss, metrics = super().loss(params, target, batch, key)
+            return loss + batch["image"].std(), metrics
+
+    class Scaled(Hinge):
+        additive = True
+
+    plain = small.method()
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    batch = small.batch(plain)
+    assert plain.additive and not Hinge(**fields).additive
+    make(Hinge(**fields))[3](make(plain)[2], batch)
+    make(Scaled(**fields), accumulation=2)[3](make(plain)[2], batch)
+    with pytest.raises(ValueError, match=r"the loss of Hinge is not known to be the mean .*additive = True.*accumulation 2"):
+        make(Hinge(**fields), accumulation=2)[3](make(plain)[2], batch)
 
 
 def test_a_batch_that_does_not_divide_is_named():

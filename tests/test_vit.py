@@ -215,6 +215,28 @@ class TestWrittenOutGradients:
         np.testing.assert_allclose(mine, expected, atol=5e-6)
 
 
+def test_padding_has_no_say_however_large_its_logits_are():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 16)) for i in range(3))
+    lengths = jnp.array([3, 4])
+    far = jnp.where(jnp.arange(5)[None, :, None] < lengths[:, None, None], k, 1e4 * jnp.sign(q[:, :1]))
+    visible = (jnp.arange(5) < lengths[:, None, None]).astype(jnp.float32)
+    for options in ({"lengths": lengths}, {"visible": jnp.broadcast_to(visible, (2, 5, 5))}):
+        plain, odd = (jax.vjp(lambda q, k, v: attend(q, k, v, 2, **options), q, keys, v) for keys in (k, far))  # noqa: B023
+        np.testing.assert_allclose(odd[0], plain[0], atol=1e-6)
+        for mine, expected in zip(odd[1](v), plain[1](v), strict=True):
+            np.testing.assert_allclose(mine, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_drop_path_drops_whole_examples_and_scales_the_others(rate):
+    x = jnp.ones((1000, 2, 3))
+    for given in (rate, jnp.float32(rate)):
+        kept = np.asarray(drop_path(x, given, jax.random.key(0)))
+        alive = kept[:, 0, 0] > 0
+        np.testing.assert_allclose(kept, np.where(alive, 1 / (1 - rate), 0)[:, None, None] * np.ones((1, 2, 3)), rtol=1e-6)
+        assert abs(alive.mean() - (1 - rate)) < 0.05
+
+
 @pytest.mark.parametrize("changes", [{}, {"scan": True}, {"remat": "full"}], ids=str)
 def test_wanted_tokens_are_those_of_the_full_output(changes):
     vit, x = small(**changes), images(2, 16, 16, 3)

@@ -39,7 +39,7 @@ def write_shards(
     # Without locks, so that a killed worker cannot take one with it.
     progress, stop = sharedctypes.RawArray("q", len(shards)), sharedctypes.RawValue("b", 0)
     pending = {}
-    display.start("packed", total, before)
+    display.start("packed", total, before, note="")
     started = time.monotonic()
     try:
         with stop_requests() as requests, _pool(workers, packing, progress, stop) as pool:

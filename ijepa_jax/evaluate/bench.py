@@ -28,6 +28,7 @@ from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.step import interleaved_parts
 from ijepa_jax.workdir import write_whole
 
+_FEW_STEPS = 200  # of a head: the paper's linear probe on 1% of ImageNet-1K, in batches of 16,384, would be 50
 _CACHE_VERSION = 1  # of what features are computed of given weights and images
 
 
@@ -66,6 +67,7 @@ class Bench:
     bad: BadImages
     cache: epath.Path | None
     unreadable: dict[str, int] = dataclasses.field(default_factory=dict)  # images, by split
+    warnings: list[str] = dataclasses.field(default_factory=list)  # what should make one doubt the result
 
     @property
     def train(self) -> Subset:
@@ -231,6 +233,17 @@ class Bench:
         limit = self.run.data.max_bad_fraction
         if unreadable > limit * count:
             raise DataError(f"{unreadable} of {count} {split} images are unreadable, more than data.max_bad_fraction {limit:g}")
+
+    def check_steps(self, steps: int, protocol: str) -> int:
+        """The steps of a head's training, with a warning where they are too few to tell what features hold."""
+        if steps < _FEW_STEPS:
+            warning = (
+                f"{protocol}: a head of {steps} steps says little: lower {protocol}.batch_size, or raise {protocol}.epochs"
+            )
+            if warning not in self.warnings:
+                self.display.log(f"warning: {warning}")
+            self.warnings.append(warning)
+        return steps
 
     def batch_size(self, wanted: int, count: int) -> int:
         """As many images as `wanted`, or as there are, that divide among the devices."""

@@ -106,7 +106,7 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
         raise ValueError(f"attentive.heads {heads} do not divide features of width {width}")
     method = attentive.Attentive(tuple(bench.tasks.items()), heads, width)
     batch_size = bench.batch_size(settings.batch_size, count)
-    steps = settings.epochs * (count // batch_size)
+    steps = bench.check_steps(settings.epochs * (count // batch_size), "attentive")
     rate = warmup_cosine(settings.learning_rate, settings.learning_rate, 0.0, 0, steps)
     optimizer = _adamw(rate, settings.weight_decay)
     batches = bench.training_features(subject, ("patches",), batch_size, steps, seed, train)
@@ -125,7 +125,7 @@ def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     count = len(bench.chosen(seed))
     batch_size = bench.batch_size(settings.batch_size, count)
     per_epoch = count // batch_size
-    steps = settings.epochs * per_epoch
+    steps = bench.check_steps(settings.epochs * per_epoch, "finetune")
     optimizer = finetune.make_optimizer(settings, per_epoch, steps, network.depth)
     augment = RandAugment(magnitude=settings.rand_augment) if settings.rand_augment else None
     batches = bench.training_images(batch_size, steps, seed, augment)
@@ -225,7 +225,7 @@ def _fit_linear(bench: Bench, subject: Subject, settings, train: Split | None, s
     count = _count(bench, train, seed)
     batch_size = bench.batch_size(settings.batch_size, count)
     per_epoch = count // batch_size
-    steps = settings.epochs * per_epoch
+    steps = bench.check_steps(settings.epochs * per_epoch, "linear")
     bench.display.start("step", steps)
     state = linear.fit(
         settings,

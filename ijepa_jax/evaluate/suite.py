@@ -65,7 +65,8 @@ def evaluate(
         "step": step,
         "encoder_digest": digest,
         "data": bench.run.data.name,
-        **{f"{split}_images": len(source) - bench.unreadable.get(split, 0) for split, source in bench.splits.items()},
+        **_counts(bench),
+        "warnings": list(dict.fromkeys(bench.warnings)),
         "bad_images": sum(bench.unreadable.values()),
         "image_size": list(bench.encoder.image_size),
         "command": command,
@@ -75,6 +76,15 @@ def evaluate(
     if processes.is_first():
         write_tables(folder, _file_name(settings, bench), result)
     return result
+
+
+def _counts(bench: Bench) -> dict[str, int]:
+    """How many images of each split the result rests on: of the training split those whose labels were used."""
+    readable = {split: len(source) - bench.unreadable.get(split, 0) for split, source in bench.splits.items()}
+    counts = {f"{split}_images": count for split, count in readable.items()}
+    if bench.settings.data.fraction < 1 and bench.tasks:
+        counts |= {"train_images": len(bench.chosen(bench.settings.seed)), "train_images_in_all": readable["train"]}
+    return counts
 
 
 def open_bench(

@@ -44,12 +44,18 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def terminal(result: dict[str, Any]) -> Table:
     """The table for a terminal."""
     headings, lines = rows(result)
-    table = Table(title=f"{result['protocol']} on {result['data']}" + (", accuracy in %" if "accuracy" in result else ""))
+    images = f", {result['train_images']:,}{_of_all(result)} training images" if "train_images_in_all" in result else ""
+    unit = ", accuracy in %" if "accuracy" in result else ""
+    table = Table(title=f"{result['protocol']} on {result['data']}{unit}{images}")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")
     for line in lines:
         table.add_row(*line)
     return table
+
+
+def _of_all(result: dict[str, Any]) -> str:
+    return f", of {result['train_images_in_all']:,}" if "train_images_in_all" in result else ""
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -59,12 +65,14 @@ def markdown(result: dict[str, Any]) -> str:
     page = ["| " + " | ".join(line) + " |" for line in table]
     unit = "Accuracy on held-out images, per cent. " if "accuracy" in result else ""
     seeds = f" Mean of {len(result['seeds'])} seeds." if "seeds" in result else ""
+    images = f"{result['test_images']:,} test and {result.get('train_images', 0):,} training images{_of_all(result)}"
     return "\n".join(
         [
             f"# {result['protocol']} on {result['data']}",
             "",
-            f"{unit}{result['test_images']:,} test and {result.get('train_images', 0):,} training images.{seeds}",
+            f"{unit}{images}.{seeds}",
             "",
+            *(f"> **Warning:** {warning}.\n" for warning in result.get("warnings", ())),
             *page,
             "",
             f"Checkpoint `{result['checkpoint']}`, step {result['step']}, encoder's digest `{result['encoder_digest'][:16]}`; "

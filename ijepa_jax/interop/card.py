@@ -84,7 +84,11 @@ def _results(path: str) -> list[str]:
         lines += [f"## Probes of the target encoder after {report['steps']} steps", ""]
         lines += ["| | trained | random init | pixels |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in probe_rows(report)]
-        lines += ["", "Accuracy in per cent of linear probes of frozen features on held-out images.", ""]
+        lines += [
+            "",
+            "Accuracy in per cent on held-out images of linear probes on frozen features; in a row knn, of the nearest ones.",
+            "",
+        ]
     for file in sorted((workdir / "evaluate").glob("*.md")):
         with contextlib.suppress(OSError, UnicodeDecodeError):  # damaged, or no file: the card does without
             lines += [f"## Evaluation of the target encoder: {file.stem}", "", file.read_bytes().decode().strip(), ""]

@@ -18,6 +18,10 @@ Batch = dict[str, jax.Array]
 class Method(Protocol):
     """What a training step asks of an objective."""
 
+    @property
+    def additive(self) -> bool:
+        """Whether a batch's loss is the mean of its parts', by their `weight`: if not, gradients cannot be accumulated."""
+
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, as named sub-trees."""
 

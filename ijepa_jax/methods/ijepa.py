@@ -57,6 +57,11 @@ class IJepa:
     def grid(self) -> tuple[int, int]:
         return patch_grid(self.image_size, self.encoder.patch)
 
+    @property
+    def additive(self) -> bool:
+        """True, as a mean over target tokens is; a class with another `loss` has to say so of its own (`additive = True`)."""
+        return type(self).loss is IJepa.loss
+
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices; picklable and free of jax."""
         return self.masks
@@ -92,6 +97,11 @@ class IJepa:
         images = normalise(batch["image"], self.mean, self.std)
         wanted, place_bmt = self._wanted(batch)
         encoded = self.encode_target(target, images, wanted)
+        if wanted is not None and encoded.shape[1] != wanted.shape[1]:
+            raise ValueError(
+                f"encode_target gives {encoded.shape[1]} tokens, not the {wanted.shape[1]} of `wanted`: honour that, or leave "
+                f"target.last_block 'all' (it is {self.target_last_block!r})"
+            )
         goal_bmtd = self.gather_targets(encoded, place_bmt)
         context_bckd = self.encode_context(params["encoder"], images, batch, key)
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
@@ -111,11 +121,11 @@ class IJepa:
         """Patches [B, Q] that the target encoder's last block computes (None: all), and the place of targets among them."""
         target = batch["target"]
         b, m, t = target.shape
-        if self.target_last_block == "all":
+        patches = self.grid[0] * self.grid[1]
+        if self.target_last_block == "all" or (self.target_last_block == "targets" and m * t >= patches):
             return None, target
         if self.target_last_block == "targets":
             return target.reshape(b, m * t), jnp.broadcast_to(jnp.arange(m * t).reshape(1, m, t), target.shape)
-        patches = self.grid[0] * self.grid[1]
         inside = (batch["context"][:, 0, :, None] == jnp.arange(patches)).any(axis=1)
         place = jnp.cumsum(~inside, axis=1) - 1
         outside = jnp.argsort(inside, axis=1, stable=True)[:, : patches - self.masks.context_length]

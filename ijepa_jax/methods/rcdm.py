@@ -42,6 +42,8 @@ class Rcdm:
     def grid(self) -> tuple[int, int]:
         return patch_grid(self.image_size, self.patch)
 
+    additive = True
+
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices."""
         return self.masks
