@@ -1,0 +1,39 @@
+"""Pages that quote results say what docs/results.json says, which runs of the launcher have written."""
+
+import json
+
+import pytest
+
+from tests import results
+
+
+def test_every_page_quotes_the_same_results():
+    for path, text in results.pages(json.loads(results.FILE.read_text())).items():
+        assert path.read_text() == text, f"{path.name} is not of docs/results.json: run python -m tests.results"
+
+
+def test_a_changed_result_changes_every_page_that_quotes_it():
+    kept = json.loads(results.FILE.read_text())
+    kept["quickstart"]["probes"]["shape"]["ijepa"] += 7.0
+    kept["quickstart"]["seconds"] = 9876.0
+    changed = {path.name for path, text in results.pages(kept).items() if path.read_text() != text}
+    assert changed == {"README.md", "quickstart.py"}
+
+
+def test_a_run_is_read_from_its_report_and_its_log(tmp_path):
+    (tmp_path / "report").mkdir()
+    probes = {"shape": {"ijepa": 3.0, "random_init": 2.0, "pixels": 1.0}}
+    report = {"probes": probes, "seconds": 5.0, "images_per_s": 7.0, "command": "python launch.py", "steps": 8}
+    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
+    progress = [f"step {i}/8 loss 0.1 7 images/s 1 s left" for i in range(1, 9)]
+    long = "probes of raw pixels: " + ", ".join(f"linear/task{i} 1.0" for i in range(20))
+    (tmp_path / "log").write_text("\n".join(["scenes train: 8 images", *progress, long, "5.0 s in all"]))
+    found = results.of_run(tmp_path, tmp_path / "log", "two CPU cores")
+    assert found["probes"] == probes and found["seconds"] == 5.0 and len(found["commit"]) >= 7
+    assert [line[:8] for line in found["log"][1:5]] == ["step 2/8", "step 4/8", "step 6/8", "step 8/8"]
+    assert found["log"][5].endswith(", ...") and len(found["log"][5]) < 160 and len(found["log"]) == 7
+
+
+def test_a_page_without_its_place_is_named():
+    with pytest.raises(ValueError, match="0 places look like"):
+        results._replaced("a page", "no such line", "a line")
