@@ -20,8 +20,8 @@ def baselines(run: Run) -> None:
     begun, data = time.monotonic(), _data(run, during=True)
     run.display.log("first what this run is compared with: a random encoder, and raw pixels")
     random_encoder = _random_encoder(run)
-    random_init = data.measure(partial(run.pooled, random_encoder))
-    pixels = data.measure(features.pixels(run.mesh))
+    random_init = data.measure(partial(run.pooled, random_encoder)).results
+    pixels = data.measure(features.pixels(run.mesh)).results
     if run.writer:
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         run.writer.write(0, {f"{name}/{key}": value for name, results in named.items() for key, value in results.items()})
@@ -43,11 +43,12 @@ def recall(run: Run) -> None:
 def during(run: Run, step: int, target: Any) -> float:
     """Probes the target encoder after a step; returns the score by which the best checkpoint is chosen."""
     begun = time.monotonic()
-    results = _data(run, during=True).measure(partial(run.pooled, target))
+    results, _, strengths = _data(run, during=True).measure(partial(run.pooled, target))
     _show_features(run, step, target)
     run.probed += time.monotonic() - begun
     if run.writer:
-        run.writer.write(step, {f"probe/{key}": value for key, value in results.items()})
+        chosen = {f"l2/{task}": value for task, value in strengths.items()}
+        run.writer.write(step, {f"probe/{key}": value for key, value in {**results, **chosen}.items()})
         run.writer.flush()
     run.display.probes("I-JEPA", results, f"step {step} probes: {_one_line(results)}")
     return probe.score(results)
@@ -61,7 +62,7 @@ def final(run: Run, target: Any) -> dict[str, Any]:
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     if run.writer:
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
-        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.items()})
+        run.writer.write(run.total_steps, {f"final/{key}": value for key, value in trained.results.items()})
         run.writer.flush()
     return probe.compare(trained, random_init, data.measure(features.pixels(run.mesh)))
 

@@ -46,6 +46,14 @@ def test_strength_is_chosen_on_training_images_and_repeats():
     assert first >= max(alone) - 3.0
 
 
+def test_accuracy_hardly_moves_where_features_hardly_do():
+    (train, labels), test = noisy_classes(500, 100), noisy_classes(2000, 100, seed=1)
+    rng = np.random.default_rng(7)
+    moved = [train + 0.05 * train.std(axis=0) * rng.normal(size=train.shape) for _ in range(6)]
+    found = [logistic.probe(features, labels, *test, classes=4) for features in moved]
+    assert np.ptp(found) < 5 and np.mean(found) > 58  # 47 to 62 where the share of right ones chooses the strength
+
+
 def test_many_noise_features_call_for_strong_regularisation():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 600)
@@ -99,6 +107,6 @@ def test_room_for_more_classes_changes_nothing():
     centres = rng.normal(size=(3, 12))
     labels = rng.integers(0, 3, 400)
     features = (centres[labels] + 1.5 * rng.normal(size=(400, 12))).astype(np.float32)
-    alone = logistic.classify(features[:300], labels[:300], features[300:], classes=3)
-    roomy = logistic.classify(features[:300], labels[:300], features[300:], classes=3, room=8)
+    alone = logistic.classify(features[:300], labels[:300], features[300:], classes=3).classes
+    roomy = logistic.classify(features[:300], labels[:300], features[300:], classes=3, room=8).classes
     assert (alone == roomy).mean() >= 0.99 and roomy.max() < 3 and (roomy == labels[300:]).mean() > 0.6

@@ -9,7 +9,7 @@ import pytest
 from ijepa_jax import build, sharding
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.encoder import Encoder
-from ijepa_jax.evaluate import features, probe
+from ijepa_jax.evaluate import features, logistic, probe
 from tests import small
 
 
@@ -49,9 +49,11 @@ def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
 
 def test_probes_measure_what_features_hold():
     brightness = lambda images: {"last": images.reshape(len(images), -1)[:, ::100].astype(np.float32)}  # noqa: E731
-    results = data().measure(brightness)
+    results, correct, strengths = data().measure(brightness)
     assert results["linear/label"] == 100 and results["rankme"] > 1 and results["lidar"] > 1
-    nothing = data().measure(lambda images: {"last": np.zeros((len(images), 4), np.float32)})
+    assert correct["linear/label"].all() and correct["knn/label"].mean() * 100 == results["knn/label"]
+    assert strengths["label"] in logistic.L2
+    nothing = data().measure(lambda images: {"last": np.zeros((len(images), 4), np.float32)}).results
     assert nothing["linear/label"] == pytest.approx(100 / 3, abs=1) and np.isfinite(list(nothing.values())).all()
 
 
@@ -119,14 +121,28 @@ def test_pixels_are_small_and_scaled():
     assert found.shape == (2, 32 * 32 * 3) and (found == 1).all()
 
 
+def measured(accuracies: dict[str, float], **measures) -> probe.Measured:
+    """Probes that tell so many per cent of a hundred images right, the first ones."""
+    correct = {name: np.arange(100) < value for name, value in accuracies.items()}
+    tasks = [name.split("/")[1] for name in accuracies if name.startswith("linear/")]
+    return probe.Measured({**accuracies, **measures}, correct, dict.fromkeys(tasks, 0.1))
+
+
 def test_comparison_names_protocols_or_tasks():
-    one = {"linear/label": 70.0, "knn/label": 60.0, "rankme": 9.0, "feature_std": 0.1}
+    one = measured({"linear/label": 70.0, "knn/label": 60.0}, rankme=9.0, feature_std=0.1)
     table = probe.compare(one, one, one)
-    assert table["probes"]["knn"] == {"ijepa": 60.0, "random_init": 60.0, "pixels": 60.0} and "pixels" not in table["rankme"]
-    two = {"linear/count": 30.0, "knn/count": 20.0, "linear/shape": 40.0, "knn/shape": 10.0, "rankme": 3.0, "feature_std": 0.1}
+    columns = ("ijepa", "random_init", "pixels")
+    assert [table["probes"]["knn"][column] for column in columns] == [60.0] * 3 and "pixels" not in table["rankme"]
+    assert table["probes"]["linear"]["l2"] == dict.fromkeys(columns, 0.1) and "mean_interval" not in table
+    low, high = table["probes"]["linear"]["interval"]
+    assert 58 < low < 64 and 76 < high < 82  # of 70 right ones among a hundred
+    two = measured({"linear/count": 30.0, "knn/count": 20.0, "linear/shape": 40.0, "knn/shape": 10.0}, rankme=3.0)
     table = probe.compare(two, two, two)
     assert table["probes"].keys() == table["knn"].keys() == {"count", "shape"}
-    assert probe.score(two) == 35.0 and probe.score({"rankme": 3.0}) == 3.0
+    assert 24 < table["mean_interval"]["probes"][0] < 35 < table["mean_interval"]["probes"][1] < 46
+    assert probe.score(two.results) == 35.0 and probe.score({"rankme": 3.0}) == 3.0
+    none = probe.compare(*[measured({}, rankme=3.0)] * 3)
+    assert none["probes"] == none["knn"] == {} and none["rankme"] == {"ijepa": 3.0, "random_init": 3.0}
 
 
 def test_a_task_of_one_class_is_no_task():

@@ -13,6 +13,7 @@ from tests.test_page import Reader
 
 
 def example():
+    strengths = {"ijepa": 1e-5, "random_init": 0.1, "pixels": 10.0}
     return {
         "seconds": 301.25,
         "images_per_s": np.float32(333.5),
@@ -24,7 +25,7 @@ def example():
         "environment": {"jax": "0.10.2", "devices": ["cpu"]},
         "data": "scenes",
         "probes": {
-            "count": {"ijepa": 40.26, "random_init": 30.0, "pixels": 35.0},
+            "count": {"ijepa": 40.26, "random_init": 30.0, "pixels": 35.0, "interval": [38.04, 42.5], "l2": strengths},
             "shape": {"ijepa": np.float64(50.0), "random_init": 40.0, "pixels": 45.5},
         },
         "knn": {"count": {"ijepa": 38.0, "random_init": float("nan"), "pixels": 33.0}},
@@ -57,10 +58,11 @@ def test_page_has_every_probe_and_picture(tmp_path):
     page = written(tmp_path, example())
     for expected in (
         "python launch.py",
-        "| count | 40.3 | 30.0 | 35.0 |",
-        "| shape | 50.0 | 40.0 | 45.5 |",
-        "| mean | 45.1 | 35.0 | 40.2 |",
-        "| count | 38.0 | – | 33.0 |",
+        "| count | 40.3 | 38.0 .. 42.5 | 30.0 | 35.0 |",
+        "Strengths of regularisation that were chosen: count 1e-05 / 0.1 / 10.",
+        "| shape | 50.0 | – | 40.0 | 45.5 |",
+        "| mean | 45.1 | – | 35.0 | 40.2 |",
+        "| count | 38.0 | – | – | 33.0 |",
         "| RankMe (effective rank) | 41.500 | 12.250 |",
         "(curves.png)",
         "(masks.png)",
@@ -75,7 +77,7 @@ def test_page_has_every_probe_and_picture(tmp_path):
 
 def test_parts_that_are_missing_are_left_out(tmp_path):
     page = written(tmp_path, {"probes": {"count": {"ijepa": 1.0, "random_init": 2.0}}})
-    assert "| count | 1.0 | 2.0 | – |" in page
+    assert "| count | 1.0 | – | 2.0 | – |" in page
     assert "Settings" not in page and "None" not in page and "mean" not in page
 
 
@@ -85,9 +87,10 @@ def test_the_story_comes_first_and_the_page_in_html_is_the_same(tmp_path):
     first = page.split("\n\n")[1]
     for expected in (
         "**45.1 %**",
-        "mean of 2 tasks",
-        "35.0 % on an encoder with random",
-        "40.2 % on raw",
+        "means of 2 tasks",
+        "**38.0 %** correctly (33.0 % by raw pixels)",
+        "35.0 % by random weights",
+        "40.2 % by raw pixels",
         "3,000 steps",
         "334 images",
     ):
@@ -109,7 +112,11 @@ def test_the_story_comes_first_and_the_page_in_html_is_the_same(tmp_path):
         ),
         (
             {"probes": {"linear": {"ijepa": 3.0, "random_init": 2.0, "pixels": 4.0}, "knn": {}}},
-            "no better than raw pixels: 3.0 %",
+            "By linear probes the pretrained encoder is no better than raw pixels: 3.0 %",
+        ),
+        (
+            {"knn": {"count": {"ijepa": 31.0, "random_init": 30.0, "pixels": 33.0}}},
+            "By kNN the pretrained encoder is no better than raw pixels: 31.0 % against 33.0 %",
         ),
         (
             {"probes": {"a_": {"ijepa": 3.0, "random_init": 2.0}, "b": {"ijepa": 1.0, "random_init": 1.5}}},
@@ -150,9 +157,9 @@ def test_a_missing_picture_leaves_no_report_that_says_finished(tmp_path):
 def test_terminal_table_has_the_same_rows():
     out = io.StringIO()
     Console(file=out, width=100).print(report.probe_table(example()))
-    for cell in ("count", "40.3", "shape", "50.0", "mean", "45.1"):
+    for cell in ("count", "40.3", "shape", "50.0", "mean", "45.1", "38.0 .. 42.5"):
         assert cell in out.getvalue()
-    assert report.probe_rows(example())[0] == ["count", "40.3", "30.0", "35.0"]
+    assert report.probe_rows(example())[0] == ["count", "40.3", "38.0 .. 42.5", "30.0", "35.0"]
 
 
 BROKEN = {
@@ -183,7 +190,9 @@ def test_a_broken_report_is_said_and_left_out_of_model_cards(tmp_path, name):
     whole = report.read_report(tmp_path, lines.append)
     assert whole["knn"]["count"]["random_init"] is None and not lines
     shown = "\n".join(card._results(str(tmp_path)))
-    assert "| shape | 50.0 | 40.0 | 45.5 |" in shown and "a table" in shown and "torn" not in shown and "folder" not in shown
+    assert (
+        "| shape | 50.0 | – | 40.0 | 45.5 |" in shown and "a table" in shown and "torn" not in shown and "folder" not in shown
+    )
     file = tmp_path / "report" / "report.json"
     file.write_bytes(BROKEN[name](file.read_bytes()))
     assert report.read_report(tmp_path, lines.append) is None
@@ -197,4 +206,4 @@ def test_no_report_is_nothing_to_speak_of(tmp_path):
 
 def test_a_value_that_no_number_stands_for_is_a_dash_in_model_cards(tmp_path):
     written(tmp_path / "report", {**example(), "probes": {"count": {"ijepa": float("nan"), "random_init": 2.0}}})
-    assert "| count | – | 2.0 | – |" in card._results(str(tmp_path))
+    assert "| count | – | – | 2.0 | – |" in card._results(str(tmp_path))

@@ -22,7 +22,10 @@ import optax
 
 from ijepa_jax.evaluate.knn import checked_features, checked_labels
 
-L2 = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+# Pixels want strengths up to 10, encoders that use few directions as little as 1e-7 (docs/evaluation.md).
+L2 = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+# By which held-out logits are scaled before strengths are compared: without, log-loss takes too strong a penalty.
+_TEMPERATURES = tuple(2.0 ** (-i / 2) for i in range(13))
 STEPS = 200  # a bound for each strength: L-BFGS mostly ends at its tolerance long before
 # Bounds on the norm of the gradient where L-BFGS ends, in coordinates whose curvature is about 1:
 _FIT = 1e-6  # probabilities to three digits, of separable classes too
@@ -91,16 +94,24 @@ def logits(heads: Heads, features) -> jax.Array:
 
 def probe(train, train_labels, test, test_labels, *, classes: int, l2=L2, steps: int = STEPS, room: int | None = None) -> float:
     """Accuracy in per cent, on test images (labels int [M]), of `classify`, whose other arguments these are. Raises as it."""
-    predicted = classify(train, train_labels, test, classes=classes, l2=l2, steps=steps, room=room)
+    predicted = classify(train, train_labels, test, classes=classes, l2=l2, steps=steps, room=room).classes
     test_labels = checked_labels(test_labels, len(test), classes, "test")
     return 100.0 * float(np.mean(predicted == test_labels))
 
 
-def classify(train, train_labels, test, *, classes: int, l2=L2, steps: int = STEPS, room: int | None = None) -> np.ndarray:
-    """The classes int [M] that a linear classifier on frozen features gives test images.
+class Classified(NamedTuple):
+    """What a classifier says of test images, and how strongly it was regularised."""
 
-    The L2 strength is the best of `l2` on a tenth of the training images held out of a first fit (the stronger of equals);
-    the head is then fitted again on all of them. Test images decide nothing.
+    classes: np.ndarray  # int [M]
+    l2: float
+
+
+def classify(train, train_labels, test, *, classes: int, l2=L2, steps: int = STEPS, room: int | None = None) -> Classified:
+    """The classes that a linear classifier on frozen features gives test images.
+
+    The L2 strength is the one of `l2` whose head has the least log-loss on a tenth of the training images held out of a first
+    fit, each at the temperature that suits it (the stronger of equals); the head is then fitted again on all of them. Test
+    images decide nothing.
 
     Args:
       train: float [N, D], or the `Basis` that `prepare` makes of them.
@@ -113,11 +124,12 @@ def classify(train, train_labels, test, *, classes: int, l2=L2, steps: int = STE
       ValueError: as `fit`.
     """
     basis = train if isinstance(train, Basis) else prepare(train)
-    labels, l2 = _checked(train_labels, basis, classes, np.sort(np.atleast_1d(l2))[::-1])
+    strengths = np.sort(np.atleast_1d(l2))[::-1]
+    labels, l2 = _checked(train_labels, basis, classes, strengths)
     device = jax.device_put((labels, _held_out(len(labels)), l2, np.int32(classes)))
     with jax.default_matmul_precision("float32"):
-        head = _select_and_fit(basis, *device, room=room or classes, steps=steps)
-    return jax.device_get(logits(head, test))[0, :, :classes].argmax(axis=-1)
+        head, best = _select_and_fit(basis, *device, room=room or classes, steps=steps)
+    return Classified(jax.device_get(logits(head, test))[0, :, :classes].argmax(axis=-1), float(strengths[best]))
 
 
 def _checked(labels, basis: Basis, classes: int, l2) -> tuple[np.ndarray, np.ndarray]:
@@ -131,9 +143,8 @@ def _checked(labels, basis: Basis, classes: int, l2) -> tuple[np.ndarray, np.nda
 
 
 def _held_out(count: int) -> np.ndarray:
-    """Marks a tenth (at least one) of `count` images, always the same: bool [count]."""
-    chosen = np.random.default_rng(0).permutation(count)[: max(1, count // 10)]
-    return np.isin(np.arange(count), chosen)
+    """A tenth (at least one) of `count` images, always the same: int [n]."""
+    return np.random.default_rng(0).permutation(count)[: max(1, count // 10)]
 
 
 @jax.jit
@@ -159,15 +170,19 @@ def _fit(basis, labels, l2, *, classes: int, steps: int) -> Heads:
 
 
 @partial(jax.jit, static_argnames=("room", "steps"))
-def _select_and_fit(basis, labels, held_out, l2, classes, *, room: int, steps: int) -> Heads:
-    """Picks the strength (l2 [L], descending) that does best on the images held out (bool [N]); fits one head to all."""
+def _select_and_fit(basis, labels, held_out, l2, classes, *, room: int, steps: int) -> tuple[Heads, jax.Array]:
+    """Fits one head to all images, with the strength (its place in l2 [L], descending) that does best on those held out."""
     start = jnp.zeros((room, basis.scores.shape[1]))
-    swept = _path(basis.scores, labels, 1.0 - held_out, l2, start, classes, _SELECTION, steps)
-    predicted = jnp.argmax(_without_absent(jnp.einsum("nr,lcr->lnc", basis.scores, swept), classes), axis=-1)
-    best = jnp.argmax(jnp.sum((predicted == labels) & held_out, axis=1))  # of equals the first, the strongest
-    return _heads(
-        basis, _path(basis.scores, labels, jnp.ones(len(labels)), l2[best][None], swept[best], classes, _PROBE, steps)
-    )
+    swept = _path(basis.scores, labels, jnp.ones(len(labels)).at[held_out].set(0), l2, start, classes, _SELECTION, steps)
+
+    def loss(head):
+        given = _without_absent(basis.scores[held_out] @ head.T, classes)
+        at = lambda scale: optax.softmax_cross_entropy_with_integer_labels(scale * given, labels[held_out]).mean()  # noqa: E731
+        return jax.lax.map(at, jnp.array(_TEMPERATURES)).min()
+
+    best = jnp.argmin(jax.lax.map(loss, swept))  # of equals the first, the strongest
+    final = _path(basis.scores, labels, jnp.ones(len(labels)), l2[best][None], swept[best], classes, _PROBE, steps)
+    return _heads(basis, final), best
 
 
 def _without_absent(logits, classes):

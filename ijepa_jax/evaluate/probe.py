@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features as features_lib
-from ijepa_jax.evaluate import knn, logistic, rank
+from ijepa_jax.evaluate import knn, logistic, rank, statistics
 
 _IMAGES_OF_A_CLASS = 8  # of which one is missed by chance in fewer than one of a thousand samples
 
@@ -29,8 +30,8 @@ class ProbeData:
     lidar_images: int  # 0: no LiDAR
     lidar_views: int
 
-    def measure(self, extract: features_lib.Extract) -> dict[str, float]:
-        """Probe results: linear/TASK and knn/TASK in per cent; rankme, feature_std and lidar of test images."""
+    def measure(self, extract: features_lib.Extract) -> "Measured":
+        """Probes features on all tasks."""
         train, train_rows = self._features(self.train, self.train_images, extract)
         test, test_rows = self._features(self.test, self.test_images, extract)
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
@@ -39,7 +40,7 @@ class ProbeData:
             crops = count * self.lidar_views  # one batch of them
             views = features_lib.collect_views(self.test, count, self.lidar_views, crops, self.crops, extract, self.mesh)
             results["lidar"] = rank.lidar(views)
-        basis = logistic.prepare(train)
+        basis, correct, strengths = logistic.prepare(train), {}, {}
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
         found = tasks(self.train, self.test)
         room = max((self.train.classes[task] for task in found), default=None)
@@ -49,16 +50,25 @@ class ProbeData:
                 raise DataError(
                     f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
                 )
-            results[f"linear/{task}"] = logistic.probe(basis, labels, test, truth, classes=classes, room=room)
-            results[f"knn/{task}"] = knn.accuracy(
-                train, labels, test, truth, classes=classes, k=self.knn_k, temperature=self.knn_temperature
-            )
-        return results
+            linear = logistic.classify(basis, labels, test, classes=classes, room=room)
+            nearest = knn.predict(train, labels, test, classes=classes, k=self.knn_k, temperature=self.knn_temperature)
+            correct |= {f"linear/{task}": linear.classes == truth, f"knn/{task}": nearest == truth}
+            strengths[task] = linear.l2
+        results |= {name: 100.0 * float(right.mean()) for name, right in correct.items()}
+        return Measured(results, correct, strengths)
 
     def _features(self, source: Source, wanted: int, extract: features_lib.Extract) -> tuple[np.ndarray, np.ndarray]:
         rows = features_lib.sample(len(source), wanted)
         features, rows = features_lib.collect(self.batches(source, rows), extract, self.mesh)
         return features["last"], rows
+
+
+class Measured(NamedTuple):
+    """What probes measure of features."""
+
+    results: dict[str, float]  # linear/TASK and knn/TASK in per cent; rankme, feature_std and lidar of test images
+    correct: dict[str, np.ndarray]  # bool [M] by linear/TASK and knn/TASK: which test images were told right
+    l2: dict[str, float]  # how strongly each task's linear probe was regularised
 
 
 def tasks(train: Source, test: Source) -> list[str]:
@@ -125,26 +135,40 @@ def score(results: dict[str, float]) -> float:
     return float(np.mean(accuracies)) if accuracies else results["rankme"]
 
 
-def compare(ijepa: dict[str, float], random_init: dict[str, float], pixels: dict[str, float]) -> dict[str, dict]:
-    """The report's tables: `probes` {name: {ijepa, random_init, pixels}}, `knn` likewise, rankme and feature_std.
+def compare(ijepa: Measured, random_init: Measured, pixels: Measured) -> dict[str, dict]:
+    """The report's tables: `probes` {name: {ijepa, random_init, pixels, interval, l2}}, `knn` likewise, rankme and feature_std.
 
     Where there is one task, `probes` holds its two protocols (linear, knn); where there are several, each task's linear
-    probe under the task's name.
+    probe under the task's name, and `mean_interval` the intervals of their means. Intervals are of I-JEPA's accuracy.
     """
     columns = {"ijepa": ijepa, "random_init": random_init, "pixels": pixels}
+    tasks = list(ijepa.l2)
 
-    def table(protocol: str) -> dict[str, dict[str, float]]:
-        tasks = [name.split("/", 1)[1] for name in ijepa if name.startswith(f"{protocol}/")]
-        return {task: {column: r[f"{protocol}/{task}"] for column, r in columns.items()} for task in tasks}
+    def table(protocol: str) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
+        for task in tasks:
+            name = f"{protocol}/{task}"
+            rows[task] = {column: of.results[name] for column, of in columns.items()}
+            rows[task]["interval"] = _interval([ijepa.correct[name]])
+            if protocol == "linear":
+                rows[task]["l2"] = {column: of.l2[task] for column, of in columns.items()}
+        return rows
 
     tables = {protocol: table(protocol) for protocol in ("linear", "knn")}
-    if len(tables["linear"]) == 1:
-        probes = {protocol: next(iter(rows.values())) for protocol, rows in tables.items()}
-    else:
-        probes = tables["linear"]
-    measures = {
-        name: {column: r[name] for column, r in columns.items() if column != "pixels"}
-        for name in ("rankme", "feature_std", "lidar")
-        if name in ijepa
-    }
-    return {"probes": probes, "knn": tables["knn"], **measures}
+    found: dict[str, dict] = {"probes": tables["linear"], "knn": tables["knn"]}
+    if len(tasks) == 1:
+        found["probes"] = {protocol: next(iter(rows.values())) for protocol, rows in tables.items()}
+    elif tasks:
+        means = {"probes": "linear", "knn": "knn"}
+        found["mean_interval"] = {
+            key: _interval([ijepa.correct[f"{of}/{task}"] for task in tasks]) for key, of in means.items()
+        }
+    for name in ("rankme", "feature_std", "lidar"):
+        if name in ijepa.results:
+            found[name] = {column: of.results[name] for column, of in columns.items() if column != "pixels"}
+    return found
+
+
+def _interval(correct: list[np.ndarray]) -> list[float]:
+    """In which the mean of some accuracies on the same images lies, in per cent."""
+    return [round(bound, 3) for bound in statistics.interval(100.0 * np.mean(correct, axis=0))]

@@ -60,13 +60,12 @@ def by_logistic(bench: Bench, subject: Subject, seed: int) -> Outcome:
     train, test = _both(bench, subject, ("last",), seed)
     basis = logistic.prepare(train.features["last"])
     l2, room = tuple(bench.settings.logistic.l2), max(bench.tasks.values())
-    return _judged(
-        test,
-        lambda task, classes: logistic.classify(
-            basis, train.labels[task], test.features["last"], classes=classes, l2=l2, room=room
-        ),
-        bench.tasks,
-    )
+    found = {
+        task: logistic.classify(basis, train.labels[task], test.features["last"], classes=classes, l2=l2, room=room)
+        for task, classes in bench.tasks.items()
+    }
+    judged = _judged(test, lambda task, _: found[task].classes, bench.tasks)
+    return Outcome(judged.scores, {"logistic": {task: {"l2": one.l2} for task, one in found.items()}})
 
 
 def by_linear(bench: Bench, subject: Subject, seed: int) -> Outcome:
@@ -168,10 +167,10 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
         flat["train"][chosen], segments["train"].ravel()[chosen], flat["test"],
         classes=len(names), l2=tuple(bench.settings.segmentation.l2),
     )  # fmt: skip
-    predicted, truth = predicted.reshape(segments["test"].shape), segments["test"]
+    strength, predicted, truth = predicted.l2, predicted.classes.reshape(segments["test"].shape), segments["test"]
     seen = [i for i in range(len(names)) if (predicted == i).any() or (truth == i).any()]
     union = {names[i]: 100 * _iou(predicted == i, truth == i) for i in seen}
-    details = {"mean_iou": float(np.mean([*union.values()])), "iou": union}
+    details = {"mean_iou": float(np.mean([*union.values()])), "iou": union, "l2": strength}
     return Outcome({"segments": (predicted == truth).mean(axis=1)}, {"segmentation": details})
 
 

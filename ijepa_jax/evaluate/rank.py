@@ -34,8 +34,8 @@ def lidar(features, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
     images of the scatter of their mean features around the grand mean, and Sw the mean over all views of their scatter around
     their image's mean, plus `delta * I`, it is the exponential of the entropy of the D eigenvalues l of
     `Sw^-1/2 Sb Sw^-1/2`, taken as probabilities `p = l / sum(l) + eps`: 1 .. min(n - 1, D), up to eps.
-    Directions in which only views vary keep eigenvalues of about 1 / (q - 1), so compare equal n, q and D. Since `delta` is in
-    squared units of features, their scale matters where views vary by no more than its square root.
+    Directions in which only views vary keep eigenvalues of about 1 / (q - 1), so compare equal n, q and D. `delta` is in units
+    of the features' mean variance, not, as in the paper, in their squared units: so their scale does not matter.
 
     Computed in float64. Needs memory for one float64 copy of features and D x D floats, or less where n * q < D.
 
@@ -48,6 +48,7 @@ def lidar(features, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
     images, views, dimensions = features.shape
     features = features.astype(np.float64).reshape(-1, dimensions)
     features -= features.mean(axis=0)
+    features /= max(np.sqrt(np.square(features).mean()), np.finfo(np.float64).tiny)
     if len(features) < dimensions:  # outside their span Sb is 0: change to coordinates of an orthonormal basis of it
         features = np.linalg.qr(features.T, mode="r").T
     features = features.reshape(images, views, -1)

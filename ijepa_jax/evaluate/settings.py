@@ -8,6 +8,7 @@ small checkpoint on a small machine.
 import ml_collections
 
 from ijepa_jax import ranges
+from ijepa_jax.evaluate.logistic import L2
 from ijepa_jax.ranges import choice, flag, number, text, whole
 
 PROTOCOLS = ("knn", "logistic", "linear", "attentive", "finetune", "segmentation", "rank")
@@ -45,8 +46,7 @@ SETTINGS = {
         "flip": flag(True),
     },
     "knn": {"k": whole(20, 1, 1_000_000), "temperature": number(0.07, 0, 1000, "(]")},
-    # strengths, the best taken on a tenth of the training images
-    "logistic": {"l2": number((1.0, 1e-1, 1e-2, 1e-3, 1e-4), 0, 1e9, "(]", length=0)},
+    "logistic": {"l2": number(L2, 0, 1e9, "(]", length=0)},  # strengths, of which a tenth of the training images chooses
     "linear": {
         "layers": choice(_LAYERS, _LAYERS, length=0),
         "norms": choice(("none", "batch"), ("none", "batch"), length=0),

@@ -82,7 +82,7 @@ def _results(path: str) -> list[str]:
         workdir = workdir.parent.parent
     if report := read_report(workdir):
         lines += [f"## Probes of the target encoder after {report['steps']} steps", ""]
-        lines += ["| | trained | random init | pixels |", "|---|---|---|---|"]
+        lines += ["| | trained | 95% interval | random init | pixels |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in probe_rows(report)]
         lines += [
             "",

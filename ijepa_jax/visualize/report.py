@@ -16,7 +16,7 @@ from ijepa_jax.workdir import write_whole
 _TITLES_BY_METHOD = {"ijepa": "I-JEPA pretraining report", "rcdm": "Report of a decoder of I-JEPA's representations"}
 
 _COLUMNS = ("ijepa", "random_init", "pixels")
-_HEADINGS = ("I-JEPA", "random init", "pixels")
+_HEADINGS = ("I-JEPA", "95% interval", "random init", "pixels")
 _CAPTION = (
     "Accuracy on held-out images, per cent, on frozen features: the target encoder's pooled patches, those of an encoder with "
     "random weights, and raw pixels at 32x32. Linear probes, but for a row named knn."
@@ -111,17 +111,21 @@ def markdown(report: dict) -> str:
 
 
 def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
-    """The rows of a table of probes: task, I-JEPA, random init, pixels, and a last row of means where there are several tasks.
+    """The rows of a table of probes: task, I-JEPA, its interval, random init, pixels; a last row of means of several tasks.
 
     Args:
       report: as for `write_report`.
       key: `probes` (linear) or `knn`.
     """
     probes = report.get(key) or {}
-    rows = [[task, *(_number(result.get(column)) for column in _COLUMNS)] for task, result in probes.items()]
+    entries = dict(probes)
     if len(linear_probes({"probes": probes})) > 1:  # several tasks, not several protocols of one
-        rows.append(["mean", *(_number(mean_accuracy({"probes": probes}, column)) for column in _COLUMNS)])
-    return rows
+        means = {column: mean_accuracy(probes, column) for column in _COLUMNS}
+        entries["mean"] = {**means, "interval": (report.get("mean_interval") or {}).get(key)}
+    return [
+        [task, _number(of.get("ijepa")), _span(of.get("interval")), *(_number(of.get(column)) for column in _COLUMNS[1:])]
+        for task, of in entries.items()
+    ]
 
 
 def probe_table(report: dict, key: str = "probes") -> Table:
@@ -156,7 +160,14 @@ def _run_table(report: dict) -> str:
 
 
 def _probe_section(report: dict, key: str) -> str:
-    return as_table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
+    table = as_table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
+    strengths = {task: of["l2"] for task, of in (report.get(key) or {}).items() if of.get("l2")}
+    shown = [f"{as_text(task)} {' / '.join(f'{of[column]:g}' for column in _COLUMNS)}" for task, of in strengths.items()]
+    return "\n\n".join([table, *([f"Strengths of regularisation that were chosen: {', '.join(shown)}."] if shown else [])])
+
+
+def _span(interval: list | None) -> str:
+    return " .. ".join(map(_number, interval)) if interval else "–"
 
 
 def _decoded_table(decoded: dict) -> str:
@@ -176,7 +187,7 @@ def _collapse_section(report: dict) -> list[str]:
     if rows:
         parts += [
             "Near 1 (the first two) or 0, or far below the random encoder's, they tell of collapse.",
-            as_table(["", *_HEADINGS[:2]], rows),
+            as_table(["", "I-JEPA", "random init"], rows),
         ]
     if last_rows:
         parts += ["At the last step of training (a spread of 0 is collapse):", as_table(["", "last step"], last_rows)]

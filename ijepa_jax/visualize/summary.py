@@ -29,24 +29,36 @@ def linear_probes(report: dict) -> dict[str, dict]:
     return {"": probes["linear"]} if {"linear", "knn"} == probes.keys() else probes
 
 
-def mean_accuracy(report: dict, column: str) -> float | None:
-    """Mean accuracy of the linear probes of `ijepa`, `random_init` or `pixels`; None where one is missing."""
-    values = [probe.get(column) for probe in linear_probes(report).values()]
+def knn_probes(report: dict) -> dict[str, dict]:
+    """Likewise, its nearest-neighbour classifiers."""
+    probes = report.get("probes") or {}
+    return {"": probes["knn"]} if {"linear", "knn"} == probes.keys() else report.get("knn") or {}
+
+
+def mean_accuracy(probes: dict[str, dict], column: str) -> float | None:
+    """Mean accuracy over tasks of `ijepa`, `random_init` or `pixels`; None where one is missing."""
+    values = [probe.get(column) for probe in probes.values()]
     return sum(values) / len(values) if values and None not in values else None
 
 
 def _accuracy(report: dict) -> str:
-    ours, random_init, pixels = (mean_accuracy(report, column) for column in ("ijepa", "random_init", "pixels"))
-    if ours is None:
+    """All kinds of probes, each beside its baselines: where one gained, the others may not have."""
+    kinds = {"linear probes": linear_probes(report), "nearest neighbours (kNN)": knn_probes(report)}
+    reached = [found for name, probes in kinds.items() if (found := _reached(name, probes))]
+    if not reached:
         return "There are no labels to probe the features with." if "probes" in report and not report["probes"] else ""
     tasks = len(linear_probes(report))
-    text = (
-        f"A linear probe of the pretrained encoder's frozen features classifies **{ours:.1f} %** of held-out images correctly"
-    )
-    text += f" (mean of {tasks} tasks)" if tasks > 1 else ""
-    others = ((random_init, "an encoder with random weights"), (pixels, "raw pixels"))
-    beside = " and ".join(f"{value:.1f} % on {name}" for value, name in others if value is not None)
-    return f"{text}; the same probe reaches {beside}." if beside else f"{text}."
+    mean = f" (means of {tasks} tasks)" if tasks > 1 else ""
+    return f"Of held-out images, by the pretrained encoder's frozen features{mean}, {'; '.join(reached)}."
+
+
+def _reached(name: str, probes: dict[str, dict]) -> str:
+    ours, random_init, pixels = (mean_accuracy(probes, column) for column in ("ijepa", "random_init", "pixels"))
+    if ours is None:
+        return ""
+    others = (("by random weights", random_init), ("by raw pixels", pixels))
+    beside = ", ".join(f"{value:.1f} % {of}" for of, value in others if value is not None)
+    return f"{name} classify **{ours:.1f} %** correctly" + f" ({beside})" * bool(beside)
 
 
 def _effort(report: dict) -> str:
@@ -68,16 +80,17 @@ def _duration(seconds: float) -> str:
 
 
 def _not_better(report: dict):
-    ours = mean_accuracy(report, "ijepa")
-    for column, name in (("random_init", "an encoder with random weights"), ("pixels", "raw pixels")):
-        theirs = mean_accuracy(report, column)
-        if ours is not None and theirs is not None and ours <= theirs:
-            yield f"The pretrained encoder is no better than {name}: {ours:.1f} % against {theirs:.1f} %."
-    pairs = {task: (probe.get("ijepa"), probe.get("random_init")) for task, probe in linear_probes(report).items()}
-    worse = [task for task, pair in pairs.items() if None not in pair and pair[0] <= pair[1]]
-    if worse and len(worse) < len(pairs):
-        shown = ", ".join(f"{as_text(task)} ({pairs[task][0]:.1f} % against {pairs[task][1]:.1f} %)" for task in worse)
-        yield f"It is no better than the random encoder at {shown}."
+    for kind, probes in (("linear probes", linear_probes(report)), ("kNN", knn_probes(report))):
+        ours = mean_accuracy(probes, "ijepa")
+        for column, name in (("random_init", "an encoder with random weights"), ("pixels", "raw pixels")):
+            theirs = mean_accuracy(probes, column)
+            if ours is not None and theirs is not None and ours <= theirs:
+                yield f"By {kind} the pretrained encoder is no better than {name}: {ours:.1f} % against {theirs:.1f} %."
+        pairs = {task: (probe.get("ijepa"), probe.get("random_init")) for task, probe in probes.items()}
+        worse = [task for task, pair in pairs.items() if None not in pair and pair[0] <= pair[1]]
+        if worse and len(worse) < len(pairs):
+            shown = ", ".join(f"{as_text(task)} ({pairs[task][0]:.1f} % against {pairs[task][1]:.1f} %)" for task in worse)
+            yield f"By {kind} it is no better than the random encoder at {shown}."
 
 
 def _decodes_nothing(report: dict):
