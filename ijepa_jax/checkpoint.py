@@ -347,7 +347,10 @@ def locate(path: epath.PathLike, step: int = 0) -> tuple[epath.Path, int | None]
 
     Raises CheckpointError for what is no workdir, and where two steps are asked for.
     """
-    folder, exact = absolute(path), None
+    try:
+        folder, exact = absolute(path), None
+    except ValueError as error:  # an object store that cannot be reached from here
+        raise CheckpointError(str(error)) from error
     folder = folder if "://" in str(folder) else epath.Path(Path(folder).resolve())
     if is_step(folder):
         folder, exact = folder.parent.parent, int(folder.name)

@@ -146,6 +146,17 @@ def test_scores_of_older_checkpoints_may_be_damaged(saved, tmp_path):
     notes.write_text(json.dumps(kept))
     with pytest.raises(CheckpointError, match=r"is damaged \(not what was saved are target/norm/bias"):
         restore_parts(workdir, 2)
+    for other in ({"fingerprint": 3}, {"settings": {**kept["settings"], "method": 3}}):
+        notes.write_text(json.dumps({**kept, **other}))
+        with pytest.raises(CheckpointError, match=r"is damaged \(its notes are not what was saved"):
+            restore_parts(workdir, 2)
+
+
+def test_notes_are_the_same_in_any_order(saved, tmp_path):
+    workdir = shutil.copytree(saved, tmp_path / "w")
+    notes = workdir / "checkpoints" / "2" / "notes" / "metadata"
+    notes.write_text(json.dumps(dict(reversed(json.loads(notes.read_text()).items()))))
+    assert restore_parts(workdir).step == 2
 
 
 def test_a_checkpoint_under_another_steps_name_is_no_checkpoint_of_it(saved, tmp_path):
@@ -180,6 +191,13 @@ def test_settings_of_another_version_are_named(tmp_path):
             read()
 
 
+def test_only_who_may_write_makes_a_folder(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / "read", read_only=True)) as checkpoints:
+        assert checkpoints.steps() == [] and not (tmp_path / "read").exists()
+    with contextlib.closing(Checkpoints(tmp_path / "written")):
+        assert (tmp_path / "written" / "checkpoints").is_dir()
+
+
 def test_a_save_that_is_not_made_is_an_error(saved, tmp_path):
     with (
         contextlib.closing(Checkpoints(shutil.copytree(saved, tmp_path / "w"))) as checkpoints,
@@ -207,7 +225,9 @@ def test_a_path_means_a_workdir_and_perhaps_one_checkpoint(saved, tmp_path, monk
 
 def test_a_store_whose_library_is_missing_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(CheckpointError, match="cannot look into s3://bucket/run: ") as found:
+    with pytest.raises(
+        CheckpointError, match="s3://bucket/run needs a library that is not installed: pip install s3fs"
+    ) as found:
         restore_parts("s3://bucket/run")
     assert "\n" not in str(found.value)
 

@@ -52,8 +52,29 @@ def test_zero_features_give_chance_not_nan():
     assert np.isfinite(knn.neighbours(np.zeros((100, 8)), np.full((1, 8), 1e-30), 3)[1]).all()
 
 
+def test_the_length_of_features_does_not_matter():
+    bank, queries = clusters(50)[0], clusters(7, seed=1)[0]
+    expected = knn.neighbours(bank, queries, 5)
+    found = knn.neighbours(bank * np.float32(1e-30), queries * np.float32(1e30), 5)  # whose squares float32 does not hold
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_accuracy_is_of_so_many_neighbours_weighed_at_such_a_temperature():
+    """The nearest, of cosine 1, has the query's class; the two next, of cosine 0.8, another."""
+    bank, labels, query = np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]]), [0, 1, 1], np.array([[1.0, 0]])
+    shares = [
+        knn.accuracy(bank, labels, query, [0], classes=2, k=k, temperature=temperature)
+        for k, temperature in ((1, 10.0), (3, 10.0), (3, 0.1))
+    ]
+    assert shares == [100.0, 0.0, 100.0]
+
+
 def test_bad_input_is_named():
     bank, labels = clusters(20)
+    for features in (bank[0], bank[:0], bank[:, :0]):
+        with pytest.raises(ValueError, match=r"bank features must have shape \[images, dimensions\], none of them 0; got \["):
+            knn.neighbours(features, bank, 3)
     with pytest.raises(ValueError, match="query features of 1 of 20 images hold NaN"):
         knn.predict(bank, labels, np.where(np.arange(20)[:, None] == 3, np.nan, bank), classes=5)
     with pytest.raises(ValueError, match=r"outside 0 \.\. 2"):

@@ -7,7 +7,7 @@ from ijepa_jax.evaluate import logistic
 
 
 def noisy_classes(count, dims=24, classes=4, seed=0):
-    """Features of very unlike spread, correlated, one of them constant; labels that depend on them with noise."""
+    """Features of very unlike spread, correlated, one of them constant, one tiny; labels that depend on them with noise."""
     fixed = np.random.default_rng(0)
     mix, truth = fixed.normal(size=(dims, dims)) * np.logspace(0, -2, dims)[:, None], fixed.normal(size=(dims, classes))
     rng = np.random.default_rng(seed)
@@ -15,6 +15,7 @@ def noisy_classes(count, dims=24, classes=4, seed=0):
     labels = np.argmax(latent @ truth + 2 * rng.gumbel(size=(count, classes)), axis=1)
     features = 3 + latent @ mix
     features[:, 5] = 7.0
+    features[:, 6] *= 1e-8
     return features.astype(np.float32), labels
 
 

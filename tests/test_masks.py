@@ -106,6 +106,15 @@ def test_pure_in_seed_and_index(settings):
     assert sampler(index[:0])["context"].shape[0] == 0
 
 
+def test_masks_of_an_image_stay_what_they_are():
+    """Golden values: another draw would be another one for every run that goes on."""
+    masks = MaskSampler((6, 6), context_patches=9, num_targets=2)(np.array([5]))
+    assert masks["context"].tolist() == [[[1, 5, 9, 10, 15, 23, 28, 29, 33]]]
+    assert masks["target"][..., :6].tolist() == [[[12, 13, 14, 18, 19, 20], [19, 20, 25, 26, 31, 32]]]
+    scattered = MaskSampler((6, 6), strategy="random")(np.array([5]))["context"]
+    assert scattered.tolist() == [[[0, 2, 6, 8, 9, 10, 13, 14, 15, 21, 24, 25, 28, 35]]]
+
+
 def test_images_differ():
     context = MaskSampler((14, 14), context_patches=48)(np.arange(1000))["context"]
     assert len(np.unique(context[:, 0], axis=0)) == 1000
@@ -127,11 +136,22 @@ def test_every_square_grid_has_a_sampler():
             assert sampler(np.arange(2))["context"].shape == (2, 1, side * side // 4)
 
 
-def test_context_is_extended_on_a_non_square_grid():
+@pytest.mark.parametrize("grid", [(8, 32), (32, 8)])
+def test_context_is_extended_on_a_non_square_grid(grid):
     """A side of 0.85 of the area's root does not fit 8 rows; the block keeps its area along the columns instead."""
-    available = MaskSampler((8, 32), mode="pad").blocks(np.arange(300), 4)
-    seen = (available.available[:, 0] | available.union).reshape(-1, 8, 32)
-    assert seen.sum((1, 2)).min() >= 8 * 27
+    seen = {}
+    for mode in ("pad", "reference"):  # the released code cuts it
+        found = MaskSampler(grid, mode=mode, context_patches=30).blocks(np.arange(300), 4)
+        seen[mode] = (found.available[:, 0] | found.union).sum(1)
+    assert seen["pad"].min() >= 8 * 27
+    assert seen["reference"].max() <= 7 * 31 and seen["reference"].min() < 8 * 15
+
+
+def test_a_scale_without_a_range_is_one_size_for_the_reference_too():
+    for scale in (0.2, 0.15):
+        sampler = MaskSampler((10, 10), mode="reference", context_patches=20, target_scale=(scale, scale), num_targets=1)
+        length = assert_sound(sampler, np.arange(500))["target_length"]
+        assert abs(length.mean() - 100 * scale) < 2 and length.max() == sampler.target_length
 
 
 @pytest.mark.parametrize("mode", ["subset", "raster"])
@@ -190,6 +210,22 @@ def test_guaranteed_context_is_reached_by_the_fallback():
             MaskSampler((14, 14), context_patches=limit + 1, **settings)
 
 
+def test_a_context_that_targets_need_not_touch_is_guaranteed_whole():
+    """7x7 in one corner of 14x14, targets of at most 8x7 in the opposite one."""
+    assert_sound(MaskSampler((14, 14), context_patches=49, context_scale=(0.25, 0.25)), np.arange(200))
+    with pytest.raises(ValueError, match="guarantee 49: give 4 to 49"):
+        MaskSampler((14, 14), context_patches=50, context_scale=(0.25, 0.25))
+
+
+def test_before_corners_targets_share_one_block_anywhere():
+    sampler, index = MaskSampler((14, 14), context_patches=132, tries=1), np.arange(2000)
+    target = sampler(index)["target"]
+    shared = target[(target == target[:, :1]).all((1, 2)), 0]
+    sides = (np.divmod(shared, 14)[axis] for axis in (0, 1))
+    in_corner = np.logical_and(*(((side == 0) | (side == 13)).any(1) for side in sides))
+    assert len(shared) > 1900 and 0.01 < in_corner.mean() < 0.5
+
+
 @pytest.mark.parametrize("grid", [(6, 6), (7, 7), (5, 9)])
 def test_pad_keeps_every_context_patch_and_its_length_is_attained(grid):
     sampler, index = MaskSampler(grid, mode="pad", num_targets=1), np.arange(20000)
@@ -214,6 +250,8 @@ def test_strategies():
     first, count = np.unique(masks["context"][:, 0, 0], return_counts=True)
     np.testing.assert_array_equal(first, [0, 7, 98, 105])
     np.testing.assert_allclose(count / len(index), 0.25, atol=0.04)
+    cells = np.concatenate([masks["context"], masks["target"]], axis=1).reshape(len(index), -1)
+    np.testing.assert_array_equal(np.sort(cells), np.broadcast_to(np.arange(196), cells.shape))  # all four quadrants
     odd = MaskSampler((5, 9), strategy="rasterized")
     assert (odd.context_length, odd.target_length) == (8, 15)
     assert MaskSampler((14, 14), strategy="block", context_patches=30)(index)["context"].shape == (3000, 1, 30)

@@ -31,6 +31,10 @@ def batch(size: int = 4, kinds: int = 2, start: int = 0) -> dict[str, np.ndarray
 class Oracle:
     """A denoiser that is told the pixels' value by the first feature of the condition."""
 
+    def init(self, *arguments):
+        del arguments
+        return {"params": {"kernel": jnp.ones(1)}}
+
     def apply(self, variables, noisy, index, lengths, times, condition, grid):
         del variables, index, lengths, times, grid
         return jnp.broadcast_to(condition[:, None, :1], noisy.shape)
@@ -76,13 +80,20 @@ def test_one_of_a_blocks_representations_is_drawn():
 
 def test_what_pads_a_block_changes_neither_loss_nor_the_other_patches():
     of, given = method(), batch()
-    assert (given["target_length"] < given["target"].shape[-1]).any()
-    params = of.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: 5 * leaf, jax.jit(of.init)(jax.random.key(0)))  # patches that see each other
     padding = np.arange(given["target"].shape[-1]) >= given["target_length"][..., None]
     other = {**given, "target": np.where(padding, 3, given["target"])}
-    assert (other["target"] != given["target"]).any()
-    one, two = (of.loss(params, None, which, jax.random.key(1))[0] for which in (given, other))
+    (index, lengths, clean), (_, _, changed) = of.blocks(given), of.blocks(other)
+    padding = padding.reshape(index.shape)
+    assert np.abs(changed - clean)[padding].max() > 0.5 and (changed == clean)[~padding].all()
+    loss = jax.jit(of.loss)
+    one, two = (loss(params, None, which, jax.random.key(1))[0] for which in (given, other))
     np.testing.assert_allclose(one, two, rtol=1e-6)
+    guess = jax.jit(lambda x: of.denoiser.apply({"params": params["denoiser"]}, x, index, lengths, *told, (4, 4)))
+    told = jnp.full(len(index), 0.5), jnp.ones((len(index), 5))
+    one, two = guess(clean), guess(changed)
+    assert np.abs(one - two)[padding].max() > 0.1
+    np.testing.assert_allclose(one[~padding], two[~padding], atol=1e-5)
 
 
 def places(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,8 +165,11 @@ def test_the_step_trains_it_and_its_average_follows():
 
 
 def test_accumulation_weighs_parts_by_their_patches():
-    given = batch()
-    assert float(method().weight(given)) == given["target_length"].sum()
-    state, optimizer = init(method(), small.optimizer(), 0), small.optimizer()
-    step = jax.jit(partial(train_step, method=method(), optimizer=optimizer, seed=0, accumulation=2))
-    assert np.isfinite(float(step(state, given)[1]["loss"]))
+    """Rows 0 and 2, one part of two, are guessed right; of rows 1 and 3, the other, all is wrong by 1."""
+    of, optimizer = method(denoiser=Oracle()), small.optimizer()
+    given = white(np.broadcast_to(np.array([1, 0, 1, 0])[:, None, None, None], (4, 1, 4, 5)))
+    given["target_length"] = np.array([[1] * 4, [2] * 4, [1] * 4, [2] * 4], np.int32)
+    assert float(of.weight(given)) == 24
+    step = jax.jit(partial(train_step, method=of, optimizer=optimizer, seed=0, accumulation=2))
+    _, metrics = step(init(of, optimizer, 0), given)
+    assert float(metrics["squared_error"]) == pytest.approx(16 / 24)

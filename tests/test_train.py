@@ -7,14 +7,14 @@ import os
 import shutil
 import signal
 import threading
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax import build, checkpoint, metrics, train
+from ijepa_jax import build, checkpoint, metrics, processes, train
 from ijepa_jax.data.sources import DataError
 from ijepa_jax.evaluate import probe
 from ijepa_jax.visualize import curves
@@ -52,7 +52,7 @@ def test_workdir_holds_what_it_should(whole):
     saved = json.loads((workdir / "report" / "report.json").read_text())
     assert saved["params_digest"] == report["params_digest"] and saved["steps"] == 12 and saved["compilations"] == 1
     assert saved["probes"].keys() == {"count", "distance", "shape", "colour"}
-    assert all(result.keys() == TABLE_COLUMNS for result in saved["probes"].values())
+    assert all(result.keys() == TABLE_COLUMNS | {"interval", "l2"} for result in saved["probes"].values())
     assert {"report.md", "report.html", *saved["pictures"]} <= {path.name for path in (workdir / "report").iterdir()}
     assert saved["seconds"] > 0 and saved["images_per_s"] > 0
     assert saved["last_metrics"]["target_std"] == steps[-1]["target_std"] and saved["last_metrics"]["loss"] == steps[-1]["loss"]
@@ -161,27 +161,28 @@ def test_probes_never_disturb_training(whole, tmp_path):
     assert report["params_digest"] == whole[1]["params_digest"]
 
 
-def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Sends this process a signal while the step is at work."""
-    plain = train._record
+def at_batch(monkeypatch, step: int, act: Callable[[], None]) -> None:
+    """Acts where the batch of a step is asked for: the step before it is at work, the metrics of that one not yet read."""
+    plain = build.train_batches
 
-    def record(run, at, *arguments):
-        if at == step:
-            os.kill(os.getpid(), number)
-        return plain(run, at, *arguments)
+    def batches(*arguments):
+        for at, batch in enumerate(plain(*arguments), arguments[3] + 1):
+            if at == step:
+                act()
+            yield batch
 
-    monkeypatch.setattr(train, "_record", record)
+    monkeypatch.setattr(build, "train_batches", batches)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_ends_with_the_same_bits(whole, tmp_path, monkeypatch, number):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        stop_at(patch, 6, number)
-        with pytest.raises(train.Stopped, match=rf"stopped by {number.name} at step [67], saved"):
+        at_batch(patch, 7, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(train.Stopped, match=rf"stopped by {number.name} at step 7, saved"):
             train.pretrain(small.config(), tmp_path)
     report = train.pretrain(small.config(), tmp_path)
-    assert report["resumed_from"] in (6, 7) and report["params_digest"] == whole[1]["params_digest"]
+    assert report["resumed_from"] == 7 and report["params_digest"] == whole[1]["params_digest"]
     assert [line["step"] for line in metrics.read(tmp_path) if "loss" in line] == list(range(1, 13))
     assert signal.getsignal(number) == before
 
@@ -191,15 +192,12 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    plain = train._record
+    """Ends a run while a step is at work, before its metrics are read; what was being saved by then is whole."""
 
-    def record(run, at, *arguments):
-        if at == step:
-            run.checkpoints.wait()
-            raise Killed
-        return plain(run, at, *arguments)
+    def kill():
+        raise Killed
 
-    monkeypatch.setattr(train, "_record", record)
+    at_batch(monkeypatch, step + 1, kill)
 
 
 def stopped_run(tmp_path, monkeypatch, step: int = 11, **changes) -> None:
@@ -295,7 +293,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path, monkeypatch):
 
 def test_warm_start_takes_the_weights_and_a_fresh_optimiser(whole, tmp_path):
     config = small.config(warm_start=str(whole[0]), optim__steps=1, optim__warmup=0.0, optim__start_lr=0.0,
-                          optim__peak_lr=0.0, optim__final_lr=0.0)  # fmt: skip
+                          optim__peak_lr=1e-30, optim__final_lr=0.0)  # fmt: skip
     train.pretrain(config, tmp_path)
     given, _, _ = checkpoint.restore_encoder(whole[0])
     warm, _, _ = checkpoint.restore_encoder(tmp_path)
@@ -319,7 +317,7 @@ def test_profile_of_chosen_steps(tmp_path):
 def test_devices_share_a_batch_evenly(tmp_path):
     with pytest.raises(ValueError, match=r"optim.batch_size 16 does not divide into optim.accumulation 3"):
         train.pretrain(small.config(optim__accumulation=3), tmp_path)
-    with pytest.raises(ValueError, match="optim.accumulation 0 must be positive"):
+    with pytest.raises(ValueError, match="optim.accumulation 0 must be a whole number from 1"):
         train.pretrain(small.config(optim__accumulation=0), tmp_path)
     with pytest.raises(ValueError, match="mesh data=7, fsdp=3 does not make up the"):
         train.pretrain(small.config(mesh__data=7, mesh__fsdp=3), tmp_path)
@@ -335,15 +333,21 @@ def test_accumulation_in_a_run(tmp_path):
     assert one["steps"] == two["steps"] == 3
 
 
-@pytest.mark.parametrize(("shares", "named"), [((0.01, 0.3), "process 1 on b"), ((0.01, 0.02), None), ((0.4,), None)])
-def test_the_process_that_waits_for_its_input_is_named(monkeypatch, shares, named):
-    """Of several processes; one alone has its share in the report."""
-    everyone = [[f"process {i} on {'ab'[i]}", share] for i, share in enumerate(shares)]
-    monkeypatch.setattr(train.processes, "gather_objects", lambda mine: everyone)
-    lines = []
-    run = SimpleNamespace(waited=1.0, seconds=10.0, display=SimpleNamespace(log=lines.append))
-    train._report_waiting(run)
-    assert [named in line for line in lines] == ([True] if named else [])
+def test_the_process_that_waits_for_its_input_is_named(whole, tmp_path, monkeypatch, capsys):
+    """Of several processes, where it waits for more than a twentieth of the time; one alone has its share in the report."""
+    shares = iter([(0.01, 0.3), (0.01, 0.04), (0.4,)])  # at each of three checkpoints
+    plain = processes.gather_objects
+
+    def gather(mine):
+        if not isinstance(mine, tuple):
+            return plain(mine)
+        return [(f"process {i} on {'ab'[i]}", share) for i, share in enumerate(next(shares))]
+
+    monkeypatch.setattr(processes, "gather_objects", gather)
+    stopped_run(tmp_path, monkeypatch, step=3, checkpoint__every=1)
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "for its input" in line)
+    assert "process 1 on b waits 30% of the time for its input, and all others for it" in said and not [*shares]
+    assert whole[1]["input_wait_by_process"] == {processes.place(): whole[1]["input_wait_share"]}
 
 
 def test_wandb_needs_its_package(tmp_path, monkeypatch):

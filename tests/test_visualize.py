@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,12 +7,45 @@ from PIL import Image
 from ijepa_jax.visualize import curves, features, map, masks, prediction, similarity
 
 
-def opened(path):
+def opened(path, rows=()):
+    """The picture that was drawn; images of noise, uint8 [H, W, 3], must be shown in it, in these rows and in this order."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert Image.open(path).format == "PNG"
     assert min(picture.shape[:2]) > 100 and max(picture.shape[:2]) < 4000
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    bottom = 0
+    for row in rows:
+        places = [place(picture, image) for image in row]
+        assert len({top for top, *_ in places}) == 1 and places[0][0] > bottom
+        for (_, left, _, width), (_, after, *_) in pairwise(places):
+            assert after > left + width
+        bottom = places[0][0] + places[0][2]
     return picture
+
+
+def place(picture, image):
+    """Where an image is shown, enlarged: top, left, height and width."""
+    numbers, size = numbered(picture), np.array(image.shape[:2])
+    first, last = (np.argwhere(numbers == numbered(corner)) for corner in (image[0, 0], image[-1, -1]))
+    assert len(first) and len(last), "an image is not drawn"
+    step = (last[0] - first[0]) / (size - 1)
+    rows, columns = ((first[0][i] + (np.arange(size[i]) + 0.5) * step[i]).astype(int) for i in (0, 1))
+    np.testing.assert_array_equal(picture[rows[:, None], columns], image)
+    return (*first[0], *(step * size).round().astype(int))
+
+
+def numbered(colours):
+    """Colours [..., 3] as one number each."""
+    red, green, blue = np.moveaxis(np.asarray(colours, np.int32), -1, 0)
+    return 65536 * red + 256 * green + blue
+
+
+def pixels_of(picture, colour, within=0):
+    """How many pixels have a colour: of names like #1971c2, or (red, green, blue)."""
+    if isinstance(colour, str):
+        colour = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    if not within:
+        return (numbered(picture) == numbered(colour)).sum()
+    return (np.abs(picture - np.asarray(colour, np.float32)) <= within).all(axis=-1).sum()
 
 
 def pictures(count, channels=3, seed=0):
@@ -20,10 +55,14 @@ def pictures(count, channels=3, seed=0):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_masks_are_drawn(tmp_path, channels):
     target = np.array([[[0, 1, 8, 9], [20, 21, 0, 0]]] * 2)
-    masks.draw_masks(tmp_path / "a.png", pictures(2, channels), np.array([[[3, 4, 5]]] * 2), target, [[4, 2]] * 2, 4)
-    picture = opened(tmp_path / "a.png")
+    images = pictures(2, channels)
+    masks.draw_masks(tmp_path / "a.png", images, np.array([[[3, 4, 5]]] * 2), target, [[4, 2]] * 2, 4)
+    picture = opened(tmp_path / "a.png", images[:, None, ..., :3] if channels >= 3 else ())
     for colour in masks._BLOCKS[:2]:  # each target block has its outline
-        assert (picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum() > 50
+        assert pixels_of(picture, colour) > 50
+    if channels >= 3:  # what the context sees is shown twice, of targets what their outline leaves, all else once
+        seen, target, other = (pixels_of(picture, images[0, y, x, :3]) for y, x in ((1, 14), (5, 3), (30, 30)))
+        assert seen > 1.8 * other and target > 1.8 * other and 20 < other < 60
 
 
 def test_only_seen_patches_are_revealed():
@@ -54,8 +93,12 @@ def test_one_pca_basis_serves_all_images(tmp_path):
     for kind in range(5):  # the same feature has the same colour wherever it is, another one has not
         assert np.ptp(colours[which == kind], axis=0).max() < 1e-6
     assert len(np.unique(colours.reshape(-1, 3).round(3), axis=0)) == 5
-    features.draw_pca(tmp_path / "a.png", pictures(10), kinds[which], (8, 8))
-    opened(tmp_path / "a.png")
+    images = pictures(10)
+    features.draw_pca(tmp_path / "a.png", images, kinds[which], (8, 8))
+    picture = opened(tmp_path / "a.png", [images[:8], images[8:]])
+    for kind in range(5):
+        colour = (255 * colours[which == kind][0]).round()
+        assert pixels_of(picture, colour) == pytest.approx((which == kind).mean() * 10 * 175**2, rel=0.2)
 
 
 def test_pca_of_collapsed_or_narrow_features_is_grey_not_nan():
@@ -75,8 +118,9 @@ def test_neighbours_are_the_nearest_and_are_drawn(tmp_path):
     bank = np.random.default_rng(0).normal(size=(30, 8))
     found = features.nearest(3 * bank[[4, 17]], bank, 3)
     np.testing.assert_array_equal(found[:, 0], [4, 17])
-    features.draw_neighbours(tmp_path / "a.png", pictures(2, 1), pictures(30, 1), found, ["first", "second"])
-    opened(tmp_path / "a.png")
+    images, others = pictures(2), pictures(30, seed=1)
+    features.draw_neighbours(tmp_path / "a.png", images, others, found, ["first", "second"])
+    opened(tmp_path / "a.png", [[image, *others[row]] for image, row in zip(images, found, strict=True)])
     with pytest.raises(ValueError, match="2 query images but neighbours of 1"):
         features.draw_neighbours(tmp_path / "a.png", pictures(2), pictures(30), found[:1])
 
@@ -98,18 +142,22 @@ def test_agreement_of_neighbours_is_counted_beside_chance():
 
 
 def test_captions_are_drawn_below_neighbours_whatever_they_hold(tmp_path):
-    found = np.array([[1, 2], [3, 0]])
-    features.draw_neighbours(tmp_path / "a.png", pictures(2), pictures(4), found)
+    found, images, others = np.array([[1, 2], [3, 0]]), pictures(2), pictures(4, seed=1)
+    rows = [[image, *others[row]] for image, row in zip(images, found, strict=True)]
+    features.draw_neighbours(tmp_path / "a.png", images, others, found)
     captions = [["a_b$", "<3>", "$x"], ["two\nlines", "", "%"]]
-    features.draw_neighbours(tmp_path / "b.png", pictures(2), pictures(4), found, captions=captions)
-    assert len(opened(tmp_path / "b.png")) > len(opened(tmp_path / "a.png")) + 20
+    features.draw_neighbours(tmp_path / "b.png", images, others, found, captions=captions)
+    assert len(opened(tmp_path / "b.png", rows)) > len(opened(tmp_path / "a.png", rows)) + 20
 
 
 def test_a_random_encoder_is_drawn_below_the_trained_one(tmp_path):
     patches = np.random.default_rng(0).normal(size=(2, 2, 64, 8))
     features.draw_pca(tmp_path / "a.png", pictures(2), patches[0], (8, 8))
     features.draw_pca(tmp_path / "b.png", pictures(2), patches[0], (8, 8), patches[1])
-    assert len(opened(tmp_path / "b.png")) > 1.2 * len(opened(tmp_path / "a.png"))
+    one, two = (opened(tmp_path / name, [pictures(2)]) for name in ("a.png", "b.png"))
+    assert len(two) > 1.2 * len(one)
+    for below, drawn in zip(patches, (one, two), strict=True):
+        assert np.isin(numbered((255 * features.pca_colours(below)).round()), numbered(drawn)).all()
     with pytest.raises(ValueError, match="8x8 grid do not fit"):
         features.draw_pca(tmp_path / "c.png", pictures(2), patches[0], (8, 8), patches[1, :, :9])
 
@@ -137,7 +185,10 @@ def test_similarity_is_drawn(tmp_path, grid, channels):
     images = pictures(2, channels)[:, : 8 * grid[0], : 8 * grid[1]]
     patches = np.random.default_rng(0).normal(size=(2, grid[0] * grid[1], 5))
     similarity.draw_similarity(tmp_path / "a.png", images, patches, grid)
-    assert (opened(tmp_path / "a.png") == similarity._MARK).all(axis=-1).sum() > 50
+    picture = opened(tmp_path / "a.png")
+    assert pixels_of(picture, similarity._MARK) > 50
+    assert pixels_of(picture, (253, 231, 36)) > 500  # the end of the scale: what is marked is like itself
+    assert np.isin(numbered(masks.as_rgb(images)), numbered(picture)).mean() > 0.5  # marks hide some
     with pytest.raises(ValueError, match="3x3 grid do not fit"):
         similarity.draw_similarity(tmp_path / "b.png", images, patches, (3, 3))
 
@@ -177,7 +228,11 @@ def test_a_map_keeps_what_is_apart_apart_and_is_drawn(tmp_path):
         assert spread[which[:, None] == which].max() < spread[which[:, None] != which].min()
     for labels in ({}, {"kind": which}, {"kind": which, "many": np.arange(60)}):
         map.draw_map(tmp_path / "a.png", found, labels, {"kind": ["_hidden", "$a", "a very long name of some class"]})
-        opened(tmp_path / "a.png")
+        picture = opened(tmp_path / "a.png")
+        assert len(picture) > 380 * max(1, len(labels)) and picture.shape[1] > 380 * len(found)
+        for colour in map._COLOURS[: 3 if labels else 1]:
+            faint = [0.8 * int(colour[i : i + 2], 16) + 0.2 * 255 for i in (1, 3, 5)]
+            assert pixels_of(picture, faint, within=2) > 20 * len(found)
 
 
 def test_classes_that_are_colours_are_drawn_in_them(tmp_path):
@@ -204,12 +259,20 @@ def run(steps):
     return lines + [{"step": 0, **baselines}] + probes
 
 
+def parts(picture, rows, columns):
+    """Equal parts of a picture, row by row."""
+    return [part for row in np.array_split(picture, rows) for part in np.array_split(row, columns, axis=1)]
+
+
 @pytest.mark.parametrize("steps", [12, 400])
 def test_curves_are_drawn(tmp_path, steps):
     curves.draw_curves(tmp_path / "a.png", run(steps))
-    opened(tmp_path / "a.png")
+    lines = [pixels_of(part, curves._COLOURS[0]) for part in parts(opened(tmp_path / "a.png"), 2, 3)]
+    assert min(lines[:5]) > 100 and lines[5] == 0  # loss, feature std, RankMe, norms, learning rate
     curves.draw_probes(tmp_path / "b.png", run(steps))
-    opened(tmp_path / "b.png")
+    for part in parts(opened(tmp_path / "b.png"), 1, 2):  # a panel for each task
+        for colour in (curves._COLOURS[0], *(colour for _, colour, _ in curves._BASELINES.values())):
+            assert pixels_of(part, colour, within=8) > 100
 
 
 def test_series_is_sorted_and_finite():
