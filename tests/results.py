@@ -30,7 +30,8 @@ def of_run(workdir: Path, log: Path | None, hardware: str) -> dict[str, Any]:
 
 def _excerpt(log: str) -> list[str]:
     """A log's lines, long ones shortened; of those of progress the one that ends each quarter."""
-    lines = [line if len(line) <= _SHOWN else line[: line.rindex(",", 0, _SHOWN)] + ", ..." for line in log.splitlines()]
+    lines = log.replace(f"{ROOT}/", "").splitlines()
+    lines = [line if len(line) <= _SHOWN else line[: line.rindex(",", 0, _SHOWN)] + ", ..." for line in lines]
     steps = {
         i: int(found[1]) / int(found[2]) for i, line in enumerate(lines) if (found := re.match(r"step (\d+)/(\d+) loss", line))
     }
