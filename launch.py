@@ -25,6 +25,7 @@ import re
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -513,6 +514,7 @@ def quieten_background() -> None:
     for library in ("asyncio", "gcsfs", "s3fs"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # where one that waited has failed
     usual, usual_unraisable = sys.excepthook, sys.unraisablehook
     late = "Event loop is closed"  # what writes that are still under way run into when another has failed
 

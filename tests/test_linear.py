@@ -98,5 +98,5 @@ def test_an_unknown_choice_is_named(key):
 
     config = default("linear")
     config.linear[key] = ("last8",)
-    with pytest.raises(ValueError, match=f"linear.{key} .* must be some of"):
+    with pytest.raises(ValueError, match=f"linear.{key} .* must be one or more values, one of"):
         settings.check(config)
