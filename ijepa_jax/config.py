@@ -143,7 +143,7 @@ SETTINGS = {
     # trace these steps into WORKDIR/profile
     "profile": {"start": whole(3, 1, 1_000_000_000), "steps": whole(0, 0, 1_000_000)},
     # device mesh; -1: all that are left
-    "mesh": {"data": whole(-1, -1, 1_000_000), "fsdp": whole(1, -1, 1_000_000)},
+    "mesh": {"data": whole(-1, -1, 1_000_000, never=0), "fsdp": whole(1, -1, 1_000_000, never=0)},
 }
 
 
@@ -172,6 +172,8 @@ def check_run(config: ml_collections.ConfigDict) -> None:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     ranges.check(config, SETTINGS)
+    if config.mesh.data == config.mesh.fsdp == -1:
+        raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
     optim, data, model, decoder = config.optim, config.data, config.model, config.decoder
     size, predictor = SIZES[model.size], config.predictor
     width, heads = model.width or size.width, model.heads or size.heads

@@ -29,6 +29,7 @@ class Setting:
     names: tuple[str, ...] = ()  # the texts that there are; none: any
     optional: bool = False  # whether it may be None
     length: int | None = None  # how many values it has, as a tuple; 0: one or more; None: it is no tuple
+    never: float | None = None  # a number in between that it may not be
     rising: bool = False  # whether the second of two values may not be below the first
 
     def problem(self, value: Any) -> str:
@@ -45,6 +46,8 @@ class Setting:
             return isinstance(value, self.kind) and (not self.names or value in self.names)
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)) or value != value:
             return False
+        if value == self.never:
+            return False
         above = value > self.low if self.ends[0] == "(" else value >= self.low
         return above and (value < self.high if self.ends[1] == ")" else value <= self.high)
 
@@ -60,6 +63,7 @@ class Setting:
         else:
             interval = _INTERVALS[self.ends].format(*(f"{bound:,}" for bound in (self.low, self.high)))
             one = f"{'whole numbers' if self.kind is int else 'numbers'} {interval}"
+            one += "" if self.never is None else f", but not {self.never}"
             one = one if several else f"a {one.replace('numbers', 'number', 1)}"
         if several:
             one = f"{self.length or 'one or more'} values, {one}{', the first not above the second' * self.rising}"

@@ -80,6 +80,7 @@ def test_unknown_names_are_named():
         ({"model__patch": 0}, "model.patch 0 must be a whole number from 1"),
         ({"model__attention": "flash"}, "model.attention 'flash' must be one of xla, cudnn"),
         ({"method": "mae"}, "method 'mae' must be one of ijepa, rcdm"),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "mesh.data and mesh.fsdp are both -1"),
         ({"model__dtype": "float16"}, "model.dtype 'float16' must be one of"),
         ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
         ({"masks__context_patches": 60}, "context_patches"),

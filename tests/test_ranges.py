@@ -23,6 +23,7 @@ def wrong_values(setting: ranges.Setting) -> list:
     beyond = [setting.low - step, setting.high + max(step, setting.high * 1e-9)]
     beyond += [setting.low] if setting.ends[0] == "(" else []
     beyond += [setting.high] if setting.ends[1] == ")" else []
+    beyond += [] if setting.never is None else [setting.never]
     odd = [math.nan, math.inf, -math.inf, 1e300, 10**20, True, "7", *([] if setting.optional else [None])]
     return [*beyond, *odd, *([setting.low + 0.5] if setting.kind is int else [])]
 
@@ -56,6 +57,7 @@ def test_a_number_may_be_the_ends_that_belong_to_it(kind, key, setting):
     [
         (ranges.whole(3, 1, 2000), 0, "a whole number from 1 to 2,000"),
         (ranges.whole(None, 1, 9), 0, "a whole number from 1 to 9, or None"),
+        (ranges.whole(-1, -1, 9, never=0), 0, "a whole number from -1 to 9, but not 0"),
         (ranges.number(0.5, 0, 1, "(]"), 0, "a number above 0 and at most 1"),
         (ranges.number(0.5, 0, 1, "[)"), 1, "a number at least 0 and below 1"),
         (ranges.number(0.5, 0, 1, "()"), 1, "a number between 0 and 1"),

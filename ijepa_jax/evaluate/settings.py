@@ -88,7 +88,7 @@ SETTINGS = {
     # for LiDAR; RankMe and CKA take the test images
     "rank": {"images": whole(1000, 1, 10_000_000), "views": whole(10, 2, 1000)},
     "interval": {"level": number(0.95, 0, 1, "()"), "resamples": whole(1000, 1, 1_000_000)},
-    "mesh": {"data": whole(-1, -1, 1_000_000), "fsdp": whole(1, -1, 1_000_000)},
+    "mesh": {"data": whole(-1, -1, 1_000_000, never=0), "fsdp": whole(1, -1, 1_000_000, never=0)},
 }
 
 
@@ -102,5 +102,7 @@ def default(protocol: str) -> ml_collections.ConfigDict:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
     ranges.check(config, SETTINGS)
+    if config.mesh.data == config.mesh.fsdp == -1:
+        raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
     if config.linear.select == "held_out" and config.linear.augment:
         raise ValueError("linear.select 'held_out' needs linear.augment=False: new crops are made of all training images")
