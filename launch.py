@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        return fail(f"{name} was interrupted; the same command continues")
+        return fail(f"{name} was interrupted" + "; the same command continues" * (name in ("pretrain", "prepare")))
 
 
 def check_only(name: str, given: SimpleNamespace) -> int:
@@ -167,6 +167,9 @@ def compute(run: Callable[[], int | None], given: SimpleNamespace) -> int:
         processes.start(given.coordinator, given.num_processes, given.process_id)
         with full_disk_named(place):
             return run() or 0
+    except KeyboardInterrupt:
+        processes.leave_others(1)
+        raise
     except BaseException as error:
         if given.debug or not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
             traceback.print_exc()
@@ -318,7 +321,7 @@ CLUSTER = {
     "process_id": Flag("I", "which one this is, likewise", kind=int, low=0),
 }
 CHECKPOINT = Flag("DIR", "the workdir of a pretraining run, or of imported weights", required=True)
-STEP = Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1)
+STEP = Flag("N", "which checkpoint; 0: the best by probe, else the newest; -1: the newest", 0, low=-1, high=10**9)
 MESH = Flag("data=8,fsdp=4", "sizes of the device mesh; -1: what is left")
 COMMANDS = {
     "pretrain": Command(
@@ -369,7 +372,7 @@ COMMANDS = {
             "images": Flag("8", "images drawn", 8, low=1, high=64),
             "bank": Flag("2000", "images that neighbours are looked for among, and that the map shows", 2000, low=1),
             "step": STEP,
-            "seed": Flag("0", "of the random encoder, the masks, and which images are drawn", 0, low=0),
+            "seed": Flag("0", "of the random encoder, the masks, and which images are drawn", 0, low=0, high=2**31 - 1),
             **CLUSTER,
         },
     ),

@@ -81,7 +81,8 @@ def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
         left = read_flags(arguments, values, usage(name, command))
     if left:
         raise UsageError(f"unexpected argument {left[0]!r}. {usage(name, command)}")
-    empty = [flag for flag in ("workdir", "out") if f"--{flag}=" in arguments]
+    named = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+    empty = [flag for flag in ("workdir", "out", "mesh") if flag in named and not values[flag].value]
     if empty:
         raise UsageError(f"--{empty[0]} is empty: name a place, or leave it out")
     missing = [flag for flag, spec in command.flags.items() if spec.required and not values[flag].value]

@@ -158,8 +158,8 @@ def check_run(config: ml_collections.ConfigDict) -> None:
     optim, decoder = config.optim, config.decoder
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
-    length = optim.schedule_scale * (optim.epochs or optim.steps)
-    if optim.warmup >= length:
+    length, warmup = optim.schedule_scale * (optim.epochs or optim.steps), optim.warmup
+    if int(warmup) >= int(length) if optim.steps else warmup >= length:
         unit = "epochs" if optim.epochs else "steps"
         raise ValueError(
             f"optim.warmup {optim.warmup:g} {unit} must be shorter than the schedule, {length:g} {unit}: optim.{unit} times "
@@ -192,6 +192,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in ("mean", "std"):
         if len(data[key]) != data.channels:
             raise ValueError(f"data.{key} {tuple(data[key])} must have one value for each of data.channels {data.channels}")
+    if any(side % model.patch for side in data.image_size):
+        height, width = data.image_size
+        patches = f"patches of {model.patch}x{model.patch} (model.patch)"
+        raise ValueError(f"data.image_size: an image of {height}x{width} pixels does not divide into {patches}")
     if optim.batch_size % optim.accumulation:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"

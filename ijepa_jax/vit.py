@@ -85,7 +85,7 @@ def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
 
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): drops the residual branch of whole examples, scaling the kept ones."""
-    kept = 1 - jnp.asarray(rate)
+    kept = 1 - jnp.asarray(rate, jnp.float32)
     keep = jax.random.bernoulli(key, kept, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / kept.astype(x.dtype), 0)
 

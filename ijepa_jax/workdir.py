@@ -27,12 +27,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def absolute(place: epath.PathLike) -> epath.Path:
     """A place from the root on, a local one's `~` expanded: a folder that the program changes to later makes no difference.
 
-    Raises ValueError for an object store that there is not, or whose library is not installed.
+    Raises ValueError for nobody's home, and for an object store that there is not, or whose library is not installed.
     """
     place = os.fspath(place)
     scheme, remote, _ = place.partition("://")
     if not remote:
-        return epath.Path(Path(place).expanduser().absolute())
+        try:
+            return epath.Path(Path(place).expanduser().absolute())
+        except RuntimeError as error:  # ~ of nobody
+            raise ValueError(f"{place}: {str(error).rstrip('.')}") from error
     if scheme not in _STORES:
         raise ValueError(f"{place}: a place is a local path, or one of {', '.join(f'{store}://' for store in _STORES)}")
     try:

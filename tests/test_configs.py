@@ -80,11 +80,15 @@ def test_unknown_names_are_named():
         ({"model__patch": 0}, "model.patch 0 must be a whole number from 1"),
         ({"model__attention": "flash"}, "model.attention 'flash' must be one of xla, cudnn"),
         ({"method": "mae"}, "method 'mae' must be one of ijepa, rcdm"),
+        (
+            {"optim__warmup": 11.2, "optim__schedule_scale": 0.95},
+            "optim.warmup 11.2 steps must be shorter than the schedule, 11.4",
+        ),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "mesh.data and mesh.fsdp are both -1"),
         ({"model__dtype": "float16"}, "model.dtype 'float16' must be one of"),
         ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
         ({"masks__context_patches": 60}, "context_patches"),
-        ({"data__image_size": (30, 32)}, "image of 30x32 pixels does not divide into patches of 4x4"),
+        ({"data__image_size": (30, 32)}, "an image of 30x32 pixels does not divide into patches of 4x4"),
         ({"data__image_size": (8, 8)}, "grid"),
     ):
         with pytest.raises(ValueError, match=message):

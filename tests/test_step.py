@@ -99,7 +99,13 @@ def test_a_loss_that_does_not_add_up_over_parts_is_not_accumulated():
     plain = small.method()
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
     batch = small.batch(plain)
-    assert plain.additive and not Hinge(**fields).additive
+
+    class Centred(IJepa):
+        def encode_target(self, target, images, wanted=None):
+            encoded = super().encode_target(target, images, wanted)
+            return encoded - encoded.mean(axis=(0, 1))
+
+    assert plain.additive and not Hinge(**fields).additive and not Centred(**fields).additive
     make(Hinge(**fields))[3](make(plain)[2], batch)
     make(Scaled(**fields), accumulation=2)[3](make(plain)[2], batch)
     with pytest.raises(ValueError, match=r"the loss of Hinge is not known to be the mean .*additive = True.*accumulation 2"):

@@ -59,8 +59,9 @@ class IJepa:
 
     @property
     def additive(self) -> bool:
-        """True, as a mean over target tokens is; a class with another `loss` has to say so of its own (`additive = True`)."""
-        return type(self).loss is IJepa.loss
+        """True, as a mean over target tokens is; a class that changes a part of it has to say so itself (`additive = True`)."""
+        parts = ("loss", "weight", "encode_target", "gather_targets", "encode_context", "predict")
+        return all(getattr(type(self), part) is getattr(IJepa, part) for part in parts)
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices; picklable and free of jax."""
