@@ -38,14 +38,14 @@ SETTINGS = {
         "width": whole(None, 4, 65_536),  # these four override the named size
         "depth": whole(None, 1, 1000),
         "heads": whole(None, 1, 4096),
-        "mlp_ratio": number(None, 0, 100, "(]"),
-        "drop_path": number(0.0, 0, 1, "[)"),  # in the context encoder
+        "mlp_ratio": number(None, 0.25, 100),
+        "drop_path": number(0.0, 0, 0.99),  # in the context encoder
         "dtype": choice("bfloat16", ("bfloat16", "float32")),  # of the computation; parameters, optimiser and EMA are float32
         "attention": choice("xla", IMPLEMENTATIONS),
         "scan": flag(False),  # one scanned block instead of unrolled ones: compiles faster
         "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory
         "init": choice("normal", ("normal", "depth_scaled")),
-        "epsilon": number(1e-6, 0, 1, "(]"),  # of layer norms
+        "epsilon": number(1e-6, 1e-20, 1),  # of layer norms
         "positions": choice("sincos", ("sincos", "table")),  # table: kept with the weights, never trained, as imports bring it
         "interpolation": choice("bicubic", INTERPOLATIONS),  # how positions are resized for images of another size
     },
@@ -103,9 +103,9 @@ SETTINGS = {
         "final_weight_decay": number(0.4, 0, 1000),
         "momentum": number(0.996, 0, 1),  # of the exponential moving average
         "final_momentum": number(1.0, 0, 1),
-        "b1": number(0.9, 0, 1, "[)"),
-        "b2": number(0.999, 0, 1, "[)"),
-        "eps": number(1e-8, 0, 1, "(]"),
+        "b1": number(0.9, 0, 0.999999),
+        "b2": number(0.999, 0, 0.999999),
+        "eps": number(1e-8, 1e-20, 1),
         "clip": number(None, 0, 1_000_000, "(]"),  # bound on the global gradient norm
         "moment_dtype": choice("float32", ("float32", "bfloat16")),  # of AdamW's first moment
     },
@@ -126,7 +126,7 @@ SETTINGS = {
         "during_test_images": whole(1000, 1, 100_000_000),
         "batch_size": whole(250, 1, 1_000_000),
         "knn_k": whole(20, 1, 1_000_000),
-        "knn_temperature": number(0.07, 0, 1000, "(]"),
+        "knn_temperature": number(0.07, 1e-3, 1000),
         "lidar_images": whole(128, 0, 1_000_000),  # test images whose crops LiDAR is computed of; 0: not computed
         "lidar_views": whole(4, 2, 1000),  # crops of each
     },

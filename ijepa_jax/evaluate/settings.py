@@ -45,7 +45,7 @@ SETTINGS = {
         "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),
         "flip": flag(True),
     },
-    "knn": {"k": whole(20, 1, 1_000_000), "temperature": number(0.07, 0, 1000, "(]")},
+    "knn": {"k": whole(20, 1, 1_000_000), "temperature": number(0.07, 1e-3, 1000)},
     "logistic": {"l2": number(L2, 0, 1e9, "(]", length=0)},  # strengths, of which a tenth of the training images chooses
     "linear": {
         "layers": choice(_LAYERS, _LAYERS, length=0),
@@ -74,7 +74,7 @@ SETTINGS = {
         "learning_rate": number(1e-4, 0, 1000, "(]"),
         "weight_decay": number(0.04, 0, 1000),
         "layer_decay": number(0.75, 0, 1, "(]"),
-        "drop_path": number(0.25, 0, 1, "[)"),
+        "drop_path": number(0.25, 0, 0.99),
         "smoothing": number(0.1, 0, 1, "[)"),
         "mixup": number(0.8, 0, 1000),
         "cutmix": number(1.0, 0, 1000),
@@ -104,5 +104,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ranges.check(config, SETTINGS)
     if config.mesh.data == config.mesh.fsdp == -1:
         raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
+    if config.protocol == "segmentation" and config.data.fraction < 1:
+        raise ValueError("data.fraction is of labelled images: give segmentation's patches by segmentation.patches")
     if config.linear.select == "held_out" and config.linear.augment:
         raise ValueError("linear.select 'held_out' needs linear.augment=False: new crops are made of all training images")

@@ -42,7 +42,10 @@ class Rcdm:
     def grid(self) -> tuple[int, int]:
         return patch_grid(self.image_size, self.patch)
 
-    additive = True
+    @property
+    def additive(self) -> bool:
+        """True, as a mean over patches is; a class with another `loss` has to say so itself."""
+        return type(self).loss is Rcdm.loss
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices."""
