@@ -69,22 +69,18 @@ def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
         shown["ijepa"],
         "–",
         beside,
-        f"{_cost(entry)}, {entry['hardware']}",
+        f"{entry['seconds']:.0f} s, {entry['hardware']}",
         f"`{entry['command']}`",
         entry["commit"],
     )
     return f"| {' | '.join(cells)} |\n"
 
 
-def _cost(entry: Mapping[str, Any]) -> str:
-    return entry.get("cost") or f"{entry['seconds']:.0f} s"
-
-
 def _docstring(name: str, entry: Mapping[str, Any]) -> str:
     """A configuration with its docstring's lines on hardware, cost and what to expect."""
     probes = [f"{task} {' / '.join(f'{probe[column]:.1f}' for column in _COLUMNS)}" for task, probe in entry["probes"].items()]
     lines = [
-        f"Hardware: {entry['hardware']}. Cost: {_cost(entry)} (commit {entry['commit']}).",
+        f"Hardware: {entry['hardware']}. Cost: {entry['seconds']:.0f} s (commit {entry['commit']}).",
         "Expected, in per cent (this encoder / random init / pixels), one seed, processors differing by a few points:",
         f"{', '.join(probes)}.",
     ]

@@ -28,6 +28,7 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 # Words for splits. Of held-out ones the first kind that has images is taken: a `test` beside a `val` often has no labels.
 _TRAIN = ("train", "training", "trainval")
 _HELD_OUT = (("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "holdout"), ("test", "testing"))
+_TESTED = (*_HELD_OUT[0], *_HELD_OUT[1])
 _NO_SPLITS = ("unlabeled", "unlabelled", "extra")  # beside them, and left out
 _SAY_NOTHING = ("set", "data", "dataset", "images", "split")  # words beside these: train_set, Test Images, val2017
 _LOOKS_AT_ONCE = 16  # network disks and object stores take their time for each file
@@ -150,7 +151,7 @@ def _splits(root: epath.Path, place: str) -> tuple[epath.Path, epath.Path] | Non
     if len(children) == 1:
         return None  # a wrapping folder
     said = {child: _words(child) for child in children}
-    trained, tested = ({rest for word, rest in said.values() if word in words} for words in (_TRAIN, sum(_HELD_OUT, ())))
+    trained, tested = ({rest for word, rest in said.values() if word in words} for words in (_TRAIN, _TESTED))
     speaking = {"", *(trained & tested)}  # seg_train speaks of a split where seg_test is there; "train station" is a class
 
     def named(names: Sequence[str]) -> list[str]:
@@ -186,13 +187,13 @@ def _words(name: str) -> tuple[str, str]:
     name = re.sub("(?i)(held|hold)[-_ ]?out", "holdout", name)
     words = [_bare(word.casefold()) for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     words = [word for word in words if word not in _SAY_NOTHING]
-    known = [word for word in words if word in (*_TRAIN, *sum(_HELD_OUT, ()), *_NO_SPLITS)]
+    known = [word for word in words if word in (*_TRAIN, *_TESTED, *_NO_SPLITS)]
     return (known[0] if len(known) == 1 else "", " ".join(word for word in words if word not in known))
 
 
 def _bare(word: str) -> str:
     """A word of a split without what says nothing after it: train of trainset."""
-    ends = [end for end in _SAY_NOTHING if word.removesuffix(end) in (*_TRAIN, *sum(_HELD_OUT, ()))]
+    ends = [end for end in _SAY_NOTHING if word.removesuffix(end) in (*_TRAIN, *_TESTED)]
     return word.removesuffix(ends[0]) if ends else word
 
 
@@ -202,8 +203,9 @@ def _refuse_splits_below(root: epath.Path, files: Iterable[str], place: str) -> 
     for file in files:
         name, _, rest = file.partition("/")
         if "/" in rest:
-            below.setdefault(name, set()).add(_words(rest.partition("/")[0])[0])
-    split = [name for name, words in below.items() if words & {*_TRAIN} and words & {*sum(_HELD_OUT, ())}]
+            below.setdefault(name, set()).add(rest.partition("/")[0])
+    said = {name: {_words(folder)[0] for folder in folders} for name, folders in below.items()}
+    split = [name for name, words in said.items() if words & {*_TRAIN} and words & {*_TESTED}]
     if split:
         right = f"give folder:{root / split[0]}" if len(below) == 1 else "have train and val (or test) above the classes"
         raise DataError(f"folder:{place}: training and held-out images lie below {', '.join(split[:5])}: {right}")

@@ -219,8 +219,6 @@ def _load(image: Image.Image, channels: int) -> Image.Image:
         raise BadImage(f"an image of {image.width}x{image.height} pixels is too large: up to {MAX_PIXELS:,} pixels are read")
     stored = image.tile[0][3] if getattr(image, "tile", None) else ""  # unknown once they are read
     image.load()
-    if image.mode[0] == "I" and np.min(image) >= 0 < (high := np.max(image)) <= 255:  # of 16 bits, black
-        raise BadImage(f"whole numbers of up to {high} may be of 8 bits or of 16: make them 8-bit pixels, or 0 .. 65535")
     return _flatten(_upright(image), channels, stored)
 
 
@@ -259,8 +257,11 @@ def _from_deep(image: Image.Image, key: int | None) -> Image.Image:
     pixels = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
-    if pixels.min() < 0 or pixels.max() > white:
-        raise BadImage(f"whole numbers of {pixels.min()} .. {pixels.max()} are no pixels: scale them to 0 .. {white}")
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > white:
+        raise BadImage(f"whole numbers of {low} .. {high} are no pixels: scale them to 0 .. {white}")
+    if 0 < high <= 255:  # of 16 bits, black
+        raise BadImage(f"whole numbers of up to {high} may be of 8 bits or of 16: make them 8-bit pixels, or 0 .. 65535")
     levels = ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
     if tags.get(_TIFF_PHOTOMETRIC) == 0:
         levels = levels[::-1]
