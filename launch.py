@@ -6,6 +6,7 @@
     python launch.py evaluate --config configs/evaluate/knn.py --checkpoint DIR  # or another of configs/evaluate/
     python launch.py features --checkpoint DIR --data folder:PATH --out features.npz  # for other tools
     python launch.py visualize --checkpoint DIR                              # pictures of what it has learned, as a page
+    python launch.py decode --checkpoint DIR                                 # a diffusion decoder of its representations
     python launch.py prepare --from folder:PATH --out DIR                    # pack images into a data set, tfds:DIR
     python launch.py import --from WEIGHTS --out DIR                         # weights of the authors, transformers, timm
     python launch.py export --checkpoint DIR --format huggingface --out DIR  # and back: huggingface, timm or reference
@@ -65,8 +66,8 @@ def check_only(name: str, given: SimpleNamespace) -> int:
             from ijepa_jax import build
             from ijepa_jax import config as config_lib
 
-            config_lib.check_run(config)
             build.method(config)
+            config_lib.check_run(config)
         if "protocol" in config:
             from ijepa_jax.evaluate import settings
 
@@ -266,7 +267,7 @@ def export(given: SimpleNamespace) -> int:
 
 
 def benchmark(given: SimpleNamespace) -> int:
-    """Times the training step; prints what was measured as a line of JSON."""
+    """Times the training step of the sizes given, or of a configuration; prints what was measured as a line of JSON."""
     if given.cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     keep_freed_memory()
@@ -276,8 +277,10 @@ def benchmark(given: SimpleNamespace) -> int:
 
     fields = [field for field in timing.Workload.__dataclass_fields__ if field != "dtype"]
     dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
     try:
+        work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
+        if given.config_file:
+            work = timing.of_run(given.config)
         options = compiler_options(given.compiler_options)
         result = timing.benchmark(work, steps=given.steps, warmup=given.warmup, data=given.data, compiler_options=options)
     except (ValueError, OSError, RuntimeError) as error:
@@ -376,6 +379,22 @@ COMMANDS = {
             **CLUSTER,
         },
     ),
+    "decode": Command(
+        pretrain,
+        {
+            "checkpoint": Flag("DIR", "the workdir to decode representations of", required=True, setting="decoder.checkpoint"),
+            "step": Flag(
+                "N", "which checkpoint of it; 0: the best by probe, else the newest; -1: the newest", kind=int, low=-1,
+                high=10**9, setting="decoder.step",
+            ),
+            "workdir": Flag("DIR", "where the decoder's run lives, by default runs/decode; the same command continues it"),
+            "stopped_code": Flag("0", "as of pretrain", 0, low=0, high=255),
+            "mesh": MESH,
+            **CLUSTER,
+        },
+        config="method",
+        config_default="configs/decode.py",
+    ),
     "prepare": Command(
         prepare,
         {
@@ -442,6 +461,8 @@ COMMANDS = {
             "compiler_options": Flag("KEY=VALUE,...", "options of the compiler", ""),
             "cpu": Flag("", "on the CPU, also where there is an accelerator", False),
         },
+        config="method",
+        config_default=None,
     ),
     "plan": Command(
         plan,

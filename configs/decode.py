@@ -1,7 +1,7 @@
 """A diffusion decoder of a quickstart encoder's representations: what they hold, as pictures (paper, section 8).
 
     python launch.py
-    python launch.py pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode
+    python launch.py decode --config configs/decode.py --checkpoint runs/quickstart --workdir runs/decode
 
 Hardware: two CPU cores. Cost: 63 minutes on cores that did other work besides (70 images/s, four blocks of each).
 Expected, root mean square error of drawn blocks in grey levels: 48 from the target encoder's output, 64 from the predictor's,
@@ -18,8 +18,7 @@ from ijepa_jax import config as settings
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run."""
-    config = settings.default()
-    config.method = "rcdm"
+    config = settings.default("rcdm")
     config.decoder.checkpoint = "runs/quickstart"
     config.data.name = ""  # the checkpoint's own
     config.data.crop_scale = (1.0, 1.0)

@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 
 from ijepa_jax.attention import IMPLEMENTATIONS
 from ijepa_jax.collectives import parse
-from ijepa_jax.flops import peak_tflops, step_flops
-from ijepa_jax.methods import IJepa
-from ijepa_jax.optim import make_optimizer
+from ijepa_jax.flops import peak_tflops
+from ijepa_jax.methods import IJepa, Method
+from ijepa_jax.optim import Optimizer
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.relayouts import op_name
 from ijepa_jax.sharding import jit_step, make_mesh, place_batch, state_shardings
@@ -108,11 +108,68 @@ class Workload:
         less_work = {"target_last_block": self.target_last_block, "target_float8": self.target_float8}
         return IJepa(encoder, predictor, masks, (self.image, self.image), **less_work)
 
+    def optimizer(self, method: Method) -> Optimizer:
+        """The optimiser; its numbers do not matter."""
+        return method.optimiser(
+            total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
+            final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
+        )  # fmt: skip
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """The shape of an image."""
+        return self.image, self.image, 3
+
+    @property
+    def parts(self) -> int:
+        """That a batch is computed in."""
+        return 1
+
+    def facts(self, method: IJepa) -> dict[str, Any]:
+        """What tells it from others."""
+        return {**dataclasses.asdict(self), "width": method.network.width, "depth": method.network.depth}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    """What a step works on where a run's settings say it, see `of_run`."""
+
+    made: Method
+    optimiser: Optimizer
+    batch: int  # images a step
+    pixels: tuple[int, int, int]  # the shape of an image
+    parts: int  # that a batch is computed in
+    told: dict[str, Any]
+
+    def method(self) -> Method:
+        """The run's method."""
+        return self.made
+
+    def optimizer(self, method: Method) -> Optimizer:
+        """The run's optimiser."""
+        return self.optimiser
+
+    def facts(self, method: Method) -> dict[str, Any]:
+        """What tells it from others."""
+        return self.told
+
+
+def of_run(config: Any) -> Configured:
+    """The step of a run's settings, of any method. Raises ValueError for settings that do not fit."""
+    from ijepa_jax import build  # needs libraries of data and configurations, which a bare GPU image lacks
+
+    method, optim, data = build.method(config), config.optim, config.data
+    model = {name: config.model[name] for name in ("size", "patch", "dtype", "attention", "scan", "remat")}
+    pixels = (*data.image_size, data.channels)
+    told = {"method": method.title, **model, "image": list(pixels), "batch": optim.batch_size, "parts": optim.accumulation}
+    optimizer = build.optimizer(config, method, 1000 * optim.batch_size)  # a number of examples that does not matter
+    return Configured(method, optimizer, optim.batch_size, pixels, optim.accumulation, told)
+
 
 def benchmark(
-    work: Workload, *, steps: int = 20, warmup: int = 5, data: str = "", compiler_options: dict | None = None
+    work: Workload | Configured, *, steps: int = 20, warmup: int = 5, data: str = "", compiler_options: dict | None = None
 ) -> dict[str, Any]:
-    """Times the training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
+    """Times a method's training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
 
     Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
     share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
@@ -123,19 +180,21 @@ def benchmark(
     method, mesh = work.method(), make_mesh()
     if work.batch % mesh.size:
         raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
-    state, step = _prepared(method, mesh, compiler_options)
+    state, step = _prepared(work, method, mesh, compiler_options)
     batch = _random_batch(work, method, mesh)
     begun = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))
     first = time.perf_counter() - begun
     state, seconds, metrics = _timed(step, state, batch, steps, warmup)
-    flops, peak = sum(step_flops(method).values()), peak_tflops(jax.devices()[0].device_kind)
+    parts, peak = method.flops(), peak_tflops(jax.devices()[0].device_kind)
+    flops = sum(parts.values()) if parts else None
     rate = work.batch / seconds
     result = {
         "peer": "ijepa_jax", "jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": mesh.size,
-        **dataclasses.asdict(work), "width": method.encoder.width, "depth": method.encoder.depth,
-        "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops / 1e9,
-        "model_tflop_per_s": flops * rate / 1e12, "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak else None,
+        **work.facts(method),
+        "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops and flops / 1e9,
+        "model_tflop_per_s": flops and flops * rate / 1e12,
+        "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak and flops else None,
         "first_step_s": first, "compile_s": max(0.0, first - seconds), "compilations": step._cache_size(),
         "peak_gib": _peak_gib(), "loss": float(metrics["loss"]),
     }  # fmt: skip
@@ -144,19 +203,17 @@ def benchmark(
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in result.items()}
 
 
-def _prepared(method: IJepa, mesh: Mesh, compiler_options: dict | None) -> tuple[State, Callable]:
-    optimizer = make_optimizer(
-        total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
-        final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
-    )  # fmt: skip
+def _prepared(work: Workload | Configured, method: Method, mesh: Mesh, compiler_options: dict | None) -> tuple[State, Callable]:
+    optimizer = work.optimizer(method)
     fresh = jax.jit(partial(init, method, optimizer, 0))
     state = jax.jit(fresh, out_shardings=state_shardings(jax.eval_shape(fresh), mesh))()
-    return state, jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh, compiler_options)
+    step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=work.parts)
+    return state, jit_step(step, state, mesh, compiler_options)
 
 
-def _random_batch(work: Workload, method: IJepa, mesh: Mesh) -> dict[str, jax.Array]:
-    images = np.random.default_rng(0).integers(0, 256, (work.batch, work.image, work.image, 3), np.uint8)
-    return place_batch({"image": images, **method.masks(np.arange(work.batch))}, mesh)
+def _random_batch(work: Workload | Configured, method: Method, mesh: Mesh) -> dict[str, jax.Array]:
+    images = np.random.default_rng(0).integers(0, 256, (work.batch, *work.pixels), np.uint8)
+    return place_batch({"image": images, **method.prepare()(np.arange(work.batch))}, mesh)
 
 
 def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:
@@ -176,7 +233,7 @@ def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, 
     by its result, the longest first. Devices and threads that work at once are added up. Empty where a device tells nothing.
     """
     method, mesh = work.method(), make_mesh()
-    state, step = _prepared(method, mesh, None)
+    state, step = _prepared(work, method, mesh, None)
     batch = _random_batch(work, method, mesh)
     compiled = step.lower(state, batch).compile()
     lines = {line.name: line for line in parse(compiled.as_text())[0]}
@@ -221,17 +278,18 @@ def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, wa
     }
 
 
-def _batches(work: Workload, data: str, method: IJepa) -> Iterator[dict[str, np.ndarray]]:
+def _batches(work: Workload | Configured, data: str, method: Method) -> Iterator[dict[str, np.ndarray]]:
     from ijepa_jax import build
     from ijepa_jax import config as config_lib
 
     config = config_lib.default()
-    config.data.name, config.data.image_size, config.optim.batch_size = data, method.image_size, work.batch
+    config.data.name, config.data.image_size, config.data.channels = data, work.pixels[:2], work.pixels[2]
+    config.optim.batch_size = work.batch
     config.data.size = max(config.data.size, 4 * work.batch) if data == "scenes" else config.data.size
     source = build.source(config, "train")
-    with contextlib.closing(build.train_batches(config, source, method.masks, 0, 0, 1)) as stream:
+    with contextlib.closing(build.train_batches(config, source, method.prepare(), 0, 0, 1)) as stream:
         for batch in stream:
-            yield {name: batch[name] for name in ("image", "context", "target", "target_length")}
+            yield {name: batch[name] for name in batch.keys() - {"index", "source", "bad"}}
 
 
 def _peak_gib() -> float | None:

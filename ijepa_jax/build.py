@@ -1,127 +1,32 @@
 """From settings to the parts of a run: method, optimiser, data."""
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
 from ijepa_jax.data import images, pipeline, sources
-from ijepa_jax.denoiser import Denoiser
-from ijepa_jax.encoder import Encoder
-from ijepa_jax.masks import MaskSampler
-from ijepa_jax.methods import IJepa, Method, Rcdm
-from ijepa_jax.optim import Optimizer, make_optimizer
-from ijepa_jax.predictor import Predictor
+from ijepa_jax.methods import Method, find
+from ijepa_jax.optim import Optimizer
 from ijepa_jax.sharding import make_mesh
 from ijepa_jax.step import train_step
-from ijepa_jax.vit import SIZES, ViT, patch_grid
 
 
 def method(config: ml_collections.ConfigDict) -> Method:
-    """The objective with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
+    """The objective that is to be trained. Raises ValueError, naming the setting, where settings do not fit."""
     config_lib.check(config)
-    return _ijepa(config) if config.method == "ijepa" else _rcdm(config)
+    return find(config.method).from_settings(config)
 
 
-def _ijepa(config: ml_collections.ConfigDict) -> IJepa:
-    data = config.data
-    return IJepa(
-        encoder_of(config),
-        predictor_of(config),
-        masks(config),
-        tuple(data.image_size),
-        data.channels,
-        tuple(data.mean),
-        tuple(data.std),
-        config.model.init,
-        config.target.last_block,
-        config.target.float8,
-    )
-
-
-def _rcdm(config: ml_collections.ConfigDict) -> Rcdm:
-    decoder, encoder, data = config.decoder, encoder_of(config), config.data
-    denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, encoder.dtype)
-    return Rcdm(denoiser, masks(config), tuple(data.image_size), data.channels, encoder.patch, encoder.width)
-
-
-def with_masks_that_fit(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same settings, or, where their masks do not fit the grid, with contexts of any length instead.
-
-    Imported weights do not tell their masks: they come with the default ones, which small grids are too small for.
-    """
-    try:
-        masks(config)
-    except ValueError:
-        config = config.copy_and_resolve_references()
-        config.masks.mode, config.masks.context_patches = "pad", 0
-    return config
-
-
-def masks(config: ml_collections.ConfigDict) -> MaskSampler:
-    """The sampler of contexts and targets."""
-    return MaskSampler(
-        patch_grid(config.data.image_size, config.model.patch),
-        batch_size=config.optim.batch_size,
-        seed=config.seed,
-        **{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in config.masks.items()},
-    )
-
-
-def encoder(config: ml_collections.ConfigDict) -> Encoder:
-    """The encoder to be used, with the images it is for: for others its positions are resized."""
-    data = config.data
-    network = encoder_of(config)
-    network = dataclasses.replace(network, trained_grid=patch_grid(data.image_size, network.patch))
-    return Encoder(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
-
-
-def encoder_of(config: ml_collections.ConfigDict) -> ViT:
-    """The encoder's network."""
-    model = config.model
-    if model.size not in SIZES:
-        raise ValueError(f"model.size {model.size!r} is not known: it must be one of {', '.join(SIZES)}")
-    size = SIZES[model.size]
-    return ViT(
-        patch=model.patch,
-        width=_or(model.width, size.width),
-        depth=_or(model.depth, size.depth),
-        heads=_or(model.heads, size.heads),
-        mlp_ratio=_or(model.mlp_ratio, size.mlp_ratio),
-        epsilon=model.epsilon,
-        dtype=jnp.dtype(model.dtype),
-        attention=model.attention,
-        scan=model.scan,
-        remat=model.remat,
-        drop_path=model.drop_path,
-        positions=model.positions,
-        interpolation=model.interpolation,
-    )
-
-
-def predictor_of(config: ml_collections.ConfigDict) -> Predictor:
-    """The predictor's network."""
-    encoder = encoder_of(config)
-    return Predictor(
-        width=config.predictor.width,
-        depth=_or(config.predictor.depth, SIZES[config.model.size].predictor_depth),
-        heads=_or(config.predictor.heads, encoder.heads),
-        epsilon=encoder.epsilon,
-        dtype=encoder.dtype,
-        attention=encoder.attention,
-        scan=encoder.scan,
-        remat=encoder.remat,
-        positions=encoder.positions,
-        context_mode=config.predictor.context,
-    )
+def trained_method(config: ml_collections.ConfigDict) -> Method:
+    """The objective of a checkpoint with these settings, to use what it trained; what only training needs need not fit."""
+    return find(config.method).from_checkpoint(config)
 
 
 def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
@@ -132,8 +37,8 @@ def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
     return int(optim.epochs * (examples // optim.batch_size))
 
 
-def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
-    """The optimiser, its schedules stretched over the run on a data set of so many examples."""
+def optimizer(config: ml_collections.ConfigDict, method: Method, examples: int) -> Optimizer:
+    """The method's optimiser, its schedules stretched over the run on a data set of so many examples."""
     optim = config.optim
     unit = 1 if optim.steps else examples // optim.batch_size
     total, warmup = int(optim.schedule_scale * (optim.steps or optim.epochs) * unit), int(optim.warmup * unit)
@@ -146,7 +51,7 @@ def optimizer(config: ml_collections.ConfigDict, examples: int) -> Optimizer:
         "start_lr", "peak_lr", "final_lr", "weight_decay", "final_weight_decay", "momentum", "final_momentum", "b1", "b2",
         "eps", "clip", "moment_dtype",
     )  # fmt: skip
-    return make_optimizer(
+    return method.optimiser(
         total_steps=total,
         warmup_steps=warmup,
         **{name: optim[name] for name in names},
@@ -255,7 +160,3 @@ def eval_batches(
         threads=settings.threads,
         buffer=settings.buffer,
     )
-
-
-def _or(value, otherwise):
-    return otherwise if value is None else value

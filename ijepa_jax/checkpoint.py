@@ -10,25 +10,28 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ijepa_jax import build, positions, processes
 from ijepa_jax import config as config_lib
-from ijepa_jax import positions, processes
+from ijepa_jax.methods import Method
 from ijepa_jax.step import State
 from ijepa_jax.vit import ViT
 from ijepa_jax.workdir import absolute, set_aside
 
 Log = Callable[[str], None]
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_TRAINED = ("params", "target")  # parts of a state that an encoder may be taken of
 
 
 class CheckpointError(RuntimeError):
@@ -179,6 +182,26 @@ class Checkpoints:
             raise _damaged(folder, wrong)
         return {name: tree for name, tree in trees.items() if name != "step" or "step" in wanted}
 
+    def encoder(self, step: int, choose: Callable[[Any, Any], Any]) -> Any:
+        """What `choose` takes of a checkpoint's (parameters, target): NumPy arrays; None where it takes nothing.
+
+        It is asked first what it would take of the arrays' paths. Where it only picks, no others are read.
+        """
+        folder = self.folder / str(step)
+        with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
+            saved = _tree(checkpointer, folder / "state")
+        try:
+            chosen = choose(*places({key: saved.get(key) for key in _TRAINED}).values())
+            picks = jax.tree.leaves(chosen)
+            picked = all(isinstance(place, Place) for place in picks)
+        except Exception:  # it computes with them
+            picked = False
+        if not picked:
+            trees = self.parts(step, _TRAINED)
+            return choose(*(trees.get(key) for key in _TRAINED))
+        trees = self.parts(step, [place.path for place in picks]) if picks else {}
+        return jax.tree.map(lambda place: place.of(trees), chosen)
+
     def _sums(self, step: int, notes: dict[str, Any]) -> dict[str, int]:
         """The checksums of a checkpoint's arrays by their names, which older ones have as a list without names."""
         folder, sums = self.folder / str(step), notes["fingerprint"]
@@ -228,6 +251,25 @@ class Checkpoints:
                 raise _damaged(self.folder / str(step), str(error)) from None
             raise CheckpointError(f"{_shown(self.folder / str(step))}: {error}") from None
         return notes
+
+
+class Place:
+    """Stands for an array in a tree of parameters: where it lies."""
+
+    def __init__(self, path: Any):
+        self.keys = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
+        self.path = "/".join(map(str, self.keys))
+
+    def of(self, trees: Any) -> Any:
+        """The array at this place of some trees."""
+        for key in self.keys:
+            trees = trees[key]
+        return trees
+
+
+def places(trees: Any) -> Any:
+    """The same trees with the `Place` of each array instead of it: what a method picks of them tells which arrays it takes."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: Place(path), trees)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -374,6 +416,14 @@ class Saved:
     notes: dict[str, Any]
     step: int
 
+    def config(self) -> ml_collections.ConfigDict:
+        """The settings of the run that saved it."""
+        return config_lib.from_plain(self.notes["settings"])
+
+    def method(self) -> Method:
+        """The method that it was trained by, to be used."""
+        return build.trained_method(self.config())
+
 
 def quiet(function):
     """Keeps what Orbax says (that it only reads, that files that nothing depends on are damaged) out of notebooks."""
@@ -399,6 +449,32 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",), 
     checkpoint, WORKDIR/checkpoints/STEP, for that. Parts that are not there are left out; every array that is read is verified.
     Raises CheckpointError.
     """
+    with _opened(path, step, log) as (checkpoints, step):
+        return Saved(checkpoints.parts(step, parts), checkpoints.notes(step), step)
+
+
+@quiet
+def restore_encoder(
+    path: str, step: int = 0, parts: Sequence[str] = (), *, followed: bool = False, log: Log = _say
+) -> tuple[Any, Saved]:
+    """The encoder's parameters (NumPy) of a workdir's checkpoint, which its method tells, and other parts, as `restore_parts`.
+
+    `followed`: instead, the encoder that its target follows. Raises CheckpointError where there is no encoder.
+    """
+    with _opened(path, step, log) as (checkpoints, step):
+        saved = Saved(checkpoints.parts(step, parts) if parts else {}, checkpoints.notes(step), step)
+        method, name = saved.method(), saved.notes["settings"]["method"]
+        if method.backbone() is None:
+            raise CheckpointError(f"{path} holds no encoder but what method {name!r} trains: give another run's workdir")
+        if followed and saved.notes.get("encoder_only"):
+            raise CheckpointError(f"{path} holds a target encoder only: it was imported without its training state")
+        online = lambda params, _: method.encoder(params, method.target(params))  # noqa: E731
+        return checkpoints.encoder(step, online if followed else method.encoder), saved
+
+
+@contextlib.contextmanager
+def _opened(path: str, step: int, log: Log) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a workdir, and which of them is meant; see `restore_parts`."""
     workdir, step = locate(path, step)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         steps = checkpoints.steps()
@@ -410,16 +486,7 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",), 
             step = steps[-1]
         if step not in steps:
             raise CheckpointError(f"{path} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
-        notes = checkpoints.notes(step)
-        if (method := notes["settings"]["method"]) != "ijepa":
-            raise CheckpointError(f"{path} holds no encoder but what method {method!r} trains: give an I-JEPA run's workdir")
-        return Saved(checkpoints.parts(step, parts), notes, step)
-
-
-def restore_encoder(path: str, step: int = 0) -> tuple[Any, dict[str, Any], int]:
-    """The target encoder's parameters (NumPy) of a workdir's checkpoint, its settings and step, as `restore_parts`."""
-    saved = restore_parts(path, step)
-    return saved.trees["target"], saved.notes["settings"], saved.step
+        yield checkpoints, step
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
@@ -461,8 +528,10 @@ def digest_of(params: Any) -> str:
     return digest.hexdigest()
 
 
-def encoder_digest(params: dict, network: ViT) -> str:
-    """`digest_of` an encoder alone: the same whether its blocks are stacked and whether its positions are computed or kept."""
+def encoder_digest(params: dict, network: Any) -> str:
+    """`digest_of` an encoder alone: our ViT's is the same however its blocks are stacked and its positions computed or kept."""
+    if not isinstance(network, ViT):
+        return digest_of(params)
     tree = {"positions": positions.sincos(network.width, network.trained_grid), **params}
     if "scanned" in params["blocks"]:
         stacked = jax.tree.map(_on_host, params["blocks"]["scanned"])

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import runpy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ class Flag:
     kind: type = str
     low: float | None = None
     high: float | None = None
+    setting: str = ""  # of the configuration, that it stands for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Command:
     run: Callable[[SimpleNamespace], int]
     flags: dict[str, Flag]
     config: str = ""  # the key that its configuration must have; empty: it has none
-    config_required: str = ""  # what is said where none is given; empty: the quickstart's is taken
+    config_required: str = ""  # what is said where none is given
+    config_default: str | None = "configs/quickstart.py"  # what is taken where none is given; None: the flags say it all
 
 
 def flags_of(command: Command) -> dict[str, Flag]:
@@ -76,7 +79,8 @@ def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
     given = SimpleNamespace(overrides=overrides(arguments))
     if command.config:
         given.config_file, given.config_given = config_file(arguments, name, command)
-        left = read_config(given.config_file, arguments, values, command.config)
+    if command.config and given.config_file:
+        left = read_config(given.config_file, without_file(arguments), values, command.config)
     else:
         left = read_flags(arguments, values, usage(name, command))
     if left:
@@ -89,13 +93,18 @@ def read(name: str, command: Command, arguments: list[str]) -> SimpleNamespace:
     if missing:
         raise UsageError(f"--{missing[0]} is missing. {usage(name, command)}")
     vars(given).update({key: value for key, value in values.flag_values_dict().items() if key in flags_of(command)})
-    if command.config:
+    if command.config and given.config_file:
         given.config = values.config
         if command.config not in given.config:
             kind = "an evaluation: see configs/evaluate/" if command.config == "protocol" else "a run: see configs/"
             raise UsageError(f"{given.config_file} is not the configuration of {kind}")
         if getattr(given, "mesh", None):
             given.config.mesh.update(parse_mesh(given.mesh))
+        for flag, spec in command.flags.items():
+            if spec.setting and spec.setting.partition(".")[0] not in given.config:
+                raise UsageError(f"--{flag} is for configurations with {spec.setting}, which {given.config_file} has not")
+            if spec.setting and getattr(given, flag) is not None:
+                given.config.update_from_flattened_dict({spec.setting: getattr(given, flag)})
     return given
 
 
@@ -123,23 +132,38 @@ def read_config(file: str, arguments: list[str], values: Any, kind: str) -> list
     from ml_collections import config_flags  # not there on a bare GPU image, where `benchmark` runs
 
     given = dict(override.removeprefix("--config.").split("=", 1) for override in overrides(arguments))
-    unset = [key for key, value in given.items() if value == "None" and settings_of(kind).get(key, ranges.text("")).optional]
-    arguments = [argument for argument in arguments if argument not in [f"--config.{key}=None" for key in unset]]
+    known: Mapping[str, ranges.Setting] = {}
     try:
-        config_flags.DEFINE_config_file("config", file, flag_values=values, sys_argv=["launch.py", *arguments])
+        config = load_config(file)
+        if kind in config:
+            config, known = for_settings(config, kind, given)
+        unset = [key for key, value in given.items() if value == "None" and known.get(key, ranges.text("")).optional]
+        arguments = [argument for argument in arguments if argument not in [f"--config.{key}=None" for key in unset]]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *arguments])
         left = values(["launch.py", *arguments])[1:]
         values.config.update_from_flattened_dict(dict.fromkeys(unset))  # absl has no None among numbers
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
-        raise UsageError(explain(error, given, settings_of(kind))) from error
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError, ImportError) as error:
+        raise UsageError(explain(error, given, known)) from error
     return left
 
 
-def settings_of(kind: str) -> dict[str, ranges.Setting]:
-    """The settings that there are, by their dotted keys, where a configuration has the key `method` or `protocol`."""
-    from ijepa_jax import config
-    from ijepa_jax.evaluate import settings
+def load_config(file: str) -> Any:
+    """What `get_config` of a configuration file returns."""
+    module = runpy.run_path(file)
+    if "get_config" not in module:
+        raise UsageError(f"{file} is no configuration: it has no function get_config")
+    return module["get_config"]()
 
-    return dict(ranges.flat((config if kind == "method" else settings).SETTINGS))
+
+def for_settings(config: Any, kind: str, given: Mapping[str, str]) -> tuple[Any, dict[str, ranges.Setting]]:
+    """A configuration with the sections of its method, which the command line may name, and all settings by dotted keys."""
+    from ijepa_jax import config as runs
+    from ijepa_jax.evaluate import settings as evaluations
+
+    if kind != "method":
+        return config, dict(ranges.flat(evaluations.SETTINGS))
+    method = given.get("method", config.method)
+    return runs.with_method(config, method), dict(ranges.flat(runs.sections(method)))
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -171,7 +195,7 @@ def joined(arguments: list[str]) -> list[str]:
 
 
 def config_file(arguments: list[str], name: str, command: Command) -> tuple[str, bool]:
-    """The configuration file that a command line names, the quickstart's where it names none, and whether it names one."""
+    """The configuration file that a command line names, else the command's default, and whether it names one."""
     files = []
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
@@ -187,7 +211,22 @@ def config_file(arguments: list[str], name: str, command: Command) -> tuple[str,
         return files[0], True
     if command.config_required:
         raise UsageError(f"--config is missing: {command.config_required}. {usage(name, command)}")
-    return str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"), False
+    if command.config_default is None:
+        if settings := overrides(arguments):
+            raise UsageError(f"{settings[0]} is a setting of a configuration: give --config FILE. {usage(name, command)}")
+        return "", False
+    return str(Path(__file__).resolve().parent.parent / command.config_default), False
+
+
+def without_file(arguments: list[str]) -> list[str]:
+    """The arguments without the one that names the configuration file, in one word or two."""
+    left = []
+    for argument in arguments:
+        if left and left[-1] in ("--config", "-config"):
+            left.pop()
+        elif not re.match(r"--?config=", argument):
+            left.append(argument)
+    return left
 
 
 def overrides(arguments: list[str]) -> list[str]:
@@ -197,7 +236,7 @@ def overrides(arguments: list[str]) -> list[str]:
 
 def explain(error: Exception, given: Mapping[str, str], settings: Mapping[str, ranges.Setting]) -> str:
     """One line for an error in reading a configuration; for an unknown key, the nearest there is."""
-    for key, value in given.items():
+    for key, value in given.items() if settings else ():  # without, it is not known which there are
         if key not in settings and not any(known.startswith(f"{key}.") for known in settings):
             ends = {known.rpartition(".")[2]: known for known in settings}
             near = difflib.get_close_matches(key, settings, 1) or difflib.get_close_matches(key.rpartition(".")[2], ends, 1)

@@ -1,83 +1,55 @@
-"""Settings of a run: every key there is, with its default and its range, and the checks that need no data.
+"""Settings of a run: the keys that all runs share, with their defaults and ranges, and the checks that need no data.
 
-A file in configs/ starts from `default()` and changes what is its own; a command line overrides single keys
-(`--config.optim.peak_lr=1e-3`). A key that is not here is refused.
+To these come the sections of the run's method, which its own file declares (`Method.settings`). A file in configs/ starts from
+`default()` and changes what is its own; a command line overrides single keys (`--config.optim.peak_lr=1e-3`). A key that there
+is not is refused.
 """
 
 from typing import Any
 
 import ml_collections
 
-from ijepa_jax import ranges
+from ijepa_jax import methods, ranges
 from ijepa_jax.attention import IMPLEMENTATIONS
-from ijepa_jax.masks import MODES, STRATEGIES
-from ijepa_jax.methods.ijepa import LAST_BLOCKS
 from ijepa_jax.positions import INTERPOLATIONS
-from ijepa_jax.predictor import CONTEXTS
-from ijepa_jax.ranges import choice, flag, number, text, whole
+from ijepa_jax.ranges import check_heads, choice, flag, number, text, whole
 from ijepa_jax.vit import REMAT, SIZES
 
-# Kept with the settings in checkpoints: how many training images there were, and which (see `data.sources.Source.contents`).
-EXAMPLES, CONTENTS = "examples", "contents"
-
-# What must not change when a run continues from a checkpoint: the weights' shapes, the task, and the order of the data.
-FIXED_ON_RESUME = (
-    "method", "seed", "model.size", "model.patch", "model.width", "model.depth", "model.heads", "model.mlp_ratio",
-    "model.dtype", "model.scan", "model.epsilon", "model.positions", "predictor", "target.float8", "masks",
-    "decoder.width", "decoder.depth", "decoder.heads", "data.image_size", "data.channels", "data.mean", "data.std",
-    "optim.batch_size", "optim.moment_dtype", EXAMPLES, CONTENTS,
-)  # fmt: skip
-
+# Kept with the settings in checkpoints: how many training images there were, which (see `data.sources.Source.contents`), and
+# what tells a method of one's own from another (see `methods.identity`).
+EXAMPLES, CONTENTS, CODE = "examples", "contents", "method_code"
 
 SETTINGS = {
-    "method": choice("ijepa", ("ijepa", "rcdm")),
-    "seed": whole(0, 0, 2**32 - 1),
+    "method": text("ijepa"),  # a name of methods/table.py, or one's own: FILE.py:CLASS, package.module:CLASS
+    "seed": whole(0, 0, 2**32 - 1, fixed=True),
     "model": {
-        "size": choice("vit_base", SIZES),
-        "patch": whole(16, 1, 1024),
-        "width": whole(None, 4, 65_536),  # these four override the named size
-        "depth": whole(None, 1, 1000),
-        "heads": whole(None, 1, 4096),
-        "mlp_ratio": number(None, 0.25, 100),
+        "size": choice("vit_base", SIZES, fixed=True),
+        "patch": whole(16, 1, 1024, fixed=True),
+        "width": whole(None, 4, 65_536, fixed=True),  # these four override the named size
+        "depth": whole(None, 1, 1000, fixed=True),
+        "heads": whole(None, 1, 4096, fixed=True),
+        "mlp_ratio": number(None, 0.25, 100, fixed=True),
         "drop_path": number(0.0, 0, 0.99),  # in the context encoder
-        "dtype": choice("bfloat16", ("bfloat16", "float32")),  # of the computation; parameters, optimiser and EMA are float32
+        # of the computation; parameters, optimiser and EMA are float32
+        "dtype": choice("bfloat16", ("bfloat16", "float32"), fixed=True),
         "attention": choice("xla", IMPLEMENTATIONS),
-        "scan": flag(False),  # one scanned block instead of unrolled ones: compiles faster
+        "scan": flag(False, fixed=True),  # one scanned block instead of unrolled ones: compiles faster
         "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory
         "init": choice("normal", ("normal", "depth_scaled")),
-        "epsilon": number(1e-6, 1e-20, 1),  # of layer norms
-        "positions": choice("sincos", ("sincos", "table")),  # table: kept with the weights, never trained, as imports bring it
+        "epsilon": number(1e-6, 1e-20, 1, fixed=True),  # of layer norms
+        # table: kept with the weights, never trained, as imports bring it
+        "positions": choice("sincos", ("sincos", "table"), fixed=True),
         "interpolation": choice("bicubic", INTERPOLATIONS),  # how positions are resized for images of another size
-    },
-    "predictor": {
-        "width": whole(384, 4, 65_536),
-        "depth": whole(None, 1, 1000),  # None: the named size's
-        "heads": whole(None, 1, 4096),
-        "context": choice("joint", CONTEXTS),  # alone: context tokens do not see mask tokens, and serve all targets
-    },
-    "target": {
-        "last_block": choice("all", LAST_BLOCKS),  # what the target encoder's last block computes; no use with scan
-        "float8": flag(False),  # whether its linear layers multiply in eight bits
-    },
-    "masks": {
-        "strategy": choice("multiblock", STRATEGIES),
-        "mode": choice("subset", MODES),
-        "context_patches": whole(48, 0, 65_536),
-        "num_context_blocks": whole(1, 1, 64),
-        "num_targets": whole(4, 1, 256),
-        "target_scale": number((0.15, 0.2), 0, 1, "(]", length=2, rising=True),
-        "target_aspect": number((0.75, 1.5), 0, 1000, "(]", length=2, rising=True),
-        "context_scale": number((0.85, 1.0), 0, 1, "(]", length=2, rising=True),
     },
     "data": {
         "name": text("tfds:imagenet2012"),  # scenes, tfds:..., folder:..., arrays:..., idx:...
         "directory": text(""),  # where tfds data sets are prepared; empty: ~/tensorflow_datasets
         "size": whole(20000, 1, 10_000_000),  # how many training scenes to generate
         "test_size": whole(4000, 1, 10_000_000),  # likewise, held out
-        "image_size": whole((224, 224), 1, 16_384, length=2),  # height, width
-        "channels": whole(3, 1, 1024),
-        "mean": number((0.485, 0.456, 0.406), -1000, 1000, length=0),
-        "std": number((0.229, 0.224, 0.225), 1e-6, 1000, length=0),
+        "image_size": whole((224, 224), 1, 16_384, length=2, fixed=True),  # height, width
+        "channels": whole(3, 1, 1024, fixed=True),
+        "mean": number((0.485, 0.456, 0.406), -1000, 1000, length=0, fixed=True),
+        "std": number((0.229, 0.224, 0.225), 1e-6, 1000, length=0, fixed=True),
         "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # random resized crop: share of the area
         "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),
         "flip": flag(False),
@@ -90,7 +62,7 @@ SETTINGS = {
         "max_bad_fraction": number(0.01, 0, 1),  # more unreadable images than this stop the run
     },
     "optim": {
-        "batch_size": whole(2048, 1, 1_000_000),  # over all devices
+        "batch_size": whole(2048, 1, 1_000_000, fixed=True),  # over all devices
         "accumulation": whole(1, 1, 1_000_000),  # parts that a batch is computed in
         "epochs": number(0.0, 0, 1_000_000),  # give epochs or steps, and leave the other 0
         "steps": whole(0, 0, 1_000_000_000),
@@ -107,15 +79,7 @@ SETTINGS = {
         "b2": number(0.999, 0, 0.999999),
         "eps": number(1e-8, 1e-20, 1),
         "clip": number(None, 0, 1_000_000, "(]"),  # bound on the global gradient norm
-        "moment_dtype": choice("float32", ("float32", "bfloat16")),  # of AdamW's first moment
-    },
-    "decoder": {  # of method rcdm: what is decoded, and the network that does it
-        "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
-        "step": whole(0, -1, 1_000_000_000),  # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
-        "width": whole(160, 4, 65_536),
-        "depth": whole(5, 1, 1000),
-        "heads": whole(5, 1, 4096),
-        "sample_steps": whole(32, 1, 10_000),  # of the pictures' sampler
+        "moment_dtype": choice("float32", ("float32", "bfloat16"), fixed=True),  # of AdamW's first moment
     },
     "warm_start": text(""),  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
     "probe": {
@@ -147,15 +111,55 @@ SETTINGS = {
 }
 
 
-def default() -> ml_collections.ConfigDict:
+def sections(method: str) -> dict[str, Any]:
+    """All settings of runs with this method: those that runs share, and the method's own sections."""
+    own = ranges.declared(methods.find(method).settings())
+    if shared := own.keys() & SETTINGS.keys():
+        raise ValueError(f"method {method!r} has settings of its own named {', '.join(shared)}, as all runs have: rename them")
+    return {**SETTINGS, **own}
+
+
+def default(method: str = "ijepa") -> ml_collections.ConfigDict:
     """All settings, at the values of the paper's ViT-B/16 on ImageNet-1K where it has them (METHOD: appendix A)."""
-    return ranges.defaults(SETTINGS)
+    config = ranges.defaults(sections(method))
+    config.method = method
+    return config
+
+
+def with_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """The same settings for another method: with its sections, at their defaults, where there are none of these yet.
+
+    Raises ValueError for settings in its sections that it has not.
+    """
+    made = default(method)
+    left = {section for section in own_sections(config.method) if section not in made} | {"method"}
+    left |= {"custom"} if method != config.method else set()  # another class's
+    for section, given in config.items():
+        if section in left:
+            continue
+        if section not in made:
+            raise ValueError(f"unknown setting {section}: method {method!r} has {', '.join(made)}")
+        if not isinstance(given, ml_collections.ConfigDict):
+            made[section] = given
+            continue
+        if unknown := [f"{section}.{key}" for key in given if key not in made[section]]:
+            raise ValueError(f"unknown settings {', '.join(unknown)}: method {method!r} has {', '.join(made[section])}")
+        made[section].update(given.to_dict())
+    return made
+
+
+def own_sections(method: str) -> set[str]:
+    """The names of a method's own sections; none of a user's that cannot be found any more."""
+    try:
+        return {*methods.find(method).settings()}
+    except ValueError:
+        return {"custom"}
 
 
 def check_run(config: ml_collections.ConfigDict) -> None:
     """As `check`, and that there is all that a run needs; weights that were imported have settings, but no length of a run."""
     check(config)
-    optim, decoder = config.optim, config.decoder
+    optim = config.optim
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")
     length, warmup = optim.schedule_scale * (optim.epochs or optim.steps), optim.warmup
@@ -165,28 +169,20 @@ def check_run(config: ml_collections.ConfigDict) -> None:
             f"optim.warmup {optim.warmup:g} {unit} must be shorter than the schedule, {length:g} {unit}: optim.{unit} times "
             "optim.schedule_scale"
         )
-    if config.method == "rcdm" and not decoder.checkpoint:
-        raise ValueError("decoder.checkpoint is missing: give the workdir whose representations are to be decoded")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, where settings contradict each other or are out of range."""
-    ranges.check(config, SETTINGS)
+    known = sections(config.method)
+    if missing := [section for section in known if section not in config]:
+        raise ValueError(f"{', '.join(missing)} is missing in the settings of method {config.method!r}: see config.with_method")
+    ranges.check(config, known)
     if config.mesh.data == config.mesh.fsdp == -1:
         raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
-    optim, data, model, decoder = config.optim, config.data, config.model, config.decoder
-    size, predictor = SIZES[model.size], config.predictor
-    width, heads = model.width or size.width, model.heads or size.heads
-    networks = {"model": (width, heads), "predictor": (predictor.width, predictor.heads or heads)}
-    for section, (width, heads) in {**networks, "decoder": (decoder.width, decoder.heads)}.items():
-        if width % 4 or width % heads:
-            raise ValueError(f"{section}.width {width} must be a multiple of 4 and of {section}.heads {heads}")
-    if config.method == "rcdm" and config.warm_start:
-        raise ValueError("warm_start is for method 'ijepa': a decoder starts afresh")
+    optim, data, model = config.optim, config.data, config.model
+    check_heads("model", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
-    if model.attention == "cudnn" and config.predictor.context == "alone":
-        raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
     if data.color_jitter and data.channels not in (1, 3):
         raise ValueError(f"data.color_jitter {data.color_jitter} needs data.channels 1 or 3, not {data.channels}")
     for key in ("mean", "std"):
@@ -217,11 +213,16 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
 
     Raises ValueError for keys that there are not: what they did, nobody knows here.
     """
-    config = default()
-    settings = {section: value for section, value in settings.items() if section not in (EXAMPLES, CONTENTS)}
+    method = methods.found_again(settings["method"], settings.get(CODE, {}))
+    config = default(method)
+    settings = {section: value for section, value in settings.items() if section not in (EXAMPLES, CONTENTS, CODE, "method")}
     known = dict(ranges.flat(config.to_dict()))
+    if any(section not in config for section in settings):  # once every run had the sections of all methods
+        others = {section for name in methods.TABLE for section in own_sections(name)} - {*config}
+        settings = {section: value for section, value in settings.items() if section not in others}
     if unknown := [f"{key}={value!r}" for key, value in ranges.flat(settings) if key not in known]:
-        raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax that has them")
+        whose = "" if method in methods.TABLE else f", or of {method},"
+        raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax{whose} that has them")
     for section, value in settings.items():
         if isinstance(value, dict):
             config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
@@ -236,9 +237,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 
-def fixed_on_resume(key: str) -> bool:
-    """Whether a dotted key must stay as it was when a run continues."""
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_ON_RESUME)
+def fixed_on_resume(key: str, method: str) -> bool:
+    """Whether a dotted key must stay as it was when a run continues: the weights' shapes, the task, the order of the data."""
+    if key.partition(".")[0] in (EXAMPLES, CONTENTS) or key == f"{CODE}.class":
+        return True
+    setting = dict(ranges.flat(sections(method))).get(key)
+    return setting is not None and setting.fixed
 
 
 def _plain(value):

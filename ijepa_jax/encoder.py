@@ -2,25 +2,37 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from ijepa_jax.layers import LayerNorm
-from ijepa_jax.vit import ViT, normalise, patch_grid
+from ijepa_jax.vit import ViT, from_settings, normalise, patch_grid
 
 KINDS = ("last", "last4", "patches", "layers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A network without its parameters, the size of the images it is given, and how they are normalised."""
+    """A network without its parameters, the size of the images it is given, and how they are normalised.
+
+    The network is a ViT, or a module that gives patches likewise: with `patch` and `width`, and `layers=True` for the outputs
+    [B, N, width] of all its layers.
+    """
 
     network: ViT
     image_size: tuple[int, int]
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @classmethod
+    def from_settings(cls, config: Any) -> Self:
+        """The ViT of a run's settings, with the images it is for: for others its positions are resized."""
+        network, data = from_settings(config.model), config.data
+        network = dataclasses.replace(network, trained_grid=patch_grid(data.image_size, network.patch))
+        return cls(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -50,12 +62,16 @@ class Encoder:
         The paper's linear probe takes the better of the first two (appendix A).
         """
         *blocks, last = self._outputs(params, images)
-        norm = LayerNorm(self.network.epsilon, jnp.float32)
+
+        def normed(tokens: jax.Array) -> jax.Array:
+            """Through the final norm, where the network has one."""
+            if "norm" not in params:
+                return tokens
+            return LayerNorm(self.network.epsilon, jnp.float32).apply({"params": params["norm"]}, tokens)
+
         make = {
             "last": lambda: last.mean(axis=1),
-            "last4": lambda: jnp.concatenate(
-                [norm.apply({"params": params["norm"]}, tokens).mean(axis=1) for tokens in blocks[-4:]], axis=-1
-            ),
+            "last4": lambda: jnp.concatenate([normed(tokens).mean(axis=1) for tokens in blocks[-4:]], axis=-1),
             "patches": lambda: last,
             "layers": lambda: jnp.stack([tokens.mean(axis=1) for tokens in blocks], axis=1),
         }

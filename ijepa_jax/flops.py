@@ -1,8 +1,12 @@
-"""Model FLOPs of a training step: what its images a second and a chip's peak are compared by."""
+"""Model FLOPs of a training step: what its images a second and a chip's peak are compared by.
+
+Methods here are I-JEPA and what is made of its networks and masks (see methods/ijepa.py).
+"""
+
+from typing import Any
 
 import numpy as np
 
-from ijepa_jax.methods import IJepa
 from ijepa_jax.predictor import Predictor
 from ijepa_jax.vit import ViT
 
@@ -19,7 +23,7 @@ def peak_tflops(device_kind: str) -> float | None:
     return PEAK_TFLOPS.get(named)
 
 
-def step_flops(method: IJepa) -> dict[str, int]:
+def step_flops(method: Any) -> dict[str, int]:
     """Floating-point operations that the method needs for an image and step: {"context": ..., "target": ..., "predictor": ...}.
 
     The matrix products alone (a multiplication and an addition count as 2), on contexts and targets of the static length that
@@ -33,7 +37,7 @@ def step_flops(method: IJepa) -> dict[str, int]:
     return _flops(method, *_static_lengths(method, 1))
 
 
-def index_padding(method: IJepa, images: int = 2000) -> float:
+def index_padding(method: Any, images: int = 2000) -> float:
     """Share of all model FLOPs (see `step_flops`) that padded tokens cost: 0.02 is 2%.
 
     Index arrays have one static length: targets that are shorter, and contexts in mask mode `pad`, are padded at the tail. This
@@ -48,7 +52,7 @@ def index_padding(method: IJepa, images: int = 2000) -> float:
     return 1 - needed / (images * sum(step_flops(method).values()))
 
 
-def lane_padding(method: IJepa) -> dict[str, float | dict[str, int]]:
+def lane_padding(method: Any) -> dict[str, float | dict[str, int]]:
     """What a TPU's matrix unit computes in vain in attention's products, by arithmetic; padded tokens count as tokens here.
 
     Assumed of a product of [rows, contracted] and [contracted, lanes], one for each head of each sequence: `contracted` and
@@ -63,7 +67,7 @@ def lane_padding(method: IJepa) -> dict[str, float | dict[str, int]]:
         `of_model`: the same padding relative to all model FLOPs, none of which is padding: it can exceed 1;
         `head_dims_of_model`: what `of_model` would be if head dims alone were rounded up, and tokens not.
     """
-    sublanes = 32 // np.dtype(method.encoder.dtype).itemsize
+    sublanes = 32 // np.dtype(method.network.dtype).itemsize
     real = heads_alone = padded = 0
     for network, tokens, times in _sequences(method):
         dim = network.width // network.heads
@@ -80,17 +84,17 @@ def lane_padding(method: IJepa) -> dict[str, float | dict[str, int]]:
     }
 
 
-def unfriendly_sizes(method: IJepa) -> list[str]:
+def unfriendly_sizes(method: Any) -> list[str]:
     """Widths, hidden sizes of MLPs and values of a patch that are no multiple of a TPU's 128 lanes: "encoder width 192"."""
-    sizes = {"patch": method.encoder.patch**2 * method.channels}
+    sizes = {"patch": method.network.patch**2 * method.channels}
     for name, network in _networks(method).items():
         sizes |= {f"{name} width": network.width, f"{name} mlp": int(network.width * network.mlp_ratio)}
     return [f"{name} {size}" for name, size in sizes.items() if size % _LANES]
 
 
-def _flops(method: IJepa, context: np.ndarray, target: np.ndarray) -> dict[str, int]:
+def _flops(method: Any, context: np.ndarray, target: np.ndarray) -> dict[str, int]:
     """FLOPs of some images, by part of the method, from their lengths: int64 [images, C] and [images, M]."""
-    encoder, predictor, patches = method.encoder, method.predictor, method.grid[0] * method.grid[1]
+    encoder, predictor, patches = method.network, method.predictor, method.grid[0] * method.grid[1]
     embed = 2 * encoder.patch**2 * method.channels * encoder.width  # of a patch
     join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
     context_bc1, target_b1m = context[:, :, None], target[:, None, :]
@@ -106,28 +110,28 @@ def _flops(method: IJepa, context: np.ndarray, target: np.ndarray) -> dict[str, 
     }
 
 
-def _static_lengths(method: IJepa, images: int) -> tuple[np.ndarray, np.ndarray]:
+def _static_lengths(method: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Lengths that the compiled step works on, of contexts [images, C] and targets [images, M]."""
     masks = method.masks
     context = np.full((images, masks.num_context_blocks), masks.context_length)
     return context, np.full((images, masks.num_targets), masks.target_length)
 
 
-def _sequences(method: IJepa) -> list[tuple[ViT | Predictor, int, int]]:
+def _sequences(method: Any) -> list[tuple[ViT | Predictor, int, int]]:
     """What attention runs on for an image and step: (network, tokens, sequences); trained sequences count three times."""
     masks, contexts = method.masks, method.masks.num_context_blocks
     context, targets, each = masks.context_length, masks.num_targets, masks.target_length
     alone = method.predictor.context_mode == "alone"  # then all targets share the context's sequence
     predicting = (context + targets * each, 3 * contexts) if alone else (context + each, 3 * contexts * targets)
     return [
-        (method.encoder, context, 3 * contexts),
-        (method.encoder, method.grid[0] * method.grid[1], 1),
+        (method.network, context, 3 * contexts),
+        (method.network, method.grid[0] * method.grid[1], 1),
         (method.predictor, *predicting),
     ]
 
 
-def _networks(method: IJepa) -> dict[str, ViT | Predictor]:
-    return {"encoder": method.encoder, "predictor": method.predictor}
+def _networks(method: Any) -> dict[str, ViT | Predictor]:
+    return {"encoder": method.network, "predictor": method.predictor}
 
 
 def _up(size: int, multiple: int) -> int:

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ijepa_jax import build, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.collectives import count_collectives
-from ijepa_jax.flops import PEAK_TFLOPS, index_padding, lane_padding, step_flops, unfriendly_sizes
-from ijepa_jax.methods import IJepa
+from ijepa_jax.flops import PEAK_TFLOPS
+from ijepa_jax.methods import Method, find
 from ijepa_jax.relayouts import count_relayouts
 from ijepa_jax.step import init
 
@@ -59,15 +59,17 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         ValueError: settings that do not fit each other or the topology, or a topology that there is not.
         ModuleNotFoundError: libtpu is not installed.
     """
-    if config.method != "ijepa":
-        raise ValueError(f"plan compiles the step of method 'ijepa', not of {config.method!r}")
+    config = find(config.method).completed(config)
     config_lib.check_run(config)
     method = build.method(config)
     chip, devices = _devices(topology)
     mesh, batch_size = build.mesh(config, devices), config.optim.batch_size
     step, state, batch = _step(config, method, mesh)
-    arguments, flops = _bytes((state, batch)) / GIB, sum(step_flops(method).values())
+    arguments, parts = _bytes((state, batch)) / GIB, method.flops()
+    flops = sum(parts.values()) if parts else None
+    mfus = [mfu for mfu in _MFU if chip.peak and flops]
     result = {
+        "method": method.title,
         "topology": topology,
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
@@ -75,12 +77,10 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         "accumulation": config.optim.accumulation,
         "remat": config.model.remat,
         **_compile(step.lower(state, batch), chip, arguments, simulated=topology.partition(":")[0] not in _TPUS),
-        "tflop_per_step": flops * batch_size / 1e12,
-        "gflop_per_image": flops / 1e9,
-        **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in _MFU if chip.peak},
-        "index_padding": index_padding(method),
-        "lane_padding": lane_padding(method),
-        "unfriendly_sizes": unfriendly_sizes(method),
+        "tflop_per_step": flops and flops * batch_size / 1e12,
+        "gflop_per_image": flops and flops / 1e9,
+        **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in mfus},
+        **(method.padding() or {}),
     }
     if result["fits"] is False:
         result["suggestions"] = suggest(result, state_gib=_bytes(state) / GIB, gradient_gib=_bytes(state.params) / GIB)
@@ -128,13 +128,13 @@ def _simulated(count: int) -> list:
     return jax.devices("cpu")
 
 
-def _step(config: ml_collections.ConfigDict, method: IJepa, mesh: Mesh) -> tuple[Any, Any, dict[str, Any]]:
+def _step(config: ml_collections.ConfigDict, method: Method, mesh: Mesh) -> tuple[Any, Any, dict[str, Any]]:
     """The jitted step as training has it, and shape structures of the state and of a batch where training places them."""
     optim = config.optim
-    optimizer = build.optimizer(config, 1000 * optim.batch_size)  # a number of examples: it does not change the program
+    optimizer = build.optimizer(config, method, 1000 * optim.batch_size)  # a number of examples: it does not change the program
     shapes = jax.eval_shape(partial(init, method, optimizer, config.seed))
     state = jax.tree.map(_placed, shapes, sharding.state_shardings(shapes, mesh))
-    image = {"image": np.zeros((1, *method.image_size, method.channels), np.uint8)}
+    image = {"image": np.zeros((1, *config.data.image_size, config.data.channels), np.uint8)}
     rows = {**image, **method.prepare()(np.zeros(1, np.int64))}
     batch = {
         name: _placed(jax.ShapeDtypeStruct((optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))
@@ -239,8 +239,12 @@ def table(result: dict[str, Any]) -> str:
             least = " at least" if "at_least" in total else ""
             lines.append(f"  {kind:20} {total['count']:6}  {total['bytes'] / 2**20:12,.1f} MiB{least}")
         lines += _relayout_lines(result["relayouts"])
-    lines.append(f"model FLOPs  {result['tflop_per_step']:,.1f} TFLOP a step, {result['gflop_per_image']:,.1f} GFLOP an image")
-    lines += _padding_lines(result)
+    if result["tflop_per_step"] is None:
+        lines.append(f"model FLOPs  {result['method']} does not tell them (Method.flops)")
+    else:
+        each = f"{result['gflop_per_image']:,.1f} GFLOP an image"
+        lines.append(f"model FLOPs  {result['tflop_per_step']:,.1f} TFLOP a step, {each}")
+    lines += _padding_lines(result) if "lane_padding" in result else []
     lines += [
         f"by arithmetic, not measured: {result[f'images_per_s_at_{mfu}_mfu']:,.0f} images/s at {mfu}% MFU"
         for mfu in _MFU

@@ -72,9 +72,8 @@ class Pretrained:
     def __repr__(self) -> str:
         network, (height, width) = self.encoder.network, self.image_size
         origin = f", {self.origin['format']} {self.origin['file']}" if self.origin else ""
-        return (
-            f"Pretrained(width {network.width}, depth {network.depth}, patch {network.patch}, {height}x{width} pixels{origin})"
-        )
+        depth = f"depth {network.depth}, " if hasattr(network, "depth") else ""
+        return f"Pretrained(width {network.width}, {depth}patch {network.patch}, {height}x{width} pixels{origin})"
 
     def _run(self, kind: str, images: Images, batch_size: int, check: bool) -> Any:
         if batch_size < 1:
@@ -144,7 +143,7 @@ def load(
     settings.model.dtype, settings.model.attention = dtype, "xla"
     mesh = make_mesh(devices=jax.local_devices())
     params = layout.replace(weights.encoder, lambda leaf: _placed(leaf, replicated(mesh)))
-    return Pretrained(build.encoder(settings), params, weights.head, weights.labels, weights.origin)
+    return Pretrained(build.trained_method(settings).backbone(), params, weights.head, weights.labels, weights.origin)
 
 
 def _placed(leaf: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -12,6 +12,7 @@ from ijepa_jax import build, metrics, processes, sharding
 from ijepa_jax.data.sources import DataError, Source
 from ijepa_jax.evaluate import features, probe
 from ijepa_jax.run import Run
+from ijepa_jax.step import random_encoder
 from ijepa_jax.visualize.live import feature_strip
 
 
@@ -34,31 +35,35 @@ def baselines(run: Run) -> None:
 def recall(run: Run) -> None:
     """Shows again, of a run that goes on, what was probed before."""
     lines = metrics.read(run.workdir) if processes.is_first() else []
-    for name, prefix in (("random init", "baseline/random_init/"), ("pixels", "baseline/pixels/"), ("I-JEPA", "probe/")):
+    for name, prefix in (
+        ("random init", "baseline/random_init/"),
+        ("pixels", "baseline/pixels/"),
+        (run.method.title, "probe/"),
+    ):
         found = [{key: line[key] for key in line if key.startswith(prefix) and line[key] is not None} for line in lines]
         last = next((results for results in reversed(found) if results), {})
         run.display.recall_probes(name, {key.removeprefix(prefix): value for key, value in last.items()})
 
 
-def during(run: Run, step: int, target: Any) -> float:
-    """Probes the target encoder after a step; returns the score by which the best checkpoint is chosen."""
+def during(run: Run, step: int, encoder: Any) -> float:
+    """Probes the encoder after a step; returns the score by which the best checkpoint is chosen."""
     begun = time.monotonic()
-    results, _, strengths = _data(run, during=True).measure(partial(run.pooled, target))
-    _show_features(run, step, target)
+    results, _, strengths = _data(run, during=True).measure(partial(run.pooled, encoder))
+    _show_features(run, step, encoder)
     run.probed += time.monotonic() - begun
     if run.writer:
         chosen = {f"l2/{task}": value for task, value in strengths.items()}
         run.writer.write(step, {f"probe/{key}": value for key, value in {**results, **chosen}.items()})
         run.writer.flush()
-    run.display.probes("I-JEPA", results, f"step {step} probes: {_one_line(results)}")
+    run.display.probes(run.method.title, results, f"step {step} probes: {_one_line(results)}")
     return probe.score(results)
 
 
-def final(run: Run, target: Any) -> dict[str, Any]:
-    """The report's probes, of the target encoder and of both baselines; on more images than those during training."""
+def final(run: Run, encoder: Any) -> dict[str, Any]:
+    """The report's probes, of the trained encoder and of both baselines; on more images than those during training."""
     run.display.log("final probes: trained encoder, random encoder, raw pixels")
     data = _data(run, during=False)
-    trained = data.measure(partial(run.pooled, target))
+    trained = data.measure(partial(run.pooled, encoder))
     random_init = data.measure(partial(run.pooled, _random_encoder(run)))
     if run.writer:
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
@@ -86,14 +91,14 @@ def _eval_batches(run: Run, source: Source, rows: np.ndarray) -> Iterator[dict[s
 
 def _random_encoder(run: Run) -> Any:
     """The parameters of the encoder as it was before any training, placed like the trained one's."""
-    fresh = jax.jit(lambda: run.method.target(run.method.init(jax.random.key(run.config.seed))))
+    fresh = jax.jit(partial(random_encoder, run.method, run.config.seed))
     return jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), run.mesh))()
 
 
 def _show_features(run: Run, step: int, encoder: Any) -> None:
     """Writes a picture of what an encoder's patches hold, for whoever watches the run; no run stops for want of it."""
     try:
-        picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.mesh)
+        picture = feature_strip(run.config, run.test, partial(run.patches, encoder), run.encoder.grid, run.mesh)
     except DataError:  # none of these few images can be read
         return
     if run.writer:

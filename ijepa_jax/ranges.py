@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+_MOST = 10**12  # what numbers without a range of their own may be
 _INTERVALS = {
     "[]": "from {} to {}",
     "(]": "above {} and at most {}",
@@ -31,6 +32,7 @@ class Setting:
     length: int | None = None  # how many values it has, as a tuple; 0: one or more; None: it is no tuple
     never: float | None = None  # a number in between that it may not be
     rising: bool = False  # whether the second of two values may not be below the first
+    fixed: bool = False  # whether it must stay what it was when a run continues: it is the task, the data, the weights' shapes
 
     def problem(self, value: Any) -> str:
         """What a value that this setting may not have should be; empty for one that it may."""
@@ -85,14 +87,31 @@ def choice(default: Any, names: Iterable[str], **options) -> Setting:
     return Setting(default, str, names=tuple(names), **options)
 
 
-def text(default: str) -> Setting:
+def text(default: str, **options) -> Setting:
     """A setting that is any text."""
-    return Setting(default, str)
+    return Setting(default, str, **options)
 
 
-def flag(default: bool) -> Setting:
+def flag(default: bool, **options) -> Setting:
     """A setting that is True or False."""
-    return Setting(default, bool)
+    return Setting(default, bool, **options)
+
+
+def declared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tree with a `Setting` for each leaf that is but a default: of its kind, and fixed when a run continues."""
+    return {key: declared(leaf) if isinstance(leaf, Mapping) else _of_default(key, leaf) for key, leaf in settings.items()}
+
+
+def _of_default(key: str, default: Any) -> Setting:
+    if isinstance(default, Setting):
+        return default
+    several = isinstance(default, (tuple, list)) and len(default) > 0
+    kinds = {type(value) for value in (default if several else (default,))}
+    kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else None
+    if kind not in (bool, int, float, str):
+        raise ValueError(f"{key} {default!r} is no default of a setting: give a number, text, True, False, or a tuple of these")
+    bounds = (-_MOST, _MOST) if kind in (int, float) else ()
+    return Setting(tuple(default) if several else default, kind, *bounds, length=len(default) if several else None, fixed=True)
 
 
 def defaults(settings: Mapping[str, Any]) -> Any:
@@ -125,3 +144,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flat(entry, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry
+
+
+def check_heads(section: str, width: int, heads: int) -> None:
+    """Raises ValueError, naming the keys, for a width that does not divide into positions of two axes and into heads."""
+    if width % 4 or width % heads:
+        raise ValueError(f"{section}.width {width} must be a multiple of 4 and of {section}.heads {heads}")

@@ -1,6 +1,7 @@
 """What a run consists of, opened and brought to its starting point: data, method, mesh, state, checkpoints."""
 
 import dataclasses
+import functools
 import shlex
 import time
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.console import Display
 from ijepa_jax.data.bad import BadImages
 from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate import features, probe
-from ijepa_jax.methods import Method
+from ijepa_jax.methods import Method, identity
 from ijepa_jax.optim import Optimizer
 from ijepa_jax.step import State, init
-from ijepa_jax.visualize import decoder
 from ijepa_jax.vit import parameter_count
 
 
@@ -42,11 +43,9 @@ class Run:
     contents: dict[str, str]  # see `Source.contents`, of the training images
     total_steps: int
     checkpoints: checkpoint.Checkpoints
-    pooled: Callable[[Any, np.ndarray], features.Features]  # (encoder parameters, this process's images) -> features
-    patches: Callable[[Any, np.ndarray], features.Features]  # likewise, of patches
+    encoder: Encoder | None  # what is probed; None: the method has none
     bad: BadImages
     check_claim: Callable[[], None]  # see workdir.claim
-    conditions: decoder.Conditions | None  # of a decoder: what its batches are completed with
     writer: metrics_lib.MetricsWriter | None = None
     seconds: float = 0.0  # spent in steps after the first
     steps_timed: int = 0
@@ -58,8 +57,25 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What is kept with a checkpoint to check the next start against: the settings, and which images there were."""
-        images = {config_lib.EXAMPLES: len(self.train), config_lib.CONTENTS: self.contents}
-        return {**config_lib.to_plain(self.config), **images}
+        facts = {config_lib.EXAMPLES: len(self.train), config_lib.CONTENTS: self.contents}
+        if code := identity(self.config.method):
+            facts[config_lib.CODE] = code
+        return {**config_lib.to_plain(self.config), **facts}
+
+    @functools.cached_property
+    def pooled(self) -> Callable[[Any, np.ndarray], features.Features]:
+        """(encoder parameters, this process's images) -> features."""
+        return features.extractor(self.encoder, self.mesh)
+
+    @functools.cached_property
+    def patches(self) -> Callable[[Any, np.ndarray], features.Features]:
+        """Likewise, of patches."""
+        return features.extractor(self.encoder, self.mesh, ("patches",))
+
+    @property
+    def probes_every(self) -> int:
+        """Steps between probes during training; 0: none."""
+        return self.config.probe.every if self.encoder else 0
 
 
 def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
@@ -77,18 +93,18 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     contents = train.contents()
     facts = {"training images": len(train), "contents": contents, "test images": len(test)}
     processes.check_agreement({**facts, "devices": jax.local_device_count()})
-    if not probe.check_labels(train, test, config.probe.train_images, config.probe.test_images):  # now, not at the end
+    encoder = method.backbone()
+    if encoder is None:
+        display.log(f"no probes: {method.title} trains no encoder")
+    elif not probe.check_labels(train, test, config.probe.train_images, config.probe.test_images):  # now, not at the end
         display.log(f"no probes, as not both splits have labels of two classes: {', '.join(_classes(train, test))}")
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-    encoder, share = build.encoder(config), (len(train) + len(test)) / jax.process_count()
+    share = (len(train) + len(test)) / jax.process_count()
     listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
-    decoded = decoder.load(config.decoder.checkpoint, config.decoder.step) if config.method == "rcdm" else None
     return Run(
-        config, workdir, display, mesh, method, build.optimizer(config, len(train)), train, test, contents,
-        build.total_steps(config, len(train)), checkpoints, features.extractor(encoder, mesh),
-        features.extractor(encoder, mesh, ("patches",)), bad, check_claim,
-        decoder.Conditions(decoded, mesh) if decoded else None,
+        config, workdir, display, mesh, method, build.optimizer(config, method, len(train)), train, test, contents,
+        build.total_steps(config, len(train)), checkpoints, encoder, bad, check_claim,
     )  # fmt: skip
 
 
@@ -106,8 +122,11 @@ def _open_data(config: ml_collections.ConfigDict, display: Display) -> tuple[Sou
     return opened[0], opened[1]
 
 
-def start(run: Run) -> tuple[State, int]:
-    """The state to go on from: the newest readable checkpoint's, else a fresh one, perhaps warm-started."""
+def start(run: Run, batches: Callable[[Run], Any]) -> tuple[State, int]:
+    """The state to go on from: the newest readable checkpoint's, else a fresh one, perhaps warm-started.
+
+    `batches` streams a run's training batches from its first step on, placed on the devices.
+    """
     fresh = jax.jit(partial(init, run.method, run.optimizer, run.config.seed))
     shapes = jax.eval_shape(fresh)
     shardings = sharding.state_shardings(shapes, run.mesh)
@@ -124,12 +143,13 @@ def start(run: Run) -> tuple[State, int]:
     if restored:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state
-        run.notes = {name: restored.notes[name] for name in ("origin", "condition") if name in restored.notes}
+        run.notes = {name: restored.notes[name] for name in ("origin",) if name in restored.notes}
     else:
         run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
         state = jax.jit(fresh, out_shardings=shardings)()
         if run.config.warm_start:
             state = _warm_start(run, state)
+        state = run.method.begin(state, partial(batches, run))
     if processes.is_first():
         (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
         project = run.config.log.wandb
@@ -154,14 +174,17 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
             continue  # `restore` reports it and takes the one before
         _refuse_encoder(run, notes)
         old = notes["settings"]
+        _refuse_method(run, old, settings)
         images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
         tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
-        changed = config_lib.differences({**images, **config_lib.to_plain(config_lib.from_plain(old))}, settings)
+        code = {config_lib.CODE: old[config_lib.CODE]} if config_lib.CODE in old else {}
+        changed = config_lib.differences({**images, **config_lib.to_plain(config_lib.from_plain(old)), **code}, settings)
         if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
             changed = {
                 key: values for key, values in changed.items() if key in shared or not key.startswith(config_lib.CONTENTS)
             }
-        fixed = [key for key in changed if config_lib.fixed_on_resume(key) or (key == "data.name" and not tells)]
+        method = run.config.method
+        fixed = [key for key in changed if config_lib.fixed_on_resume(key, method) or (key == "data.name" and not tells)]
         show = "; ".join(_change(key, *changed[key]) for key in fixed or changed)
         if fixed:
             raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
@@ -170,10 +193,22 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
         return
 
 
+def _refuse_method(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises ValueError for checkpoints of another method; one's own is known by its class, wherever its file lies."""
+    was, now = (settings.get(config_lib.CODE, {}).get("class", settings["method"]) for settings in (old, new))
+    if was != now:
+        raise ValueError(
+            f"{run.workdir} holds checkpoints of another method: method was {old['method']!r}, now {new['method']!r}. Use "
+            "that, or another workdir"
+        )
+
+
 def _change(key: str, was: Any, now: Any) -> str:
     section, _, what = key.partition(".")
     if section == config_lib.CONTENTS and None not in (was, now) and what != "scenes":
         return f"the training images have other {what}"
+    if key == f"{config_lib.CODE}.source":
+        return "the method's code is not what it was"
     return f"{key} was {was!r}, now {now!r}"
 
 
@@ -188,46 +223,59 @@ def _refuse_encoder(run: Run, notes: dict[str, Any]) -> None:
 
 
 def _warm_start(run: Run, state: State) -> State:
-    """Puts given encoder weights into a fresh state: context encoder and target start from them."""
+    """Puts given encoder weights into a fresh state, wherever the method has its encoder, or what its target follows."""
     path = run.config.warm_start
-    saved = checkpoint.restore_parts(path)
-    weights, step = saved.trees["target"], saved.step
-    _check_same_function(run, config_lib.from_plain(saved.notes["settings"]))
+    if run.encoder is None:
+        raise ValueError(f"warm_start {path}: {run.method.title} has no encoder to start from it")
+    weights, saved = checkpoint.restore_encoder(path)
+    _check_same_function(run, saved)
     origin = saved.notes.get("origin", {"format": "ijepa_jax", "file": path})
     run.notes = {"origin": {**origin, "warm_start": True}}
     if "positions" in weights and run.config.model.positions == "sincos":
         weights = _without_positions(run, weights)
-    wanted, given = _shapes(state.target), _shapes(weights)
+    wanted, given = _shapes(run.method.encoder(state.params, state.target)), _shapes(weights)
     wrong = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
     if wrong:
         show = "; ".join(f"{name}: wanted {wanted.get(name)}, given {given.get(name)}" for name in wrong[:5])
         raise ValueError(f"warm_start {path} does not fit the model in {len(wrong)} tensors: {show}")
-
-    def placed(like):
-        return jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), like, weights)
-
-    run.display.log(f"warm start from {path}, checkpoint {step}")
-    return state.replace(params={**state.params, "encoder": placed(state.params["encoder"])}, target=placed(state.target))
+    run.display.log(f"warm start from {path}, checkpoint {saved.step}")
+    return _with_encoder(run.method, state, weights)
 
 
-def _check_same_function(run: Run, settings: ml_collections.ConfigDict) -> None:
+def _with_encoder(method: Method, state: State, weights: Any) -> State:
+    """A state that has these weights where the method picks its encoder, and where what its target follows has one."""
+    params, target = (checkpoint.places({name: getattr(state, name)})[name] for name in ("params", "target"))
+    new = {}
+    for chosen in (method.encoder(params, target), method.encoder(params, method.target(params))):
+        new |= dict(zip((place.path for place in jax.tree.leaves(chosen)), jax.tree.leaves(weights), strict=True))
+
+    def replaced(path, old):
+        weight = new.get(checkpoint.Place(path).path)
+        return old if weight is None else jax.device_put(weight.astype(old.dtype), old.sharding)
+
+    trees = jax.tree_util.tree_map_with_path(replaced, {"params": state.params, "target": state.target})
+    return state.replace(**trees)
+
+
+def _check_same_function(run: Run, saved: checkpoint.Saved) -> None:
     """Raises ValueError where the same weights would make another encoder here, which their shapes do not show."""
-    given, wanted = build.encoder_of(settings), run.method.encoder
-    differs = [name for name in ("heads", "epsilon") if getattr(given, name) != getattr(wanted, name)]
-    if differs:
-        show = ", ".join(f"model.{name}={getattr(given, name):g}" for name in differs)
-        raise ValueError(f"warm_start {run.config.warm_start} has another encoder than these settings: set {show}")
-    if (given_data := (settings.data.mean, settings.data.std)) != (run.config.data.mean, run.config.data.std):
-        run.display.log(f"the weights to start from were made with data.mean={given_data[0]}, data.std={given_data[1]}")
+    given, wanted = saved.method().backbone(), run.encoder
+    of = [(name, getattr(given.network, name, None), getattr(wanted.network, name, None)) for name in ("heads", "epsilon")]
+    if differs := [f"model.{name}={there:g}" for name, there, here in of if there != here and there is not None]:
+        raise ValueError(
+            f"warm_start {run.config.warm_start} has another encoder than these settings: set {', '.join(differs)}"
+        )
+    if (given.mean, given.std) != (wanted.mean, wanted.std):
+        run.display.log(f"the weights to start from were made with data.mean={given.mean}, data.std={given.std}")
 
 
 def _without_positions(run: Run, weights: dict) -> dict:
     """Imported weights for a model that computes its positions, which must be the same."""
-    computed = positions.sincos(run.method.encoder.width, run.method.grid)
+    computed = positions.sincos(run.encoder.network.width, run.encoder.grid)
     if computed.shape != weights["positions"].shape or np.abs(computed - weights["positions"]).max() > 1e-5:
         raise ValueError(
             f"warm_start {run.config.warm_start} brings positions that are not the sine-cosine ones of a grid of "
-            f"{run.method.grid}: set model.positions=table and the data.image_size that they are for"
+            f"{run.encoder.grid}: set model.positions=table and the data.image_size that they are for"
         )
     return {name: leaf for name, leaf in weights.items() if name != "positions"}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ijepa_jax.methods import Batch, Method
-from ijepa_jax.optim import Optimizer, moving_average
+from ijepa_jax.optim import Optimizer
 
 
 @flax.struct.dataclass
@@ -18,7 +18,7 @@ class State:
 
     step: jax.Array  # int32, number of steps done
     params: Any  # named sub-trees, float32
-    target: Any  # the exponential moving average of `method.target(params)`, float32, or None
+    target: Any  # what the method keeps beside them without gradient, such as their moving average, float32, or None
     opt_state: Any
 
 
@@ -26,22 +26,30 @@ Metrics = dict[str, jax.Array]
 
 
 def init(method: Method, optimizer: Optimizer, seed: int) -> State:
-    """A fresh state; the target starts as a copy of what it follows."""
-    params = method.init(jax.random.key(seed))
-    target = jax.tree.map(jnp.copy, method.target(params))
+    """A fresh state; a target that follows something starts as a copy of it."""
+    key = jax.random.key(seed)
+    params = method.init(key)
+    target = method.init_target(params, key)
     return State(jnp.zeros([], jnp.int32), params, target, optimizer.transformation.init(params))
+
+
+def random_encoder(method: Method, seed: int) -> Any:
+    """The encoder's parameters as a run with this seed starts with them: what a trained one is compared with."""
+    key = jax.random.key(seed)
+    params = method.init(key)
+    return method.encoder(params, method.init_target(params, key))
 
 
 def train_step(
     state: State, batch: Batch, *, method: Method, optimizer: Optimizer, seed: int, accumulation: int = 1
 ) -> tuple[State, Metrics]:
-    """One step on a global batch: gradients, AdamW, then the EMA of the *updated* parameters.
+    """One step on a global batch: gradients, the optimiser, then the target, given the *updated* parameters.
 
     With `accumulation` > 1 the batch is split into that many parts, whose gradients are summed in float32 with the
     weights that make the sum equal to the whole batch's gradient. Raises ValueError for a method whose loss does not add up
     so, or that does not say (`Method.additive`).
     """
-    if accumulation > 1 and not getattr(method, "additive", False):
+    if accumulation > 1 and not method.additive:
         raise ValueError(
             f"the loss of {type(method).__name__} is not known to be the mean of that of a batch's parts (additive = True): "
             f"with accumulation {accumulation} it would learn something else"
@@ -51,7 +59,7 @@ def train_step(
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     momentum = optimizer.momentum(state.step)
-    target = moving_average(momentum, state.target, method.target(params))
+    target = method.update_target(state.target, params, momentum)
     # Read past a barrier: norms fused into AdamW's kernels keep these from writing in place, and every leaf is copied.
     read = jax.lax.optimization_barrier({"gradient": gradients, "update": updates, "parameter": params})
     metrics = {
@@ -60,7 +68,7 @@ def train_step(
         **{f"{name}_norm": optax.tree.norm(tree) for name, tree in read.items()},
         "learning_rate": optimizer.learning_rate(state.step),
         "weight_decay": optimizer.weight_decay(state.step),
-        "momentum": momentum,
+        **({} if target is None else {"momentum": momentum}),
     }
     return State(state.step + 1, params, target, opt_state), metrics
 

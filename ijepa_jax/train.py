@@ -20,10 +20,10 @@ from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.checkpoint import CheckpointError, digest_of, encoder_digest
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError
+from ijepa_jax.methods import find, identity
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State
-from ijepa_jax.visualize import decoder
 from ijepa_jax.visualize.live import read_picture
 from ijepa_jax.visualize.report import probe_table, read_report, write_report
 from ijepa_jax.visualize.run import draw_pictures
@@ -58,10 +58,10 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     """
     started = time.monotonic()
     workdir, place = os.fspath(workdir), absolute(workdir)
-    if config.method == "rcdm":
-        config = decoder.settings_of(config)
+    config = find(config.method).completed(config_lib.with_method(config, config.method))
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
-    processes.check_agreement({**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()})
+    facts = {**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
+    processes.check_agreement({**facts, **identity(config.method)})
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim:
         return _pretrain(config, place, command, display, started, check_claim)
 
@@ -76,15 +76,13 @@ def _pretrain(
 ) -> dict[str, Any]:
     run = open_run(config, workdir, display, check_claim)
     with _all_ended(run):
-        state, start_step = start(run)
+        state, start_step = start(run, partial(_placed_batches, start_step=0))
         for problem in run.writer.problems if run.writer else ():
             display.log(problem)
         if start_step == run.total_steps and (finished := _finished(run)):
             display.log(f"this run is finished: {run.workdir} holds its report. For another, choose another workdir")
             _show_table(display, finished)
             return finished
-        if run.conditions:
-            _prepare_conditions(run)
         saving = lambda name: display.log(f"{name}: this run is saved after the step at hand, and ends")  # noqa: E731
         with stop_requests(saving, several_processes=jax.process_count() > 1) as requests:
             state = _train(run, state, start_step, requests)
@@ -139,7 +137,7 @@ def _lost_processes_named() -> Iterator[None]:
 def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     """The loop: dispatches a step, then reads the metrics of the one before, so that the device never waits."""
     step_fn = sharding.jit_step(build.step(run.config, run.method, run.optimizer), state, run.mesh)
-    if run.config.probe.every:
+    if run.probes_every:
         probes.recall(run) if start_step else probes.baselines(run)
     run.display.start("step", run.total_steps, start_step)
     with contextlib.closing(_placed_batches(run, start_step)) as stream, jax.transfer_guard("disallow"):
@@ -148,8 +146,6 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
         for step in range(start_step + 1, run.total_steps + 1):
             batch = next(stream)
             _trace(run, step)
-            if run.conditions:
-                batch = run.conditions(batch)
             state, metrics = step_fn(state, batch)
             if late is not None:
                 clock = _record(run, *late, clock)
@@ -161,7 +157,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             late = None
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
-            score = probes.during(run, step, state.target) if _due_probe(run, step) else None
+            score = probes.during(run, step, run.method.encoder(state.params, state.target)) if _due_probe(run, step) else None
             _report_waiting(run)
             run.check_claim()
             run.checkpoints.save(state, step, run.settings(), score, **run.notes)
@@ -172,16 +168,6 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
     run.compilations = step_fn._cache_size()
     run.display.stop()
     return state
-
-
-def _prepare_conditions(run: Run) -> None:
-    """The statistics that a decoder's conditions are standardised by: those kept with the checkpoint, else new ones."""
-    if kept := run.notes.get("condition"):
-        run.conditions.use(kept)
-        return
-    with contextlib.closing(_placed_batches(run, 0)) as stream:
-        run.conditions.fit(stream)
-    run.notes["condition"] = run.conditions.statistics
 
 
 def _waiting(run: Run) -> dict[str, float]:
@@ -206,7 +192,7 @@ def _asked_to_stop(requests: list, step: int) -> str:
 
 
 def _due_probe(run: Run, step: int) -> bool:
-    every = run.config.probe.every
+    every = run.probes_every
     return bool(every) and (step % every == 0 or step == run.total_steps)
 
 
@@ -278,9 +264,13 @@ def _end_trace(run: Run) -> None:
 def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
     """What the run came to, pictures, the report."""
     waiting = _waiting(run)
-    found = _decode(run, state) if run.conditions else _evaluate(run, state)
+    encoder = run.method.encoder(state.params, state.target) if run.encoder else None
+    found = _evaluate(run, encoder) if run.encoder else {}
+    run.display.log("drawing pictures")
+    found |= draw_pictures(run.workdir, run.config, run.method, state, run.test, run.pooled if run.encoder else None, run.mesh)
     report = {
         "method": run.config.method,
+        "name": run.method.title,
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(run.config.optim.batch_size * run.steps_timed / run.seconds, 1) if run.seconds else None,
         "input_wait_share": max(waiting.values()),
@@ -314,23 +304,14 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
 def _show_table(display: Display, report: dict[str, Any]) -> None:
     if report.get("probes"):
         display.log(probe_table(report))
-    for kind, error in (report.get("decoded") or {}).items():
-        display.log(f"drawn from {kind}: {math.nan if error is None else error:.1f} grey levels from the image")
+    for section in report.get("sections") or ():
+        for what, value in section["rows"].items():
+            display.log(f"{section['title']}: {what} {math.nan if value is None else value:.1f}")
 
 
-def _evaluate(run: Run, state: State) -> dict[str, Any]:
-    """Final probes beside their baselines, and pictures."""
-    digest = encoder_digest(state.target, build.encoder(run.config).network)
-    compared = {"encoder_digest": digest, **probes.final(run, state.target)}
-    run.display.log("drawing pictures")
-    pictures = draw_pictures(run.workdir, run.config, run.method, state.target, run.test, run.pooled, run.mesh)
-    return {**compared, "pictures": pictures}
-
-
-def _decode(run: Run, state: State) -> dict[str, Any]:
-    """How much of test images a decoder draws again, and pictures of it."""
-    run.display.log("drawing samples from the predictor's output and the target encoder's")
-    return decoder.show(run.workdir, run.config, run.method, state.target, run.test, run.conditions, run.mesh)
+def _evaluate(run: Run, encoder: Any) -> dict[str, Any]:
+    """Final probes beside their baselines."""
+    return {"encoder_digest": encoder_digest(encoder, run.encoder.network), **probes.final(run, encoder)}
 
 
 def _last_metrics(run: Run) -> dict[str, float]:

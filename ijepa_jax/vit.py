@@ -6,6 +6,7 @@ The same module is the context encoder (given `keep`, it sees only those patches
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -265,6 +266,15 @@ class ViT(nn.Module):
         outputs = stack(x_bnd, lengths, train=train, select=select)
         x_bnd = LayerNorm(self.epsilon, self.dtype, name="norm")(outputs[-1])
         return [*outputs, x_bnd] if layers else x_bnd
+
+
+def from_settings(model: Any) -> ViT:
+    """The network that a configuration's section `model` describes."""
+    size = SIZES[model.size]
+    given = {name: getattr(model, name) for name in ("width", "depth", "heads", "mlp_ratio")}
+    named = {name: getattr(size, name) if value is None else value for name, value in given.items()}
+    same = ("patch", "epsilon", "attention", "scan", "remat", "drop_path", "positions", "interpolation")
+    return ViT(**named, **{name: getattr(model, name) for name in same}, dtype=jnp.dtype(model.dtype))
 
 
 def parameter_count(params) -> int:

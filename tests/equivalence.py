@@ -1,6 +1,7 @@
 """Trains the same few steps on several meshes and compares them with one device; prints one JSON line.
 
-    python tests/equivalence.py
+    python tests/equivalence.py                                                     # I-JEPA, small
+    python tests/equivalence.py --config configs/tiny.py --config.method=FILE.py:CLASS  # any method, by a run's settings
 
 Cells are meshes of simulated CPU devices, data x fsdp: 8x1, 4x2 and 1x8 in one process, and 4x1 and 2x2 in two real
 processes of two devices each, which talk over loopback (`2 processes: 4x1`). For each:
@@ -10,7 +11,8 @@ processes of two devices each, which talk over loopback (`2 processes: 4x1`). Fo
   zero but for rounding, are left out
 - `compilations` of the step
 
-The exit code is 1 if an error is above 1e-5 or a step compiled twice.
+The exit code is 1 if an error is above 1e-5 or a step compiled twice. With a configuration the batch, the data and the
+networks are its own; make them small (`--config.KEY=VALUE`), and its batch a multiple of eight.
 """
 
 import argparse
@@ -46,23 +48,9 @@ def train(options: argparse.Namespace) -> None:
     from functools import partial
 
     from ijepa_jax import sharding
-    from ijepa_jax.data import pipeline, sources
-    from ijepa_jax.masks import MaskSampler
-    from ijepa_jax.methods import IJepa
-    from ijepa_jax.optim import make_optimizer
-    from ijepa_jax.predictor import Predictor
     from ijepa_jax.step import init, train_step
-    from ijepa_jax.vit import ViT
 
-    sampler = MaskSampler((6, 6), context_patches=9)
-    # Wide enough that its larger tensors are split along fsdp.
-    method = IJepa(
-        ViT(patch=4, width=192, depth=2, heads=3, drop_path=0.1), Predictor(width=144, depth=2, heads=3), sampler, (24, 24)
-    )
-    optimizer = make_optimizer(
-        total_steps=100, warmup_steps=10, start_lr=2e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4,
-        momentum=0.99, final_momentum=1.0, clip=1.0,
-    )  # fmt: skip
+    method, optimizer, stream = small_run() if not options.config else configured_run(options.config, options.settings)
     mesh = sharding.make_mesh(options.data, options.fsdp)
     fresh = partial(init, method, optimizer, 0)
     places = sharding.state_shardings(jax.eval_shape(fresh), mesh)
@@ -70,11 +58,6 @@ def train(options: argparse.Namespace) -> None:
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=options.accumulation)
     step = sharding.jit_step(step, state, mesh)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 30, 28, 3), np.uint8)
-    stream = pipeline.train_batches(
-        sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH, image_size=(24, 24), channels=3,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
     losses = []
     for _ in range(options.steps):
         batch = next(stream)
@@ -88,7 +71,47 @@ def train(options: argparse.Namespace) -> None:
         np.savez(options.out, losses=losses, split=split, compilations=step._cache_size(), **weights)
 
 
-def run_cell(name: str, steps: int, accumulation: int, folder: pathlib.Path) -> dict[str, np.ndarray]:
+def small_run() -> tuple:
+    """I-JEPA, its optimiser and batches of noise; wide enough that its larger tensors are split along fsdp."""
+    import jax
+
+    from ijepa_jax.data import pipeline, sources
+    from ijepa_jax.masks import MaskSampler
+    from ijepa_jax.methods import IJepa
+    from ijepa_jax.optim import make_optimizer
+    from ijepa_jax.predictor import Predictor
+    from ijepa_jax.vit import ViT
+
+    sampler = MaskSampler((6, 6), context_patches=9)
+    method = IJepa(
+        ViT(patch=4, width=192, depth=2, heads=3, drop_path=0.1), Predictor(width=144, depth=2, heads=3), sampler, (24, 24)
+    )
+    optimizer = make_optimizer(
+        total_steps=100, warmup_steps=10, start_lr=2e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4,
+        momentum=0.99, final_momentum=1.0, clip=1.0,
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 30, 28, 3), np.uint8)
+    stream = pipeline.train_batches(
+        sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH, image_size=(24, 24), channels=3,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    return method, optimizer, stream
+
+
+def configured_run(file: str, settings: list[str]) -> tuple:
+    """The method, the optimiser and the batches of a run's settings."""
+    import jax
+
+    import launch
+    from ijepa_jax import build, commandline
+
+    config = commandline.read("pretrain", launch.COMMANDS["pretrain"], ["--config", file, *settings]).config
+    method, data = build.method(config), build.source(config, "train")
+    stream = build.train_batches(config, data, method.prepare(), 0, jax.process_index(), jax.process_count())
+    return method, build.optimizer(config, method, len(data)), stream
+
+
+def run_cell(name: str, options: argparse.Namespace, folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Runs a cell's processes; returns what the first of them wrote."""
     count, data, fsdp = CELLS[name]
     out = folder / f"{name.replace(' ', '_')}.npz"
@@ -99,10 +122,10 @@ def run_cell(name: str, steps: int, accumulation: int, folder: pathlib.Path) -> 
     started = []
     for process in range(count):
         arguments = {
-            "data": data, "fsdp": fsdp, "steps": steps, "accumulation": accumulation, "processes": count, "process": process,
-            "coordinator": coordinator, "out": out,
+            "data": data, "fsdp": fsdp, "steps": options.steps, "accumulation": options.accumulation, "processes": count,
+            "process": process, "coordinator": coordinator, "out": out, "config": options.config,
         }  # fmt: skip
-        command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in arguments.items())]
+        command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in arguments.items()), *options.settings]
         output = (folder / f"{out.stem}.{process}.log").open("w")
         started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
     codes = [process.wait(timeout=600) for process in started]
@@ -145,14 +168,15 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     for name in ("coordinator", "out"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--config", default="", help="a configuration file, whose method is trained")
+    options, options.settings = parser.parse_known_args()
+    if unknown := [setting for setting in options.settings if not options.config or not setting.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.out:
         train(options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        one, *others = (
-            run_cell(name, options.steps, options.accumulation, pathlib.Path(folder)) for name in ("1x1", *options.cells)
-        )
+        one, *others = (run_cell(name, options, pathlib.Path(folder)) for name in ("1x1", *options.cells))
     cells = {name: compare(other, one) for name, other in zip(options.cells, others, strict=True)}
     worst = float(np.max([[cell["loss_error"], cell["weight_error"]] for cell in cells.values()]))
     print(json.dumps({"cells": cells, "worst": worst}))

@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace, mode: str, seed: int) -> dict[str, Any]:
     found = {"steps": written["steps"], "mode": kept["masks"]["mode"], "seed": kept["seed"], "data": kept["data"]["name"]}
     if found != (asked := {"steps": steps, "mode": mode, "seed": seed, "data": config.data.name}):
         sys.exit(f"error: {workdir} holds the run {found}, not {asked}: give another folder by --runs")
-    probes = {task: scores["ijepa"] for task, scores in written["probes"].items()}
+    probes = {task: scores["trained"] for task, scores in written["probes"].items()}
     return {"steps": steps, "seconds": written["seconds"], "mean": statistics.mean(probes.values()), "probes": probes}
 
 

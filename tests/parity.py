@@ -121,7 +121,7 @@ def _output_error(method: IJepa, params, target, batch, recording) -> float:
         context = method.encode_context(params["encoder"], images, batch, jax.random.key(0))
         goal = method.gather_targets(method.encode_target(target, images), batch["target"])
         return (
-            method.encoder.apply({"params": target}, images),
+            method.network.apply({"params": target}, images),
             context,
             goal,
             method.predict(params["predictor"], context, batch),

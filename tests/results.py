@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results.json"
-_COLUMNS = ("ijepa", "random_init", "pixels")
+_COLUMNS = ("trained", "random_init", "pixels")
 _SHOWN = 150  # letters of a line of a log
 
 
@@ -66,7 +66,7 @@ def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
     beside = f"random init {shown['random_init']}; pixels {shown['pixels']}"
     cells = (
         what,
-        shown["ijepa"],
+        shown["trained"],
         "–",
         beside,
         f"{entry['seconds']:.0f} s, {entry['hardware']}",

@@ -47,7 +47,8 @@ def test_documented_and_consistent(name):
 def test_published_runs_at_full_size(name):
     count, epochs, warmup, start_lr = PUBLISHED[name]
     _, config = load(name)
-    method, optimizer = build.method(config), build.optimizer(config, IMAGENET)
+    method = build.method(config)
+    optimizer = build.optimizer(config, method, IMAGENET)
     state = jax.eval_shape(partial(init, method, optimizer, 0))
     if count:
         assert parameter_count(state.params["encoder"]) == count
@@ -68,7 +69,8 @@ def test_published_runs_shrunk_train_a_step(name):
     _, config = load(name)
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2
     config.predictor.width, config.predictor.depth = 16, 1
-    method, optimizer = build.method(config), build.optimizer(config, IMAGENET)
+    method = build.method(config)
+    optimizer = build.optimizer(config, method, IMAGENET)
     state = jax.jit(partial(init, method, optimizer, 0))()
     _, metrics = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0))(state, small.batch(method, size=2))
     assert 0 < float(metrics["loss"]) < 2
@@ -99,14 +101,15 @@ def test_unknown_names_are_named():
 def test_a_run_too_short_for_its_warm_up_or_for_a_step_is_refused_when_its_data_are_known():
     config = small.config(optim__steps=0, optim__epochs=1.0, optim__warmup=1.1, optim__batch_size=16)
     config.optim.schedule_scale = 1.25
-    assert build.total_steps(config, 160) == 10 and build.optimizer(config, 160)
+    method = build.method(config)
+    assert build.total_steps(config, 160) == 10 and build.optimizer(config, method, 160)
     with pytest.raises(
         ValueError, match=r"optim.epochs 1 of 16 images are 1 steps, and optim.warmup 1.1 of them 1, which must be"
     ):
-        build.optimizer(config, 16)
+        build.optimizer(config, method, 16)
     config.optim.epochs, config.optim.warmup = 0.01, 0.0
     with pytest.raises(ValueError, match=r"optim.epochs 0.01 of 160 images are 0 steps"):
-        build.optimizer(config, 160)
+        build.optimizer(config, method, 160)
 
 
 def test_arrays_that_cannot_have_the_channels_are_refused_where_they_are_opened(tmp_path):

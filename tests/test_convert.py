@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     """(workdir of a run with checkpoints of steps 8 and 12, its report)."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: [])
+        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
         return workdir, train.pretrain(small.config(), workdir)
 
 
@@ -139,7 +139,8 @@ def test_heads_that_a_file_of_ours_contradicts_are_refused(exported):
 
 def test_images_that_are_not_square_keep_their_sides(tmp_path):
     config = small.config(data__image_size=(32, 24), masks__context_patches=9)
-    state = jax.jit(functools.partial(step.init, build.method(config), build.optimizer(config, 64), 0))()
+    method = build.method(config)
+    state = jax.jit(functools.partial(step.init, method, build.optimizer(config, method, 64), 0))()
     state = state.replace(step=state.step + 4)
     checkpoints = checkpoint.Checkpoints(tmp_path / "run")
     checkpoints.save(state, 4, config_lib.to_plain(config))
@@ -213,7 +214,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
     for fact in (
         "The target encoder", "Pretrained for 12 steps of 16 images on `scenes`", "| step | 12 |", written["encoder_digest"],
         line.removeprefix("load it with: "), f"python launch.py export --checkpoint {workdir}",
-        "Probes of the target encoder after 12 steps",
+        "Probes of the encoder after 12 steps",
     ):  # fmt: skip
         assert fact in card, fact
     for name, row in report["probes"].items():
@@ -401,7 +402,7 @@ def test_exports_go_to_local_disks(encoder_only, tmp_path, monkeypatch):
 
 def test_too_little_memory_is_one_line(exported, encoder_only, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch_files, "read", lambda *_, **__: bytearray(2**62))
-    monkeypatch.setattr(checkpoint, "restore_parts", lambda *_: np.zeros(2**50))
+    monkeypatch.setattr(checkpoint, "restore_encoder", lambda *_, **__: np.zeros(2**50))
     for arguments in (["import", "--from", exported], ["export", "--format=timm", "--checkpoint", encoder_only]):
         code, _, err = _command(capsys, *arguments, "--out", tmp_path / "new")
         assert code == 1 and err.count("\n") == 1 and err.startswith("error: out of memory: "), err

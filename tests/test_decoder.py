@@ -1,7 +1,9 @@
 """Decoding a run's representations: what is decoded, the run of a decoder, its pictures, its refusals."""
 
 import contextlib
+import itertools
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +14,10 @@ from PIL import Image
 import ijepa_jax
 from configs import decode
 from ijepa_jax import build, checkpoint, train
+from ijepa_jax.decode import pictures
+from ijepa_jax.decode.rcdm import Rcdm
 from ijepa_jax.interop import convert
-from ijepa_jax.sharding import make_mesh, place_batch
-from ijepa_jax.visualize import decoder
+from ijepa_jax.step import State, init
 from tests import small
 
 
@@ -23,7 +26,7 @@ def encoder(tmp_path_factory):
     """The workdir of a small I-JEPA run."""
     workdir = tmp_path_factory.mktemp("encoder")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: [])
+        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
         train.pretrain(small.config(optim__steps=4), workdir)
     return workdir
 
@@ -45,15 +48,32 @@ def decoded(encoder, tmp_path_factory):
     return workdir, train.pretrain(settings(encoder), workdir)
 
 
+def decoder_of(encoder) -> tuple[Rcdm, State]:
+    """The decoder of a run that has not begun, with its teacher: (method, state)."""
+    config = Rcdm.completed(settings(encoder))
+    of = build.method(config)
+    state = jax.jit(lambda: init(of, build.optimizer(config, of, 64), 0))()
+    return of, state
+
+
+def batches(of: Rcdm, size: int = 256):
+    """An endless stream of batches of random images."""
+    for i in itertools.count():
+        yield small.batch(of.teacher, size, start=size * i)
+
+
 def test_representations_are_averages_over_the_patches_of_a_block(encoder):
-    found = decoder.load(str(encoder))
-    method, batch = found.method, small.batch(found.method)
-    pooled = jax.jit(found.of_blocks)(found.trees, batch)
-    assert found.kinds == ("predictor", "target") and pooled.shape == (4, 2, 4, 32)
+    of, state = decoder_of(encoder)
+    teacher, batch = of.begin(state, lambda: batches(of)).target["teacher"], small.batch(of.teacher)
+    pooled = jax.jit(of.represent)(teacher, batch)
+    assert of.kinds == ("predictor", "target") and pooled.shape == (4, 2, 4, 32)
+    kept, saved = checkpoint.restore_encoder(str(encoder), 4, ("params",))
+    jax.tree.map(np.testing.assert_array_equal, teacher, {"target": kept, **saved.trees})
     images = (batch["image"] / 255 - 0.5) / 0.25
-    encoded = np.asarray(method.encode_target(found.trees["target"], images.astype(np.float32)))
-    context = method.encode_context(found.trees["params"]["encoder"], images.astype(np.float32), batch, jax.random.key(0))
-    predicted = np.asarray(method.predict(found.trees["params"]["predictor"], context, batch))
+    encoded = np.asarray(of.teacher.encode_target(teacher["target"], images.astype(np.float32)))
+    given = teacher["params"]
+    context = of.teacher.encode_context(given["encoder"], images.astype(np.float32), batch, jax.random.key(0))
+    predicted = np.asarray(of.teacher.predict(given["predictor"], context, batch))
     for row in range(4):
         for block in range(4):
             length = batch["target_length"][row, block]  # what pads a block beyond it must not count
@@ -62,32 +82,33 @@ def test_representations_are_averages_over_the_patches_of_a_block(encoder):
             np.testing.assert_allclose(pooled[row, 0, block], predicted[row, block, 0, :length].mean(axis=0), atol=1e-5)
 
 
-def test_conditions_are_standardised_by_the_targets(encoder):
-    found, mesh = decoder.load(str(encoder)), make_mesh()
-    batches = [place_batch(small.batch(found.method, 256, start=256 * i), mesh) for i in range(4)]
-    conditions = decoder.Conditions(found, mesh)
-    conditions.fit(iter(batches))
-    given = np.concatenate([conditions(batch)["condition"] for batch in batches])
+def test_conditions_are_standardised_by_the_targets_of_the_first_images(encoder):
+    of, state = decoder_of(encoder)
+    begun = of.begin(state, lambda: batches(of))
+    seen = [batch for batch, _ in zip(batches(of), range(4), strict=False)]
+    given = np.concatenate([jax.jit(of.conditions)(begun.target, batch) for batch in seen])
     assert given.shape == (1024, 2, 4, 32)  # the predictor's, then the target encoder's, of four blocks
     targets = given[:, 1].reshape(-1, 32)
     np.testing.assert_allclose(targets.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(targets.std(axis=0), 1, atol=1e-3)
-    kept = decoder.Conditions(found, mesh)
-    kept.use(json.loads(json.dumps(conditions.statistics)))
-    np.testing.assert_allclose(kept(batches[0])["condition"], given[:256], atol=1e-5)
+    after = of.update_target(begun.target, jax.tree.map(lambda x: x + 1, begun.params), 0.5)
+    jax.tree.map(np.testing.assert_array_equal, after["teacher"], begun.target["teacher"])  # frozen
+    np.testing.assert_allclose(
+        jax.tree.leaves(after["denoiser"])[0], np.asarray(jax.tree.leaves(begun.params["denoiser"])[0]) + 0.5, rtol=1e-6
+    )
 
 
 def test_a_decoder_takes_the_settings_of_what_it_decodes(encoder):
-    completed = decoder.settings_of(settings(encoder))
+    completed = Rcdm.completed(settings(encoder))
     trained = small.config()
     assert completed.data.name == "scenes" and completed.data.image_size == (32, 32)
     assert completed.model.to_dict() == {**trained.model.to_dict(), "drop_path": 0.0}
     assert completed.masks.to_dict() == trained.masks.to_dict()
     assert completed.decoder.step == 4 and completed.optim.steps == 8
     assert completed.data.size == trained.data.size and completed.data.eval_crop == trained.data.eval_crop
-    assert decoder.settings_of(settings(encoder, data__name="folder:x")).data.name == "folder:x"
+    assert Rcdm.completed(settings(encoder, data__name="folder:x")).data.name == "folder:x"
     with pytest.raises(ValueError, match=r"masks\.num_targets: a decoder takes these from decoder\.checkpoint"):
-        decoder.settings_of(settings(encoder, masks__num_targets=2))
+        Rcdm.completed(settings(encoder, masks__num_targets=2))
 
 
 def test_the_run_of_a_decoder_ends_with_pictures_and_figures(decoded):
@@ -111,9 +132,7 @@ def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path
     with pytest.raises(train.Stopped):
         train.pretrain(settings(encoder), tmp_path)
     requests.clear()
-    kept = checkpoint.Checkpoints(tmp_path, read_only=True).notes(1)["condition"]
-    assert len(kept["mean"]) == len(kept["std"]) == 32
-    monkeypatch.setattr(decoder.Conditions, "fit", None)  # the statistics must be those that were kept
+    monkeypatch.setattr(Rcdm, "begin", None)  # what was decoded, and its statistics, must be those that were kept
     again = train.pretrain(settings(encoder), tmp_path)
     assert again["resumed_from"] == 1 and again["params_digest"] == decoded[1]["params_digest"]
 
@@ -127,13 +146,15 @@ def test_an_imported_encoder_alone_is_decoded_too(encoder, tmp_path):
     assert report["decoded"].keys() == {"target", "another image"} and "decoded.png" in report["pictures"]
 
 
-def test_weights_that_changed_meanwhile_are_refused(encoder):
-    found, mesh = decoder.load(str(encoder)), make_mesh()
-    conditions = decoder.Conditions(found, mesh)
-    conditions.fit(iter([place_batch(small.batch(found.method, 1024), mesh)]))
-    found.trees["target"] = jax.tree.map(lambda leaf: leaf + 1, found.trees["target"])
-    with pytest.raises(ValueError, match=r"began with other weights, of step 4.*give --config\.decoder\.step=4"):
-        decoder.Conditions(found, mesh).use(conditions.statistics)
+def test_a_decoder_goes_on_with_the_weights_that_it_began_with(encoder, decoded, tmp_path):
+    config = settings(encoder, decoder__step=4)
+    config.optim.steps = 4
+    train.pretrain(config, tmp_path / "run")
+    shutil.copytree(encoder, tmp_path / "encoder")
+    longer = small.config(optim__steps=8)  # the same run, which has learned more since
+    train.pretrain(longer, tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"checkpoints of other settings: decoder\.step was 4, now 8"):
+        train.pretrain(settings(tmp_path / "encoder", decoder__step=-1), tmp_path / "run")
 
 
 def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
@@ -155,31 +176,36 @@ def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
 
 def test_only_the_block_is_drawn_and_measured(encoder):
     """Patches come back to where they were taken from; what pads a block is drawn nowhere."""
-    config = decoder.settings_of(settings(encoder))
+    config = Rcdm.completed(settings(encoder))
     method = build.method(config)
-    batch = {**small.batch(decoder.load(str(encoder)).method), "valid": np.array([True, True, True, False])}
+    batch = {**small.batch(method.teacher), "valid": np.array([True, True, True, False])}
     index, lengths, pixels = jax.device_get(method.blocks(batch))
     assert pixels.shape == (16, index.shape[1], 4 * 4 * 3) and len(lengths) == 16
     first = slice(None, None, 4)  # of the four blocks of each image
-    same = decoder.pasted(batch["image"], pixels[first], index[first], lengths[first], method.patch)
+    same = pictures.pasted(batch["image"], pixels[first], index[first], lengths[first], method.patch)
     np.testing.assert_array_equal(same, batch["image"])
-    assert decoder._error(batch, same, method, np.arange(3)) == 0
-    white = decoder.pasted(batch["image"], np.full_like(pixels[first], 2.0), index[first], lengths[first], method.patch)
+    assert pictures.error(batch, same, method, np.arange(3)) == 0
+    white = pictures.pasted(batch["image"], np.full_like(pixels[first], 2.0), index[first], lengths[first], method.patch)
     changed = (white != batch["image"]).any(axis=-1).reshape(4, 8, 4, 8, 4).any(axis=(2, 4)).reshape(4, 64)
     for row in range(4):
         assert {*np.flatnonzero(changed[row])} == {*batch["target"][row, 0, : batch["target_length"][row, 0]]}
     inside = changed.reshape(4, 8, 1, 8, 1).repeat(4, 2).repeat(4, 4).reshape(4, 32, 32)[:3]
     expected = np.sqrt(np.square(255.0 - batch["image"][:3][inside]).mean())
-    assert decoder._error(batch, white, method, np.arange(3)) == pytest.approx(expected, rel=1e-4)
+    assert pictures.error(batch, white, method, np.arange(3)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_decoder_that_reads_nothing_is_said():
+    said = [*pictures._decodes_nothing({"target": 60.0, "predictor": 54.0, "another image": 55.0})]
+    assert said == ["Blocks drawn from the target encoder's output are no nearer (60.0) than from another image's (55.0)."]
 
 
 def test_a_grey_image_is_drawn_too(tmp_path):
     of = small.method(channels=1)
     batch = small.batch(of, 3)
-    decoder.draw_decoded(tmp_path / "grey.png", batch, {"target": [batch["image"]] * 2}, 4)
+    pictures.draw_decoded(tmp_path / "grey.png", batch, {"target": [batch["image"]] * 2}, 4)
     assert Image.open(tmp_path / "grey.png").width > 300
 
 
 def test_the_decoder_is_built_from_its_settings(encoder):
-    made = build.method(decoder.settings_of(settings(encoder)))
-    assert made.features == 32 and made.image_size == (32, 32) and made.masks.grid == made.grid == (8, 8)
+    made = build.method(Rcdm.completed(settings(encoder)))
+    assert made.features == 32 and made.teacher.image_size == (32, 32) and made.teacher.masks.grid == made.grid == (8, 8)

@@ -59,7 +59,7 @@ RUN = {
     "pretrain --config configs/tiny.py --workdir runs/tiny": "",
     "pretrain --config configs/tiny.py --mesh data=4,fsdp=2 --workdir runs/mesh": SMALL,  # on eight simulated devices
     "pretrain --config configs/folder.py --config.data.name=folder:PATH --workdir runs/mine": SMALL + TINY_IMAGES,
-    "pretrain --config configs/decode.py --config.decoder.checkpoint=runs/quickstart --workdir runs/decode": (
+    "decode --checkpoint runs/quickstart --workdir runs/decode": (
         "--config.decoder.width=16 --config.decoder.depth=1 --config.decoder.heads=1 --config.decoder.sample_steps=2 "
         "--config.optim.steps=2 --config.optim.warmup=1 --config.optim.batch_size=8"
     ),
@@ -93,12 +93,25 @@ NOT_RUN = {  # patterns of commands that are only checked, and why
     r"--out exported": "as another that is run",
     r"quickstart\.py --config\.optim\.steps=1600": "takes minutes; a variant of the quickstart, which is run",
     r"--workers W": "the speed of one that is run",
+    r"(variance|pixels|tokens)": "tests/test_variants.py runs them, with the files of the page",
 }
 
 
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+    """A folder as after cloning, with the files that pages tell to write."""
+    place = tmp_path_factory.mktemp("cloned")
+    for name in ("launch.py", "configs", "tests", "runs"):
+        (place / name).symlink_to(ROOT / name)
+    for page in PAGES:
+        for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
+            (place / name).write_text(text)
+    return place
+
+
 @pytest.mark.parametrize("line", launches(PAGES + CONFIGS))
-def test_every_command_is_right(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_command_is_right(line, cloned, monkeypatch):
+    monkeypatch.chdir(cloned)
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         code = launch.main(["launch.py", *shlex.split(chosen(line)), "--dry-run"])

@@ -208,8 +208,8 @@ def test_a_collapsed_encoder_is_at_chance_without_nan(workdir, tmp_path, monkeyp
     restore = suite.checkpoint.restore_encoder
 
     def collapsed(*given):
-        weights, run, step = restore(*given)
-        return jax.tree.map(np.zeros_like, weights), run, step
+        weights, saved = restore(*given)
+        return jax.tree.map(np.zeros_like, weights), saved
 
     monkeypatch.setattr(suite.checkpoint, "restore_encoder", collapsed)
     for name in ("knn", "lowshot", "linear", "attentive", "rank", "dense", "finetune"):
@@ -256,8 +256,9 @@ def test_what_is_no_checkpoint_or_another_architecture_is_refused(workdir, tmp_p
     restore = suite.checkpoint.restore_encoder
 
     def other(*given):
-        weights, run, step = restore(*given)
-        return weights, run | {"model": {**run["model"], "width": 48}}, step
+        weights, saved = restore(*given)
+        saved.notes["settings"]["model"]["width"] = 48
+        return weights, saved
 
     monkeypatch.setattr(suite.checkpoint, "restore_encoder", other)
     with pytest.raises(CheckpointError, match="not of the architecture"):

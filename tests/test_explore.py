@@ -28,7 +28,7 @@ PICTURES = [
 def workdir(tmp_path_factory):
     place = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: [])
+        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
         train.pretrain(small.config(), place)
     return place
 

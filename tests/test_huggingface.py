@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import ijepa_jax
-from ijepa_jax import build, checkpoint
+from ijepa_jax import checkpoint
 from ijepa_jax import config as config_lib
+from ijepa_jax.encoder import Encoder
 from ijepa_jax.interop import convert, layout
 from ijepa_jax.interop.weights import WeightsError, architecture_of
 from ijepa_jax.positions import sincos
@@ -222,7 +223,7 @@ def test_theirs_to_ours_to_theirs_is_exact(tmp_path, kind, changes, shards):
 @pytest.mark.parametrize("positions", ["sincos", "table"])
 def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     settings = small.config(model__epsilon=1e-5, model__mlp_ratio=48 / 11, model__positions=positions)
-    params = build.encoder(settings).init(jax.random.key(0))
+    params = Encoder.from_settings(settings).init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.15 * jax.random.normal(jax.random.key(1), leaf.shape)), params)
     assert ("positions" in params) == (positions == "table")
     for name, scan in (("plain", False), ("scanned", True)):

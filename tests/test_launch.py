@@ -71,7 +71,7 @@ def digest(workdir: Path) -> str:
         (["evaluate", "--config=configs/evaluate/knn.py", "--checkpoint=foo://x"], "error: foo://x: a place is a local path"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config ?"),
-        (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, visualize, prepare, "),
+        (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, visualize, decode, "),
         (["prepare"], "error: --from is missing. usage: python launch.py prepare --from NAME --out DIR"),
         (["prepare", "--from=folder:x"], "error: --out is missing. usage: "),
         (["prepare", "--from", "x", "--out", "y"], "error: no data named 'x': use one of "),

@@ -33,7 +33,7 @@ def test_finished_runs_are_read_and_compared_seed_by_seed(tmp_path):
     for (mode, seed), (count, colour) in scores.items():
         report = tmp_path / f"{mode}_{seed}" / "report" / "report.json"
         report.parent.mkdir(parents=True)
-        probes = {"count": {"ijepa": count, "random_init": 1.0}, "colour": {"ijepa": colour, "random_init": 2.0}}
+        probes = {"count": {"trained": count, "random_init": 1.0}, "colour": {"trained": colour, "random_init": 2.0}}
         kept = {"masks": {"mode": mode}, "seed": seed, "data": {"name": "scenes"}}
         steps = 996 if mode == "pad" else 2400
         report.write_text(json.dumps({"seconds": 10.0, "probes": probes, "steps": steps, "config": kept}))

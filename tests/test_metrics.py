@@ -156,9 +156,9 @@ def test_odd_values_and_names_stop_no_curve(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 99, "loss": 0.5, "probe/linear/count": 3}', ""]))
     found = metrics.read(tmp_path)
     assert [line["loss"] for line in found] == [None] * 9 + [1e308, 0.5]
-    assert curves.draw_run(metrics.epath.Path(tmp_path), found[10:]) == ["curves.png", "probes.png"]
-    assert curves.draw_run(metrics.epath.Path(tmp_path), found[:9]) == ["probes.png"]
-    assert curves.draw_run(metrics.epath.Path(tmp_path), [{"step": 1, "probe/linear/a/b": 0.5}]) == []
+    assert curves.draw_run(metrics.epath.Path(tmp_path), found[10:], "I-JEPA") == ["curves.png", "probes.png"]
+    assert curves.draw_run(metrics.epath.Path(tmp_path), found[:9], "I-JEPA") == ["probes.png"]
+    assert curves.draw_run(metrics.epath.Path(tmp_path), [{"step": 1, "probe/linear/a/b": 0.5}], "I-JEPA") == []
 
 
 def test_a_full_disk_is_an_error_of_whoever_writes(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--config", str(ROOT / "configs" / "tiny.py")]
 WIDE = [*TINY, "--config.model.width=256", "--config.predictor.width=64"]  # matrices of more than sharding's smallest split
 KEYS = {
-    "topology", "chips", "mesh", "batch_size", "accumulation", "remat", "fits", "argument_gib", "temporary_gib",
+    "method", "topology", "chips", "mesh", "batch_size", "accumulation", "remat", "fits", "argument_gib", "temporary_gib",
     "total_gib", "chip_gib", "collectives", "tflop_per_step", "gflop_per_image", "compile_s",
     "relayouts", "index_padding", "lane_padding", "unfriendly_sizes",
 }  # fmt: skip

@@ -106,11 +106,11 @@ def test_images_of_one_class_are_refused_before_they_are_probed():
 def test_pooled_features_are_the_mean_patch_of_any_batch():
     method = small.method()
     params = method.init(jax.random.key(0))["encoder"]
-    encoder = Encoder(method.encoder, method.image_size, 3, method.mean, method.std)
+    encoder = Encoder(method.network, method.image_size, 3, method.mean, method.std)
     extract = features.extractor(encoder, sharding.make_mesh())
     images = small.batch(method, size=7)["image"]
     whole = extract(params, images)["last"]
-    encoded = method.encoder.apply({"params": params}, (images.astype(np.float32) / 255 - 0.5) / 0.25)
+    encoded = method.network.apply({"params": params}, (images.astype(np.float32) / 255 - 0.5) / 0.25)
     np.testing.assert_allclose(whole, encoded.mean(1), atol=1e-5)
     np.testing.assert_allclose(extract(params, images[:3])["last"], whole[:3], atol=1e-6)
 
@@ -131,7 +131,7 @@ def measured(accuracies: dict[str, float], **measures) -> probe.Measured:
 def test_comparison_names_protocols_or_tasks():
     one = measured({"linear/label": 70.0, "knn/label": 60.0}, rankme=9.0, feature_std=0.1)
     table = probe.compare(one, one, one)
-    columns = ("ijepa", "random_init", "pixels")
+    columns = ("trained", "random_init", "pixels")
     assert [table["probes"]["knn"][column] for column in columns] == [60.0] * 3 and "pixels" not in table["rankme"]
     assert table["probes"]["linear"]["l2"] == dict.fromkeys(columns, 0.1) and "mean_interval" not in table
     low, high = table["probes"]["linear"]["interval"]
@@ -142,7 +142,7 @@ def test_comparison_names_protocols_or_tasks():
     assert 24 < table["mean_interval"]["probes"][0] < 35 < table["mean_interval"]["probes"][1] < 46
     assert probe.score(two.results) == 35.0 and probe.score({"rankme": 3.0}) == 3.0
     none = probe.compare(*[measured({}, rankme=3.0)] * 3)
-    assert none["probes"] == none["knn"] == {} and none["rankme"] == {"ijepa": 3.0, "random_init": 3.0}
+    assert none["probes"] == none["knn"] == {} and none["rankme"] == {"trained": 3.0, "random_init": 3.0}
 
 
 def test_a_task_of_one_class_is_no_task():

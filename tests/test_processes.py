@@ -1,5 +1,6 @@
 """Several real processes on this machine train one run: they agree, stop together, and continue in other numbers."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from ijepa_jax.metrics import MetricsWriter, read
 from tests import equivalence, object_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+THREE_STEPS = argparse.Namespace(steps=3, accumulation=1, config="", settings=[])
 SMALL = (
     "--config.data.size=64", "--config.data.test_size=32", "--config.probe.every=0", "--config.log.line_seconds=0.5",
     "--config.optim.warmup=5.0", "--config.checkpoint.every=20",
@@ -86,12 +88,12 @@ def _report(workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory) -> dict[str, np.ndarray]:
-    return equivalence.run_cell("1x1", 3, 1, tmp_path_factory.mktemp("one"))
+    return equivalence.run_cell("1x1", THREE_STEPS, tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.parametrize("cell", ["4x2", "2 processes: 2x2"])
 def test_the_same_steps_on_other_meshes(cell, one_device, tmp_path):
-    errors = equivalence.compare(equivalence.run_cell(cell, 3, 1, tmp_path), one_device)
+    errors = equivalence.compare(equivalence.run_cell(cell, THREE_STEPS, tmp_path), one_device)
     assert errors["compilations"] == 1 and errors["split_tensors"] > 0
     assert errors["loss_error"] < 1e-5 and errors["weight_error"] < 1e-5
 
@@ -121,7 +123,7 @@ def test_stopped_by_one_and_continued_by_other_numbers_of_processes(tmp_path):
     cluster.processes[1].send_signal(signal.SIGTERM)
     assert cluster.wait() == [0, 0], cluster.log() + cluster.log(1)
     assert "stopped by SIGTERM to one of its processes at step" in cluster.log()
-    expected, _, _ = checkpoint.restore_encoder(str(tmp_path / "whole"))
+    expected, _ = checkpoint.restore_encoder(str(tmp_path / "whole"))
     for count, devices, mesh in ((1, 1, "data=1"), (1, 8, "data=4,fsdp=2"), (4, 1, "data=4")):
         continued = tmp_path / f"continued_{count}x{devices}"
         shutil.copytree(tmp_path / "run", continued)
@@ -129,7 +131,7 @@ def test_stopped_by_one_and_continued_by_other_numbers_of_processes(tmp_path):
         assert set(cluster.wait()) == {0}, cluster.log()
         assert "continuing from checkpoint" in cluster.log()
         np.testing.assert_allclose(_losses(continued), _losses(tmp_path / "whole"), rtol=1e-4)
-        weights, _, _ = checkpoint.restore_encoder(str(continued))
+        weights, _ = checkpoint.restore_encoder(str(continued))
         for a, b in zip(_leaves(weights), _leaves(expected), strict=True):
             assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b) + 1e-6
         assert _report(continued)["environment"]["processes"] == count

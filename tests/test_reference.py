@@ -170,7 +170,7 @@ def test_one_more_step_in_torch_is_one_more_step_here(run):
     """Equal but for the rounding of single operations: moments, bias correction and weight decay go on where they were."""
     theirs, _, workdir = run
     config = small.config(**SETTINGS)
-    optimizer = build.optimizer(config, 64)
+    optimizer = build.optimizer(config, build.method(config), 64)
     shapes = jax.eval_shape(partial(step.init, build.method(config), optimizer, 0))
     state = checkpoint.Checkpoints(workdir, read_only=True).restore(shapes, print).state
     assert int(state.step) == 3

@@ -13,7 +13,7 @@ from tests.test_page import Reader
 
 
 def example():
-    strengths = {"ijepa": 1e-5, "random_init": 0.1, "pixels": 10.0}
+    strengths = {"trained": 1e-5, "random_init": 0.1, "pixels": 10.0}
     return {
         "seconds": 301.25,
         "images_per_s": np.float32(333.5),
@@ -25,12 +25,12 @@ def example():
         "environment": {"jax": "0.10.2", "devices": ["cpu"]},
         "data": "scenes",
         "probes": {
-            "count": {"ijepa": 40.26, "random_init": 30.0, "pixels": 35.0, "interval": [38.04, 42.5], "l2": strengths},
-            "shape": {"ijepa": np.float64(50.0), "random_init": 40.0, "pixels": 45.5},
+            "count": {"trained": 40.26, "random_init": 30.0, "pixels": 35.0, "interval": [38.04, 42.5], "l2": strengths},
+            "shape": {"trained": np.float64(50.0), "random_init": 40.0, "pixels": 45.5},
         },
-        "knn": {"count": {"ijepa": 38.0, "random_init": float("nan"), "pixels": 33.0}},
-        "rankme": {"ijepa": 41.5, "random_init": 12.25},
-        "feature_std": {"ijepa": 0.51, "random_init": 0.22},
+        "knn": {"count": {"trained": 38.0, "random_init": float("nan"), "pixels": 33.0}},
+        "rankme": {"trained": 41.5, "random_init": 12.25},
+        "feature_std": {"trained": 0.51, "random_init": 0.22},
         "pictures": ["curves.png", "masks.png"],
     }
 
@@ -76,7 +76,7 @@ def test_page_has_every_probe_and_picture(tmp_path):
 
 
 def test_parts_that_are_missing_are_left_out(tmp_path):
-    page = written(tmp_path, {"probes": {"count": {"ijepa": 1.0, "random_init": 2.0}}})
+    page = written(tmp_path, {"probes": {"count": {"trained": 1.0, "random_init": 2.0}}})
     assert "| count | 1.0 | – | 2.0 | – |" in page
     assert "Settings" not in page and "None" not in page and "mean" not in page
 
@@ -107,28 +107,25 @@ def test_the_story_comes_first_and_the_page_in_html_is_the_same(tmp_path):
     ("change", "warning"),
     [
         (
-            {"probes": {"a": {"ijepa": 30.0, "random_init": 30.0, "pixels": 1.0}}},
+            {"probes": {"a": {"trained": 30.0, "random_init": 30.0, "pixels": 1.0}}},
             "no better than an encoder with random weights",
         ),
         (
-            {"probes": {"linear": {"ijepa": 3.0, "random_init": 2.0, "pixels": 4.0}, "knn": {}}},
+            {"probes": {"linear": {"trained": 3.0, "random_init": 2.0, "pixels": 4.0}, "knn": {}}},
             "By linear probes the pretrained encoder is no better than raw pixels: 3.0 %",
         ),
         (
-            {"knn": {"count": {"ijepa": 31.0, "random_init": 30.0, "pixels": 33.0}}},
+            {"knn": {"count": {"trained": 31.0, "random_init": 30.0, "pixels": 33.0}}},
             "By kNN the pretrained encoder is no better than raw pixels: 31.0 % against 33.0 %",
         ),
         (
-            {"probes": {"a_": {"ijepa": 3.0, "random_init": 2.0}, "b": {"ijepa": 1.0, "random_init": 1.5}}},
+            {"probes": {"a_": {"trained": 3.0, "random_init": 2.0}, "b": {"trained": 1.0, "random_init": 1.5}}},
             "no better than the random encoder at b (1.0 % against 1.5 %)",
         ),
-        (
-            {"decoded": {"target": 60.0, "another image": 55.0}},
-            "Blocks drawn from the target encoder's output are no nearer (60.0) than from another image's (55.0)",
-        ),
-        ({"rankme": {"ijepa": 1.2, "random_init": 1.3}}, "RankMe, the effective rank of the features, is 1.20"),
-        ({"rankme": {"ijepa": 5.0, "random_init": 12.0}}, "RankMe is 5, far below the random encoder's 12"),
-        ({"feature_std": {"ijepa": 0.01, "random_init": 0.2}}, "The spread of features is 0.01, far below"),
+        ({"warnings": ["The method itself warns."]}, "The method itself warns."),
+        ({"rankme": {"trained": 1.2, "random_init": 1.3}}, "RankMe, the effective rank of the features, is 1.20"),
+        ({"rankme": {"trained": 5.0, "random_init": 12.0}}, "RankMe is 5, far below the random encoder's 12"),
+        ({"feature_std": {"trained": 0.01, "random_init": 0.2}}, "The spread of features is 0.01, far below"),
         ({"last_metrics": {"target_std": 0.001, "prediction_std": 0.3}}, "At the last step `target_std` is 0.001"),
     ],
 )
@@ -140,7 +137,7 @@ def test_what_looks_wrong_is_said(tmp_path, change, warning):
 def test_text_of_data_and_commands_stays_text(tmp_path):
     nasty = "<script>alert(1)</script> a|b `c` </details>"
     given = {**example(), "command": f"{nasty}\n```\n<b>", "data": nasty, "config": {"data": {"name": nasty}}}
-    given["probes"] = {nasty: {"ijepa": 40.0, "random_init": 30.0}, "b": {"ijepa": 20.0, "random_init": 10.0}}
+    given["probes"] = {nasty: {"trained": 40.0, "random_init": 30.0}, "b": {"trained": 20.0, "random_init": 10.0}}
     given["environment"] = {nasty: nasty}
     written(tmp_path, given)
     html = Reader((tmp_path / "report.html").read_text())
@@ -174,7 +171,7 @@ BROKEN = {
     },
     **{
         f"probes {odd}": lambda text, odd=odd: json.dumps({**json.loads(text), "probes": odd}).encode()
-        for odd in ("none", ["count"], {"count": 1.0}, {"count": {"ijepa": "high"}}, {"linear": {"ijepa": [1]}, "knn": {}})
+        for odd in ("none", ["count"], {"count": 1.0}, {"count": {"trained": "high"}}, {"linear": {"trained": [1]}, "knn": {}})
     },
 }
 
@@ -197,7 +194,27 @@ def test_a_broken_report_is_said_and_left_out_of_model_cards(tmp_path, name):
     file.write_bytes(BROKEN[name](file.read_bytes()))
     assert report.read_report(tmp_path, lines.append) is None
     assert lines == [f"{file} is broken: it is no report of a finished run"]
-    assert [line for line in card._results(str(tmp_path)) if line] == ["## Evaluation of the target encoder: knn", "a table"]
+    assert [line for line in card._results(str(tmp_path)) if line] == ["## Evaluation of the encoder: knn", "a table"]
+
+
+def test_an_older_report_is_read_with_the_names_of_today(tmp_path):
+    """Its column of the trained encoder was called ijepa, and it did not tell its method's name."""
+    written(tmp_path / "report", example())
+    file = tmp_path / "report" / "report.json"
+    file.write_text(file.read_text().replace('"trained"', '"ijepa"'))
+    found = report.read_report(tmp_path)
+    assert found["probes"]["count"]["trained"] == 40.26 and found["rankme"]["trained"] == 41.5
+    assert found["probes"]["count"]["l2"]["trained"] == 1e-5 and report.name_of(found) == "I-JEPA"
+    assert "| probe | I-JEPA | 95% interval |" in report.markdown(found)
+
+
+def test_a_report_names_its_method_and_shows_what_that_alone_has(tmp_path):
+    section = {"title": "Blocks drawn anew", "text": "In grey levels.", "columns": ["drawn from", "error"]}
+    added = {"name": "Mine", "captions": {"masks.png": ["My masks", "As I see *them*."]}}
+    page = written(tmp_path, {**example(), **added, "sections": [{**section, "rows": {"blocks": 3.14, "c": None}}]})
+    assert page.startswith("# Mine pretraining report") and "| probe | Mine | 95% interval |" in page
+    assert "## My masks\n\nAs I see *them*.\n\n![My masks](masks.png)" in page
+    assert "## Blocks drawn anew\n\nIn grey levels.\n\n| drawn from | error |" in page and "| blocks | 3.1 |" in page
 
 
 def test_no_report_is_nothing_to_speak_of(tmp_path):
@@ -205,5 +222,5 @@ def test_no_report_is_nothing_to_speak_of(tmp_path):
 
 
 def test_a_value_that_no_number_stands_for_is_a_dash_in_model_cards(tmp_path):
-    written(tmp_path / "report", {**example(), "probes": {"count": {"ijepa": float("nan"), "random_init": 2.0}}})
+    written(tmp_path / "report", {**example(), "probes": {"count": {"trained": float("nan"), "random_init": 2.0}}})
     assert "| count | – | – | 2.0 | – |" in card._results(str(tmp_path))

@@ -14,7 +14,7 @@ def test_every_page_quotes_the_same_results():
 
 def test_a_changed_result_changes_every_page_that_quotes_it():
     kept = json.loads(results.FILE.read_text())
-    kept["quickstart"]["probes"]["shape"]["ijepa"] += 7.0
+    kept["quickstart"]["probes"]["shape"]["trained"] += 7.0
     kept["quickstart"]["seconds"] = 9876.0
     changed = {path.name for path, text in results.pages(kept).items() if path.read_text() != text}
     assert changed == {"README.md", "quickstart.py"}
@@ -22,7 +22,7 @@ def test_a_changed_result_changes_every_page_that_quotes_it():
 
 def test_a_run_is_read_from_its_report_and_its_log(tmp_path):
     (tmp_path / "report").mkdir()
-    probes = {"shape": {"ijepa": 3.0, "random_init": 2.0, "pixels": 1.0}}
+    probes = {"shape": {"trained": 3.0, "random_init": 2.0, "pixels": 1.0}}
     report = {"probes": probes, "seconds": 5.0, "images_per_s": 7.0, "command": "python launch.py", "steps": 8}
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
     progress = [f"step {i}/8 loss 0.1 7 images/s 1 s left" for i in range(1, 9)]

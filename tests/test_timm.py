@@ -11,8 +11,9 @@ import safetensors.torch
 from safetensors.numpy import load_file, save_file
 
 import ijepa_jax
-from ijepa_jax import build, checkpoint
+from ijepa_jax import checkpoint
 from ijepa_jax import config as config_lib
+from ijepa_jax.encoder import Encoder
 from ijepa_jax.interop import convert, layout, tensor_files
 from ijepa_jax.interop import timm as timm_files
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
@@ -252,7 +253,7 @@ def test_names_of_classes_and_their_descriptions_are_kept(saved, tmp_path, place
 @pytest.mark.parametrize("positions", ["sincos", "table"])
 def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     settings = small.config(model__mlp_ratio=48 / 11, model__positions=positions, model__interpolation="bicubic_antialias")
-    params = build.encoder(settings).init(jax.random.key(0))
+    params = Encoder.from_settings(settings).init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.15 * jax.random.normal(jax.random.key(1), leaf.shape)), params)
     for name, scan in (("plain", False), ("scanned", True)):
         settings.model.scan = scan
@@ -286,7 +287,7 @@ def test_the_published_models_have_their_name_and_no_arguments(name):
 def test_other_epsilons_cannot_be_exported(saved, tmp_path):
     settings = small.config(model__epsilon=1e-12)
     with contextlib.closing(checkpoint.Checkpoints(tmp_path / "ours")) as checkpoints:
-        params = build.encoder(settings).init(jax.random.key(0))
+        params = Encoder.from_settings(settings).init(jax.random.key(0))
         checkpoints.save({"target": params}, 1, config_lib.to_plain(settings))
     with pytest.raises(WeightsError, match="layer norms have epsilon 1e-6, this encoder's 1e-12: export to huggingface"):
         convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "theirs"), "timm")

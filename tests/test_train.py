@@ -21,7 +21,8 @@ from ijepa_jax.visualize import curves
 from tests import small
 from tests.test_metrics import events, wandb  # noqa: F401 (a fixture)
 
-TABLE_COLUMNS = {"ijepa", "random_init", "pixels"}
+METHOD = small.method()
+TABLE_COLUMNS = {"trained", "random_init", "pixels"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(whole, monkeypatch):
     """All other runs here draw none: pictures are half the time of so small a run."""
-    monkeypatch.setattr(train, "draw_pictures", lambda *arguments: [])
+    monkeypatch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
 
 
 def test_workdir_holds_what_it_should(whole):
@@ -43,7 +44,7 @@ def test_workdir_holds_what_it_should(whole):
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 13))
     assert all(np.isfinite(line[key]) for line in steps for key in ("loss", "target_std", "prediction_std", "gradient_norm"))
-    assert steps[3]["learning_rate"] == pytest.approx(float(build.optimizer(small.config(), 64).learning_rate(3)))
+    assert steps[3]["learning_rate"] == pytest.approx(float(build.optimizer(small.config(), METHOD, 64).learning_rate(3)))
     assert {line["step"] for line in lines if "probe/linear/count" in line} == {0, 4, 8, 12}
     assert lines[-1]["step"] == 12 and "final/knn/colour" in lines[-1]
     assert {"baseline/random_init/knn/shape", "baseline/pixels/linear/colour"} <= lines[0].keys()
@@ -295,8 +296,8 @@ def test_warm_start_takes_the_weights_and_a_fresh_optimiser(whole, tmp_path):
     config = small.config(warm_start=str(whole[0]), optim__steps=1, optim__warmup=0.0, optim__start_lr=0.0,
                           optim__peak_lr=1e-30, optim__final_lr=0.0)  # fmt: skip
     train.pretrain(config, tmp_path)
-    given, _, _ = checkpoint.restore_encoder(whole[0])
-    warm, _, _ = checkpoint.restore_encoder(tmp_path)
+    given, _ = checkpoint.restore_encoder(whole[0])
+    warm, _ = checkpoint.restore_encoder(tmp_path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), warm, given)
 
 
@@ -392,4 +393,4 @@ def test_a_run_shorter_than_its_log_interval_has_a_report(tmp_path):
     report = train.pretrain(small.config(optim__steps=4, log__every=50), tmp_path)
     lines = [line for line in metrics.read(tmp_path) if "loss" in line]
     assert [line["step"] for line in lines] == [4] and report["last_metrics"]["loss"] == lines[0]["loss"]
-    assert curves.draw_run(tmp_path, lines) == ["curves.png"] and curves.draw_run(tmp_path, []) == []
+    assert curves.draw_run(tmp_path, lines, "I-JEPA") == ["curves.png"] and curves.draw_run(tmp_path, [], "I-JEPA") == []

@@ -269,7 +269,7 @@ def test_curves_are_drawn(tmp_path, steps):
     curves.draw_curves(tmp_path / "a.png", run(steps))
     lines = [pixels_of(part, curves._COLOURS[0]) for part in parts(opened(tmp_path / "a.png"), 2, 3)]
     assert min(lines[:5]) > 100 and lines[5] == 0  # loss, feature std, RankMe, norms, learning rate
-    curves.draw_probes(tmp_path / "b.png", run(steps))
+    curves.draw_probes(tmp_path / "b.png", run(steps), "I-JEPA")
     for part in parts(opened(tmp_path / "b.png"), 1, 2):  # a panel for each task
         for colour in (curves._COLOURS[0], *(colour for _, colour, _ in curves._BASELINES.values())):
             assert pixels_of(part, colour, within=8) > 100
@@ -284,4 +284,4 @@ def test_nothing_to_draw_is_said(tmp_path):
     with pytest.raises(ValueError, match="no metrics"):
         curves.draw_curves(tmp_path / "a.png", [{"step": 1}])
     with pytest.raises(ValueError, match="no probes"):
-        curves.draw_probes(tmp_path / "a.png", run(5)[:3])
+        curves.draw_probes(tmp_path / "a.png", run(5)[:3], "I-JEPA")

@@ -1,16 +1,16 @@
 """The attentive probe of V-JEPA (Bardes et al. 2024, arXiv 2404.08471): one learned query looks at all frozen patches."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ijepa_jax.attention import matmul_precision
 from ijepa_jax.layers import Dense, LayerNorm, gelu
+from ijepa_jax.methods import Method
 
 
 class Pooler(nn.Module):
@@ -37,8 +37,8 @@ class Pooler(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Attentive:
-    """A method (see methods/__init__.py) that trains one probe for each task, on `patches` and labels by task."""
+class Attentive(Method):
+    """A method (see methods/contract.py) that trains one probe for each task, on `patches` and labels by task."""
 
     tasks: tuple[tuple[str, int], ...]  # names and numbers of classes
     heads: int
@@ -52,17 +52,6 @@ class Attentive:
             task: Pooler(self.heads, classes).init(k, tokens)["params"]
             for k, (task, classes) in zip(keys, self.tasks, strict=True)
         }
-
-    def target(self, params: dict) -> None:
-        """Nothing follows these parameters."""
-
-    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """How much a part of a batch counts: its images."""
-        return jnp.float32(len(batch["patches"]))
-
-    def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """Nothing is added to batches."""
-        return lambda index: {}
 
     def loss(self, params: dict, target: None, batch: Mapping[str, jax.Array], key: jax.Array):
         """The mean cross-entropy, over tasks too."""

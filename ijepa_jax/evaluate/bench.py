@@ -24,6 +24,7 @@ from ijepa_jax.data.sources import DataError, Source, Subset
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
+from ijepa_jax.methods import Method
 from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.step import interleaved_parts
 from ijepa_jax.workdir import write_whole
@@ -53,12 +54,13 @@ class Split:
 class Bench:
     """The data side of an evaluation, the same for all that is evaluated.
 
-    `run` holds the checkpoint's settings, with the evaluation's data in place of its own; `splits` the images chosen of
-    `train` and `test`; `tasks` maps the tasks that are evaluated to their numbers of classes.
+    `run` holds the checkpoint's settings, with the evaluation's data in place of its own, `method` is what it was trained by;
+    `splits` are the images chosen of `train` and `test`; `tasks` maps the tasks that are evaluated to their numbers of classes.
     """
 
     settings: ml_collections.ConfigDict
     run: ml_collections.ConfigDict
+    method: Method
     encoder: Encoder
     mesh: Mesh
     splits: Mapping[str, Subset]

@@ -4,29 +4,29 @@ The recipes of the paper's appendix A: layer-wise decay, drop path, label smooth
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate.augment import mix
 from ijepa_jax.layers import Dense
+from ijepa_jax.methods import Method
 from ijepa_jax.optim import Optimizer, decay_mask, scale_by_layer, warmup_cosine
 from ijepa_jax.vit import normalise
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuned:
-    """A method (see methods/__init__.py): the encoder, its patches averaged, and a linear head for each task.
+class FineTuned(Method):
+    """A method (see methods/contract.py): the encoder, its patches averaged, and a linear head for each task.
 
     A batch holds `image` and the labels by task.
     """
 
-    encoder: Encoder
+    tuned: Encoder
     tasks: tuple[tuple[str, int], ...]  # names and numbers of classes
     mixup: float
     cutmix: float
@@ -34,25 +34,14 @@ class FineTuned:
 
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters: {"encoder": tree, "heads": tree}; the heads start at zero."""
-        width = self.encoder.network.width
+        width = self.tuned.network.width
         heads = {task: {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)} for task, classes in self.tasks}
-        return {"encoder": self.encoder.init(key), "heads": heads}
-
-    def target(self, params: dict) -> None:
-        """Nothing follows these parameters."""
-
-    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """How much a part of a batch counts: its images."""
-        return jnp.float32(len(batch["image"]))
-
-    def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """Nothing is added to batches."""
-        return lambda index: {}
+        return {"encoder": self.tuned.init(key), "heads": heads}
 
     def loss(self, params: dict, target: None, batch: Mapping[str, jax.Array], key: jax.Array):
         """The mean cross-entropy with mixed and smoothed labels, over tasks too."""
         mix_key, drop_key = jax.random.split(key)
-        images = normalise(batch["image"], self.encoder.mean, self.encoder.std)
+        images = normalise(batch["image"], self.tuned.mean, self.tuned.std)
         strengths = {"mixup": self.mixup, "cutmix": self.cutmix, "smoothing": self.smoothing}
         goals = {}
         for task, classes in self.tasks:  # of one key, so that all tasks' labels are mixed as the images are
@@ -63,9 +52,9 @@ class FineTuned:
 
     def logits(self, params: dict, images: jax.Array, drop_key: jax.Array | None = None) -> dict[str, jax.Array]:
         """[B, classes] by task; with a key, drop path acts."""
-        images = normalise(images, self.encoder.mean, self.encoder.std)
+        images = normalise(images, self.tuned.mean, self.tuned.std)
         train = {} if drop_key is None else {"train": True, "rngs": {"drop_path": drop_key}}
-        tokens = self.encoder.network.apply({"params": params["encoder"]}, images, **train)
+        tokens = self.tuned.network.apply({"params": params["encoder"]}, images, **train)
         pooled = tokens.astype(jnp.float32).mean(axis=1)
         return {
             task: Dense(classes, jnp.float32).apply({"params": params["heads"][task]}, pooled) for task, classes in self.tasks

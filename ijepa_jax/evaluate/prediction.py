@@ -6,14 +6,14 @@ taken after the mean target at the same position is subtracted from both, and wi
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import Arrays, Batch
 from ijepa_jax.sharding import place_batch, place_rows, replicated
 from ijepa_jax.vit import normalise
 
@@ -21,7 +21,24 @@ MEASURES = ("cosine", "centred", "other", "other_centred", "position_mean")
 _IMAGES = 32  # at a time
 
 
-def position_means(method: IJepa, target: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> np.ndarray:
+@runtime_checkable
+class Predicting(Protocol):
+    """A method that predicts blocks of tokens from contexts, as I-JEPA does, whatever the tokens are; see methods/ijepa.py."""
+
+    def encode_target(self, target: Any, images: jax.Array) -> jax.Array:
+        """All tokens that there are to predict: [B, N, D]."""
+
+    def gather_targets(self, encoded: jax.Array, index: jax.Array) -> jax.Array:
+        """Those of target blocks [B, M, T]: [B, M, T, D]."""
+
+    def encode_context(self, encoder: Any, images: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
+        """What is predicted from: [B, C, K, E]."""
+
+    def predict(self, predictor: Any, context: jax.Array, batch: Batch) -> jax.Array:
+        """Predictions of every target block from every context block: [B, M, C, T, D]."""
+
+
+def position_means(method: Predicting, target: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> np.ndarray:
     """The mean of the target encoder's (layer-normalised) output at each position, over evaluation batches: float32 [N, D].
 
     With several processes all must call this, each with its rows of the batches.
@@ -41,7 +58,13 @@ def position_means(method: IJepa, target: Any, batches: Iterable[dict[str, np.nd
 
 
 def measure(
-    method: IJepa, params: Any, target: Any, means: np.ndarray, images: np.ndarray, masks: dict[str, np.ndarray], mesh: Mesh
+    method: Predicting,
+    params: Any,
+    target: Any,
+    means: np.ndarray,
+    images: np.ndarray,
+    masks: Arrays,
+    mesh: Mesh,
 ) -> dict[str, np.ndarray]:
     """Cosines of every target token's prediction: float32 [n, M, T] each, averaged over contexts; padding's mean nothing.
 
@@ -70,7 +93,15 @@ def measure(
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in MEASURES}
 
 
-def _cosines(method: IJepa, params: Any, target: Any, means: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def check(method: Predicting, params: Any, target: Any, images: np.ndarray, masks: Arrays) -> None:
+    """Raises what keeps a method's predictions from being compared with their targets; computes nothing."""
+    batch = {"image": images, **{name: values[: len(images)] for name, values in masks.items()}}
+    tokens = jax.eval_shape(method.encode_target, target, jax.ShapeDtypeStruct(images.shape, jnp.float32))
+    means = jax.ShapeDtypeStruct(tokens.shape[1:], jnp.float32)
+    jax.eval_shape(partial(_cosines, method), params, target, means, batch)
+
+
+def _cosines(method: Predicting, params: Any, target: Any, means: jax.Array, batch: Batch) -> Batch:
     images = normalise(batch["image"], method.mean, method.std)
     encoded = method.encode_target(target, images)
     goal, other = (method.gather_targets(tokens, batch["target"])[:, :, None] for tokens in (encoded, jnp.roll(encoded, -1, 0)))

@@ -135,21 +135,21 @@ def score(results: dict[str, float]) -> float:
     return float(np.mean(accuracies)) if accuracies else results["rankme"]
 
 
-def compare(ijepa: Measured, random_init: Measured, pixels: Measured) -> dict[str, dict]:
-    """The report's tables: `probes` {name: {ijepa, random_init, pixels, interval, l2}}, `knn` likewise, rankme and feature_std.
+def compare(trained: Measured, random_init: Measured, pixels: Measured) -> dict[str, dict]:
+    """The report's tables: `probes` {name: {trained, random_init, pixels, interval, l2}}, `knn` likewise, rankme, feature_std.
 
     Where there is one task, `probes` holds its two protocols (linear, knn); where there are several, each task's linear
-    probe under the task's name, and `mean_interval` the intervals of their means. Intervals are of I-JEPA's accuracy.
+    probe under the task's name, and `mean_interval` the intervals of their means. Intervals are of `trained`.
     """
-    columns = {"ijepa": ijepa, "random_init": random_init, "pixels": pixels}
-    tasks = list(ijepa.l2)
+    columns = {"trained": trained, "random_init": random_init, "pixels": pixels}
+    tasks = list(trained.l2)
 
     def table(protocol: str) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
         for task in tasks:
             name = f"{protocol}/{task}"
             rows[task] = {column: of.results[name] for column, of in columns.items()}
-            rows[task]["interval"] = _interval([ijepa.correct[name]])
+            rows[task]["interval"] = _interval([trained.correct[name]])
             if protocol == "linear":
                 rows[task]["l2"] = {column: of.l2[task] for column, of in columns.items()}
         return rows
@@ -161,10 +161,10 @@ def compare(ijepa: Measured, random_init: Measured, pixels: Measured) -> dict[st
     elif tasks:
         means = {"probes": "linear", "knn": "knn"}
         found["mean_interval"] = {
-            key: _interval([ijepa.correct[f"{of}/{task}"] for task in tasks]) for key, of in means.items()
+            key: _interval([trained.correct[f"{of}/{task}"] for task in tasks]) for key, of in means.items()
         }
     for name in ("rankme", "feature_std", "lidar"):
-        if name in ijepa.results:
+        if name in trained.results:
             found[name] = {column: of.results[name] for column, of in columns.items() if column != "pixels"}
     return found
 

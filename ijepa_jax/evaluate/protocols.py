@@ -20,6 +20,7 @@ from ijepa_jax.evaluate.bench import Bench, Split, Subject
 from ijepa_jax.methods import Method
 from ijepa_jax.optim import Optimizer, decay_mask, warmup_cosine
 from ijepa_jax.step import init, train_step
+from ijepa_jax.vit import ViT
 
 CKA_IMAGES = 2000  # whose layers are compared
 HELD_OUT = 10  # one of so many training images, where a head is chosen on them
@@ -98,7 +99,7 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
     settings = bench.settings.attentive
     train = _kept(bench, subject, settings, ("patches",), seed)
     count, network = _count(bench, train, seed), bench.encoder.network
-    width, heads = network.width, settings.heads or network.heads
+    width, heads = network.width, settings.heads or getattr(network, "heads", 1)
     if subject.params is None:
         width, heads = network.patch**2 * bench.encoder.channels, settings.heads or 1
     if width % heads:
@@ -118,6 +119,8 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
 def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """Full fine-tuning: of random weights, this is supervised training from scratch."""
     settings, tasks = bench.settings.finetune, tuple(bench.tasks.items())
+    if not isinstance(bench.encoder.network, ViT):
+        raise ValueError(f"finetune is for our ViT: the encoder of {bench.method.title} is another network")
     network = dataclasses.replace(bench.encoder.network, drop_path=settings.drop_path)
     encoder = dataclasses.replace(bench.encoder, network=network)
     method = finetune.FineTuned(encoder, tasks, settings.mixup, settings.cutmix, settings.smoothing)

@@ -1,6 +1,7 @@
 """An evaluation: a protocol applied to a checkpoint's encoder and to its baselines, with intervals, as one result."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -24,6 +25,8 @@ from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
 from ijepa_jax.evaluate.protocols import PROTOCOLS, Outcome
 from ijepa_jax.evaluate.statistics import paired_difference, summarise
 from ijepa_jax.evaluate.table import write_tables
+from ijepa_jax.step import random_encoder
+from ijepa_jax.vit import patch_grid
 
 _LABELS = ("knn", "logistic", "linear", "attentive", "finetune")  # protocols that need them
 
@@ -31,7 +34,7 @@ _LABELS = ("knn", "logistic", "linear", "attentive", "finetune")  # protocols th
 def evaluate(
     settings: ml_collections.ConfigDict, path: str, *, out: str = "", command: str = "", display: Display | None = None
 ) -> dict[str, Any]:
-    """Evaluates the target encoder of a workdir (its best checkpoint, else its newest); returns the result.
+    """Evaluates the encoder of a workdir (its best checkpoint, else its newest); returns the result.
 
     The result, also written as JSON and Markdown into `out` (by default WORKDIR/evaluate), has `task`, `protocol`, `accuracy`
     in per cent, its `interval`, `baselines`, `seconds`, and the same for each of several `tasks`, of which the headline is the
@@ -62,6 +65,7 @@ def evaluate(
         **_headline(settings, outcomes),
         "seconds": round(time.monotonic() - started, 1),
         "checkpoint": str(path),
+        "name": bench.method.title,
         "step": step,
         "encoder_digest": digest,
         "data": bench.run.data.name,
@@ -90,16 +94,17 @@ def _counts(bench: Bench) -> dict[str, int]:
 def open_bench(
     settings: ml_collections.ConfigDict, path: str, folder: epath.Path, display: Display, optional: Sequence[str] = ()
 ) -> tuple[Bench, Any, str, int]:
-    """The bench of an evaluation that writes into `folder`; a workdir's target encoder's parameters, their digest and step.
+    """The bench of an evaluation that writes into `folder`; the parameters of a workdir's encoder, their digest and step.
 
     Both splits are opened, or, where given, those `optional` ones that the data have.
     """
-    weights, run_settings, step = checkpoint.restore_encoder(path, settings.step)
-    run = config_lib.from_plain(run_settings)
-    network = build.encoder(run).network
-    encoder = dataclasses.replace(build.encoder(_with_data(run, settings)), network=network)
+    weights, saved = checkpoint.restore_encoder(path, settings.step)
+    method, run = saved.method(), _with_data(saved.config(), settings)
+    trained = method.backbone()
+    encoder = dataclasses.replace(trained, image_size=tuple(run.data.image_size))
+    patch_grid(encoder.image_size, encoder.network.patch)  # refuses images that do not divide
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(random_encoder, method, 0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
         raise checkpoint.CheckpointError(f"{path}: the weights are not of the architecture that its settings name")
     params = jax.tree.map(jax.device_put, weights, sharding.state_shardings(shapes, mesh))
@@ -121,8 +126,8 @@ def open_bench(
     listing.unlink(missing_ok=True)  # of another evaluation
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
     cache = checkpoint.locate(path)[0] / "features" if settings.cache else None
-    bench = Bench(settings, run, encoder, mesh, opened, tasks, display, bad, cache)
-    return bench, params, checkpoint.encoder_digest(weights, network), step
+    bench = Bench(settings, run, method, encoder, mesh, opened, tasks, display, bad, cache)
+    return bench, params, checkpoint.encoder_digest(weights, trained.network), saved.step
 
 
 def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -159,8 +164,8 @@ def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
 
 
 def random_init(bench: Bench, name: str, seed: int) -> Subject:
-    """An encoder of the same shape with random weights, as pretraining with `model.init` normal would start with this seed."""
-    fresh = jax.jit(lambda: bench.encoder.init(jax.random.split(jax.random.key(seed))[0]))  # as IJepa.init
+    """An encoder of the same shape with random weights, as pretraining would start with this seed."""
+    fresh = jax.jit(functools.partial(random_encoder, bench.method, seed))
     params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
     return Subject(name, params, checkpoint.digest_of(params))
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ijepa_jax.workdir import write_whole
 
-_COLUMNS = {"checkpoint": "checkpoint", "random_init": "random init", "supervised": "from scratch", "pixels": "pixels"}
+_COLUMNS = {"random_init": "random init", "supervised": "from scratch", "pixels": "pixels"}
 
 
 def write_tables(folder: epath.Path, name: str, result: dict[str, Any]) -> None:
@@ -20,22 +20,20 @@ def write_tables(folder: epath.Path, name: str, result: dict[str, Any]) -> None:
 
 def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row of numbers for each task (and their mean), or for each measure."""
-    names = [name for name in _COLUMNS if name in {"checkpoint", *result["baselines"]}]
+    names = [name for name in _COLUMNS if name in result["baselines"]]
     if "accuracy" not in result:
-        measures = ("rankme", "lidar", "feature_std")
-        found = {"checkpoint": result, **result["baselines"]}
-        return ["", *(_COLUMNS[name] for name in names)], [
-            [measure, *(f"{found[name][measure]:.3g}" for name in names)] for measure in measures
-        ]
+        measures, found = ("rankme", "lidar", "feature_std"), [result, *(result["baselines"][name] for name in names)]
+        headings = ["", result["name"], *(_COLUMNS[name] for name in names)]
+        return headings, [[measure, *(f"{of[measure]:.3g}" for of in found)] for measure in measures]
     entries = {**result.get("tasks", {}), result["task"] if "tasks" not in result else "mean": result}
     low_high = f"{100 * result['settings']['interval']['level']:g}% interval"
-    headings = ["task", "checkpoint", low_high, *(_COLUMNS[name] for name in names[1:])]
+    headings = ["task", result["name"], low_high, *(_COLUMNS[name] for name in names)]
     return headings, [
         [
             task,
             f"{entry['accuracy']:.1f}",
             "{:.1f} .. {:.1f}".format(*entry["interval"]),
-            *(f"{entry['baselines'][name]:.1f}" for name in names[1:]),
+            *(f"{entry['baselines'][name]:.1f}" for name in names),
         ]
         for task, entry in entries.items()
     ]

@@ -4,8 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
+from ijepa_jax import build
+from ijepa_jax import config as config_lib
 from ijepa_jax.interop.weights import Weights, architecture_of
 from ijepa_jax.visualize.report import probe_rows, read_report
 
@@ -14,7 +17,9 @@ _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytor
 
 def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, command: str) -> str:
     """A README.md in Markdown, with the metadata block that model hubs read."""
-    shape = architecture_of(weights.settings)
+    shape, method = architecture_of(weights.settings), build.trained_method(weights.settings)
+    followed = jax.eval_shape(lambda key: method.target(method.init(key)), jax.random.key(0))
+    kind = f"{facts['encoder']} " if followed is not None else ""  # without a target there is but one encoder
     size = f"{shape.image_size[0]}x{shape.image_size[1]}"
     return "\n".join(
         [
@@ -23,10 +28,10 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             "tags: [ijepa, self-supervised, image-feature-extraction]",
             "---",
             "",
-            f"# I-JEPA encoder, {shape.width} wide, {shape.depth} blocks, patches of {shape.patch}, images of {size}",
+            f"# {method.title} encoder, {shape.width} wide, {shape.depth} blocks, patches of {shape.patch}, images of {size}",
             "",
-            f"The {facts['encoder']} encoder of an Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR",
-            "2023, arXiv 2301.08243). It has no class token: average its patches for one vector an image.",
+            f"The {kind}encoder of {method.about or f'the method {method.title}'}.",
+            "It has no class token: average its patches for one vector an image.",
             "",
             _history(weights),
             "",
@@ -66,12 +71,15 @@ def _history(weights: Weights) -> str:
 
 def _training(weights: Weights) -> str:
     config = weights.settings
-    masks = config.masks
-    blocks = f"{masks.num_targets} target blocks of {list(masks.target_scale)} of the image"
+    parts = [f"peak learning rate {config.optim.peak_lr:g}"]
+    if "masks" in config and "predictor" in config:
+        masks = config.masks
+        parts.append(f"{masks.num_targets} target blocks of {list(masks.target_scale)} of the image")
+        parts += [f"{masks.context_patches} context patches ({masks.mode})", f"predictor {config.predictor.width} wide"]
+    parts += [f"{key} {value}" for key, value in config_lib.flatten(config).items() if key.startswith("custom.")]
     return (
         f"Pretrained for {weights.step} steps of {config.optim.batch_size} images on `{config.data.name}` without labels; "
-        f"peak learning rate {config.optim.peak_lr:g}, {blocks}, {masks.context_patches} "
-        f"context patches ({masks.mode}), predictor {config.predictor.width} wide, seed {config.seed}."
+        f"{', '.join(parts)}, seed {config.seed}."
     )
 
 
@@ -81,7 +89,7 @@ def _results(path: str) -> list[str]:
     if workdir.parent.name == "checkpoints":
         workdir = workdir.parent.parent
     if report := read_report(workdir):
-        lines += [f"## Probes of the target encoder after {report['steps']} steps", ""]
+        lines += [f"## Probes of the encoder after {report['steps']} steps", ""]
         lines += ["| | trained | 95% interval | random init | pixels |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in probe_rows(report)]
         lines += [
@@ -91,5 +99,5 @@ def _results(path: str) -> list[str]:
         ]
     for file in sorted((workdir / "evaluate").glob("*.md")):
         with contextlib.suppress(OSError, UnicodeDecodeError):  # damaged, or no file: the card does without
-            lines += [f"## Evaluation of the target encoder: {file.stem}", "", file.read_bytes().decode().strip(), ""]
+            lines += [f"## Evaluation of the encoder: {file.stem}", "", file.read_bytes().decode().strip(), ""]
     return lines

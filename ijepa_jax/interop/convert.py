@@ -22,7 +22,8 @@ from ijepa_jax.workdir import full_disk_named
 FORMATS = ("huggingface", "timm", "reference")
 ENCODERS = ("target", "context")
 _WRITTEN = {"model.safetensors", "config.json", "preprocessor_config.json", "checkpoint.pth.tar"}  # README.md comes last
-_TRAINING = ("encoder", "predictor", "opt")  # of the authors' checkpoints: what is of no use without training
+_NETWORKS = ("encoder", "predictor")  # that are trained in the authors' format
+_TRAINING = (*_NETWORKS, "opt")  # of the authors' checkpoints: what is of no use without training
 
 
 def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None = None) -> Weights:
@@ -45,7 +46,7 @@ def read(path: str, *, step: int = 0, encoder: str = "target", heads: int | None
             raise WeightsError(f"{path} is no workdir: foreign weights have no steps, and give their target encoder only")
         return read_foreign(path, heads, training=False)
     weights = from_workdir(place, step, encoder)
-    if heads not in (None, found := architecture_of(weights.settings).heads):
+    if heads is not None and heads != (found := architecture_of(weights.settings).heads):
         raise WeightsError(f"{path}: its settings have {found} heads, not {heads}")
     return weights
 
@@ -104,21 +105,18 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     """Weights of a checkpoint of ours, with its head if it has one, and, if asked for, what training goes on from."""
     if encoder not in ENCODERS:
         raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
-    wanted = ["head", "target" if encoder == "target" else "params/encoder", *["params", "opt_state"] * training]
+    wanted = ["head", *["params", "opt_state"] * training]
     with sparingly():
-        saved = checkpoint.restore_parts(path, step, wanted)
-    trees, notes = saved.trees, saved.notes
-    if encoder == "context" and "params" not in trees:
-        raise WeightsError(f"{path} holds a target encoder only: it was imported without its training state")
+        tree, saved = checkpoint.restore_encoder(path, step, wanted, followed=encoder == "context")
+    trees, notes, settings = saved.trees, saved.notes, saved.notes["settings"]
     kept = None
-    if "opt_state" in trees:
+    if "opt_state" in trees and {*trees["params"]} == {*_NETWORKS} and "predictor" in settings:
         moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
-        settings = notes["settings"]
         examples = settings.get(config_lib.EXAMPLES, 0)
         kept = Training(trees["params"], moments, saved.step, settings["optim"]["batch_size"], examples)
     return Weights(
-        trees["target"] if encoder == "target" else trees["params"]["encoder"],
-        config_lib.from_plain(notes["settings"]),
+        tree,
+        saved.config(),
         notes.get("origin", {"format": "ijepa_jax", "file": str(path)}),
         trees.get("head"),
         tuple(notes.get("labels", ())),
@@ -184,7 +182,7 @@ def _state(weights: Weights) -> State:
     training, settings = weights.training, weights.settings.copy_and_resolve_references()
     if not (settings.optim.epochs or settings.optim.steps):
         settings.optim.epochs = 1 + settings.optim.warmup  # any: the state of the optimiser does not hold its schedules
-    optimizer = build.optimizer(settings, 10**9)
+    optimizer = build.optimizer(settings, build.trained_method(settings), 10**9)
     params, first, second = (
         {name: _laid_out(tree[name], weights) for name in tree} for tree in (training.params, *training.moments)
     )
@@ -218,7 +216,9 @@ def export_weights(
     if folder.is_dir() and not {file.name.removesuffix(".tmp") for file in folder.iterdir()} <= _WRITTEN:
         raise ValueError(f"--out {out} holds files already: give another folder")
     whole = fmt == "reference" and encoder == "target"
-    weights = _for_export(from_workdir(path, step, encoder, training=whole))
+    weights = from_workdir(path, step, encoder, training=whole)
+    architecture_of(weights.settings)  # refuses what has none
+    weights = _for_export(weights)
     left_out = []
     if fmt == "reference" and weights.head:
         left_out.append("the classifier, for which the authors' format has no place")
@@ -246,7 +246,8 @@ def _for_export(weights: Weights) -> Weights:
         table = positions.sincos(width, grid)
         return {**tree, "positions": table if leaf is None else np.zeros_like(table)}
 
-    grid, training = build.encoder(weights.settings).grid, weights.training
+    training = weights.training
+    grid = build.trained_method(weights.settings).backbone().grid
     encoder = plain(weights.encoder, weights.encoder["norm"]["scale"].shape[0])
     if training is not None:
         widths = {name: training.params[name]["norm"]["scale"].shape[0] for name in training.params}

@@ -7,7 +7,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from ijepa_jax import build
 from ijepa_jax.interop.layout import (
     architecture,
     check_shapes,
@@ -24,11 +23,13 @@ from ijepa_jax.interop.weights import (
     Training,
     Weights,
     WeightsError,
+    architecture_of,
     check_finite,
     check_names,
     settings_for,
     shown,
 )
+from ijepa_jax.methods.ijepa import predictor_of
 
 _OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
 _MODULES = ("encoder", "predictor", "target_encoder")
@@ -59,6 +60,8 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
     settings = settings_for(found, "bicubic", base, **facts)
     training = None
     if {*_MODULES, "opt"} <= {*saved}:
+        if "predictor" not in settings:
+            raise WeightsError(f"{source} is a training state of I-JEPA's networks, which method {settings.method!r} has not")
         if architecture(modules["encoder"], f"{source} (encoder)", **options) != found:
             raise WeightsError(f"{source}: encoder and target_encoder are of different architectures")
         _set_predictor(settings, modules["predictor"], found, source, fixed=base is not None)
@@ -84,7 +87,7 @@ def _check_base(base: ml_collections.ConfigDict, batch_size: int, predictor_head
         raise WeightsError(
             f"{source} was trained with batches of {batch_size}; the configuration's are {base.optim.batch_size}"
         )
-    if predictor_heads not in (None, wanted := build.predictor_of(base).heads):
+    if predictor_heads not in (None, wanted := predictor_of(base).heads):
         raise WeightsError(f"{source}: its predictor has {predictor_heads} heads; the configuration's has {wanted}")
     if base.predictor.context != "joint":
         raise WeightsError(f"{source}: its predictor is one with predictor.context 'joint', not {base.predictor.context!r}")
@@ -102,7 +105,7 @@ def _heads(told: int | None, given: int | None, base: ml_collections.ConfigDict 
     if given and told not in (None, given):
         raise WeightsError(f"{source}: it tells of {told} heads, not {given}")
     if not (told or given) and base is not None:
-        given = build.encoder_of(base).heads
+        given = architecture_of(base).heads
     return {"heads": told or given, "told": told is not None}
 
 
@@ -149,7 +152,7 @@ def _set_predictor(settings, tensors: Tensors, encoder: Architecture, source: st
     }  # fmt: skip
     check_shapes(tensors, shapes, width, source)
     if fixed:
-        wanted = build.predictor_of(settings)
+        wanted = predictor_of(settings)
         if (wanted.width, wanted.depth) != (width, depth):
             raise WeightsError(
                 f"{source} is {width} wide and {depth} deep; the configuration's is {wanted.width} and {wanted.depth}"
@@ -277,9 +280,10 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
 
 def _told(weights: Weights) -> dict[str, Any]:
     """What the authors' files leave to their code."""
-    network, data = build.encoder_of(weights.settings), weights.settings.data
+    network, data = architecture_of(weights.settings), weights.settings.data
     return {
-        "heads": network.heads, "predictor_heads": build.predictor_of(weights.settings).heads, "epsilon": network.epsilon,
+        "heads": network.heads, "epsilon": network.epsilon,
+        **({"predictor_heads": predictor_of(weights.settings).heads} if "predictor" in weights.settings else {}),
         "image_size": list(data.image_size), "mean": list(data.mean), "std": list(data.std),
     }  # fmt: skip
 

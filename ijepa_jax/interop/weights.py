@@ -9,8 +9,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from ijepa_jax import build
 from ijepa_jax import config as config_lib
-from ijepa_jax.vit import SIZES
+from ijepa_jax.vit import SIZES, ViT
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -147,11 +148,12 @@ def _checked_base(
 
 
 def architecture_of(settings: ml_collections.ConfigDict) -> Architecture:
-    """The architecture that settings name."""
-    from ijepa_jax import build
-
-    encoder = build.encoder(settings)
+    """The architecture that settings name. Raises WeightsError where the method has an encoder of its own kind."""
+    method = build.trained_method(settings)
+    encoder = method.backbone()
     network = encoder.network
+    if not isinstance(network, ViT):
+        raise WeightsError(f"the encoder of {method.title} is a {type(network).__name__}: only our ViT has a form elsewhere")
     return Architecture(
         network.width, network.depth, network.heads, int(network.width * network.mlp_ratio), network.patch, encoder.channels,
         encoder.image_size, network.epsilon,

@@ -1,18 +1,21 @@
 """The I-JEPA objective (Assran et al., CVPR 2023, section 3): predict masked blocks in representation space."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ijepa_jax.masks import MaskSampler
-from ijepa_jax.predictor import Predictor
-from ijepa_jax.vit import ViT, normalise, patch_grid, take_tokens
-
-Batch = dict[str, jax.Array]
+from ijepa_jax import flops
+from ijepa_jax.encoder import Encoder
+from ijepa_jax.masks import MODES, STRATEGIES, MaskSampler
+from ijepa_jax.methods.contract import Batch, Method, nothing
+from ijepa_jax.predictor import CONTEXTS, Predictor
+from ijepa_jax.ranges import check_heads, choice, flag, number, whole
+from ijepa_jax.vit import SIZES, ViT, from_settings, normalise, patch_grid, take_tokens
 
 TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output
 
@@ -20,18 +23,45 @@ TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder'
 # outside of the context, among which all targets are, so that a patch of several targets is computed once.
 LAST_BLOCKS = ("all", "targets", "distinct")
 
+SETTINGS = {
+    "predictor": {
+        "width": whole(384, 4, 65_536, fixed=True),
+        "depth": whole(None, 1, 1000, fixed=True),  # None: the named size's
+        "heads": whole(None, 1, 4096, fixed=True),
+        # alone: context tokens do not see mask tokens, and serve all targets
+        "context": choice("joint", CONTEXTS, fixed=True),
+    },
+    "target": {
+        "last_block": choice("all", LAST_BLOCKS),  # what the target encoder's last block computes; no use with scan
+        "float8": flag(False, fixed=True),  # whether its linear layers multiply in eight bits
+    },
+    "masks": {
+        "strategy": choice("multiblock", STRATEGIES, fixed=True),
+        "mode": choice("subset", MODES, fixed=True),
+        "context_patches": whole(48, 0, 65_536, fixed=True),
+        "num_context_blocks": whole(1, 1, 64, fixed=True),
+        "num_targets": whole(4, 1, 256, fixed=True),
+        "target_scale": number((0.15, 0.2), 0, 1, "(]", length=2, rising=True, fixed=True),
+        "target_aspect": number((0.75, 1.5), 0, 1000, "(]", length=2, rising=True, fixed=True),
+        "context_scale": number((0.85, 1.0), 0, 1, "(]", length=2, rising=True, fixed=True),
+    },
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class IJepa:
+class IJepa(Method):
     """The method: what to learn (`init`), what the EMA follows (`target`), the objective (`loss`), the masks (`prepare`).
 
     A batch holds `image` [B, H, W, C] (uint8, or float already normalised), `context` int32 [B, C, K], `target` int32
     [B, M, T], `target_length` int32 [B, M] and, only where contexts are padded, `context_length` int32 [B, C].
     """
 
-    encoder: ViT
+    title = "I-JEPA"
+    about = "an Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR 2023, arXiv 2301.08243)"
+
+    network: ViT  # of the context encoder and of the target encoder
     predictor: Predictor
-    masks: MaskSampler
+    masks: MaskSampler | None  # None: not to be trained
     image_size: tuple[int, int]
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -43,7 +73,8 @@ class IJepa:
     def __post_init__(self):
         if self.target_last_block not in LAST_BLOCKS:
             raise ValueError(f"target.last_block {self.target_last_block!r} must be one of {', '.join(LAST_BLOCKS)}")
-        apart = self.masks.num_context_blocks == 1 and self.masks.mode in ("subset", "raster")
+        masks = self.masks
+        apart = masks is None or (masks.num_context_blocks == 1 and masks.mode in ("subset", "raster"))
         if self.target_last_block == "distinct" and not apart:
             raise ValueError(
                 "target.last_block 'distinct' needs masks.num_context_blocks 1 and masks.mode 'subset' or 'raster'"
@@ -53,9 +84,55 @@ class IJepa:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each of {self.channels} channels")
 
+    @classmethod
+    def settings(cls) -> dict[str, Mapping[str, Any]]:
+        """Predictor, target encoder and masks, and what a class of one's own adds."""
+        return {**SETTINGS, **super().settings()}
+
+    @classmethod
+    def from_settings(cls, config: Any) -> Self:
+        """The method with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
+        network, data = from_settings(config.model), config.data
+        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads)
+        if network.attention == "cudnn" and config.predictor.context == "alone":
+            raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
+        return cls(
+            network,
+            predictor_of(config),
+            masks_of(config),
+            tuple(data.image_size),
+            data.channels,
+            tuple(data.mean),
+            tuple(data.std),
+            config.model.init,
+            config.target.last_block,
+            config.target.float8,
+            **cls.custom(config),
+        )
+
+    @classmethod
+    def from_checkpoint(cls, config: Any) -> Self:
+        """Likewise, to use what was trained; where the masks do not fit the grid, with contexts of any length, or without.
+
+        Imported weights do not tell their masks: they come with the default ones, which small grids are too small for.
+        """
+        config = config.copy_and_resolve_references()
+        config.model.drop_path = 0.0
+        try:
+            masks_of(config)
+        except ValueError:
+            config.masks.mode, config.masks.context_patches, config.target.last_block = "pad", 0, "all"
+        try:
+            return cls.from_settings(config)
+        except ValueError:
+            with config.unlocked(), config.ignore_type():
+                config.masks = None
+            return cls.from_settings(config)
+
     @property
     def grid(self) -> tuple[int, int]:
-        return patch_grid(self.image_size, self.encoder.patch)
+        """(rows, columns) of patches."""
+        return patch_grid(self.image_size, self.network.patch)
 
     @property
     def additive(self) -> bool:
@@ -65,7 +142,7 @@ class IJepa:
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices; picklable and free of jax."""
-        return self.masks
+        return self.masks or nothing
 
     def init(self, key: jax.Array) -> dict[str, dict]:
         """Fresh float32 parameters: {"encoder": tree, "predictor": tree}.
@@ -76,9 +153,9 @@ class IJepa:
         encoder_key, predictor_key = jax.random.split(key)
         images = jnp.zeros((1, *self.image_size, self.channels))
         index = jnp.zeros((1, 1, 1), jnp.int32)
-        tokens = jnp.zeros((1, 1, 1, self.encoder.width))
+        tokens = jnp.zeros((1, 1, 1, self.network.width))
         params = {
-            "encoder": self.encoder.init(encoder_key, images, index[:, 0])["params"],
+            "encoder": self.network.init(encoder_key, images, index[:, 0])["params"],
             "predictor": self.predictor.init(predictor_key, tokens, index, index, self.grid)["params"],
         }
         return {name: _scale_by_depth(tree) for name, tree in params.items()} if self.init_scheme == "depth_scaled" else params
@@ -108,7 +185,7 @@ class IJepa:
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
         valid_bmt = jnp.arange(batch["target"].shape[-1]) < batch["target_length"][..., None]
         error = optax.huber_loss(prediction_bmctd, goal_bmtd[:, :, None], delta=1.0)
-        count = self.weight(batch) * self.encoder.width * context_bckd.shape[1]
+        count = self.weight(batch) * self.network.width * context_bckd.shape[1]
         loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
         metrics = {
             "target_std": _feature_std(goal_bmtd, valid_bmt),
@@ -137,7 +214,7 @@ class IJepa:
 
         With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
         """
-        encoder = dataclasses.replace(self.encoder, float8=True) if self.target_float8 else self.encoder
+        encoder = dataclasses.replace(self.network, float8=True) if self.target_float8 else self.network
         encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
         return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
 
@@ -151,7 +228,7 @@ class IJepa:
         b, c, k = batch["context"].shape
         images = images if c == 1 else jnp.repeat(images, c, axis=0)
         lengths = batch["context_length"].reshape(b * c) if "context_length" in batch else None
-        tokens = self.encoder.apply(
+        tokens = self.network.apply(
             {"params": encoder}, images, batch["context"].reshape(b * c, k), lengths, train=True, rngs={"drop_path": key}
         )
         return tokens.reshape(b, c, k, -1)
@@ -168,6 +245,49 @@ class IJepa:
             batch["target_length"],
         )
         return prediction.astype(jnp.float32)
+
+    def backbone(self) -> Encoder:
+        """The network of either encoder, with the images it was trained on."""
+        network = dataclasses.replace(self.network, trained_grid=self.grid)
+        return Encoder(network, self.image_size, self.channels, self.mean, self.std)
+
+    def flops(self) -> dict[str, int]:
+        """Of context encoder, target encoder and predictor, see flops.step_flops."""
+        return flops.step_flops(self)
+
+    def padding(self) -> dict[str, Any]:
+        """Of index arrays and of a TPU's lanes."""
+        padding = (flops.index_padding, flops.lane_padding, flops.unfriendly_sizes)
+        return {part.__name__: part(self) for part in padding}
+
+
+def predictor_of(config: Any) -> Predictor:
+    """The predictor's network."""
+    encoder, section = from_settings(config.model), config.predictor
+    return Predictor(
+        width=section.width,
+        depth=SIZES[config.model.size].predictor_depth if section.depth is None else section.depth,
+        heads=encoder.heads if section.heads is None else section.heads,
+        epsilon=encoder.epsilon,
+        dtype=encoder.dtype,
+        attention=encoder.attention,
+        scan=encoder.scan,
+        remat=encoder.remat,
+        positions=encoder.positions,
+        context_mode=section.context,
+    )
+
+
+def masks_of(config: Any) -> MaskSampler | None:
+    """The sampler of contexts and targets; None where the settings have no masks."""
+    if config.masks is None:
+        return None
+    return MaskSampler(
+        patch_grid(config.data.image_size, config.model.patch),
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
+        **{key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in config.masks.items()},
+    )
 
 
 def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:

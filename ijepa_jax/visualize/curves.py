@@ -22,14 +22,17 @@ _BASELINES = {"random_init": ("random init", "#868e96", (0, (4, 2))), "pixels": 
 _PROTOCOLS = {"linear": "linear probe", "knn": "kNN"}
 
 
-def draw_run(folder, metrics: list[dict]) -> list[str]:
-    """Draws what there is to draw of a run's metrics, curves.png and probes.png in a folder (an epath); returns the names."""
+def draw_run(folder, metrics: list[dict], name: str) -> list[str]:
+    """Draws what there is to draw of a run's metrics, curves.png and probes.png in a folder (an epath); returns their names.
+
+    `name` is that of the method.
+    """
     drawn = []
     if any(isinstance(line.get("loss"), float) for line in metrics):
         draw_curves(folder / "curves.png", metrics)
         drawn.append("curves.png")
     if _probed(metrics)[0]:
-        draw_probes(folder / "probes.png", metrics)
+        draw_probes(folder / "probes.png", metrics, name)
         drawn.append("probes.png")
     return drawn
 
@@ -67,13 +70,14 @@ def draw_curves(path, metrics: list[dict]) -> None:
     save(figure, path)
 
 
-def draw_probes(path, metrics: list[dict]) -> None:
+def draw_probes(path, metrics: list[dict], name: str) -> None:
     """Draws probe accuracy over steps: a column for each task, a row for each protocol, baselines as horizontal lines.
 
     Args:
       path: the PNG file to write.
       metrics: the lines of metrics.jsonl, with keys `probe/PROTOCOL/TASK` and `baseline/NAME/PROTOCOL/TASK`, in per cent;
         PROTOCOL is linear or knn, NAME random_init or pixels.
+      name: what the method is called.
 
     Raises:
       ValueError: no line has a probe.
@@ -84,7 +88,7 @@ def draw_probes(path, metrics: list[dict]) -> None:
     figure, axes = _figure(len(protocols), len(tasks))
     for protocol, row in zip(protocols, axes, strict=True):
         for task, axis in zip(tasks, row, strict=True):
-            _draw_task(axis, metrics, f"{protocol}/{task}")
+            _draw_task(axis, metrics, f"{protocol}/{task}", name)
             axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10, parse_math=False)
         row[0].set_ylabel("accuracy, %", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -131,10 +135,10 @@ def _draw_line(axis, steps, values, colour: str, label: str, noisy: bool) -> Non
     axis.plot(steps[window // 2 :][: len(mean)], mean, color=colour, linewidth=1.4, label=label)
 
 
-def _draw_task(axis, metrics: list[dict], name: str) -> None:
+def _draw_task(axis, metrics: list[dict], probe: str, name: str) -> None:
     for baseline, (label, colour, dashes) in _BASELINES.items():
-        _, values = series(metrics, f"baseline/{baseline}/{name}")
+        _, values = series(metrics, f"baseline/{baseline}/{probe}")
         if len(values):
             axis.axhline(values[-1], color=colour, linestyle=dashes, linewidth=1.4, label=label)
-    steps, values = series(metrics, f"probe/{name}")
-    axis.plot(steps, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3, label="I-JEPA")
+    steps, values = series(metrics, f"probe/{probe}")
+    axis.plot(steps, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3, label=name)

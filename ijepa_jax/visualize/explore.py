@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ijepa_jax import build, checkpoint, processes, sharding
+from ijepa_jax import checkpoint, processes, sharding
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import Subset
 from ijepa_jax.evaluate import features as features_lib
@@ -16,6 +16,7 @@ from ijepa_jax.evaluate import prediction
 from ijepa_jax.evaluate.bench import Bench, Subject
 from ijepa_jax.evaluate.settings import default
 from ijepa_jax.evaluate.suite import open_bench, random_init
+from ijepa_jax.methods import Method
 from ijepa_jax.visualize import explore_page
 from ijepa_jax.visualize.features import draw_pca, label_agreement, nearest_others
 from ijepa_jax.visualize.gallery import Gallery
@@ -58,6 +59,7 @@ class Look:
     encoded: Mapping[str, Encoded]
     masks: dict[str, np.ndarray]
     predictions: Predictions | None
+    left_out: str = ""  # why there are no predictions
 
 
 def explore(
@@ -93,19 +95,20 @@ def explore(
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
     bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
-    saved = checkpoint.restore_parts(path, found_step, ("params",))
-    learned, origin = saved.trees.get("params"), saved.notes.get("origin", {"warm_start": True})
-    look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
+    saved = checkpoint.restore_parts(path, found_step, ("params", "target"))
+    origin = saved.notes.get("origin", {"warm_start": True})
+    look = _look(bench, Subject("checkpoint", params, digest), saved.trees, split, images, seed)
     result = {
         "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.run.data.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
-        "own_masks": "warm_start" in origin, "command": command,
+        "own_masks": "warm_start" in origin, "command": command, "name": bench.method.title,
+        "left_out": look.left_out,
     }  # fmt: skip
     if processes.is_first():
         display.log("drawing")
         result |= _draw(folder, look, seed)
         (folder / "index.md").write_text(text := explore_page.markdown(result))
-        write_page(folder / "index.html", text, "What an I-JEPA encoder sees")
+        write_page(folder / "index.html", text, explore_page.title(result))
     return {**result, "page": "index.html"}
 
 
@@ -120,31 +123,41 @@ def _patches(bench: Bench, subject: Subject, gallery: Gallery) -> np.ndarray:
     return features_lib.collect(bench.batches(source), bench.extract(subject, ("patches",)), bench.mesh)[0]["patches"]
 
 
-def _look(bench: Bench, trained: Subject, learned: Any, split: str, images: int, seed: int) -> Look:
-    """Encodes the bank and predicts what is masked; `learned`: the trained parameters, None where the encoder came alone."""
+def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, images: int, seed: int) -> Look:
+    """Encodes the bank and predicts what is masked; `learned`: `params` and `target`, as far as they are there and of use."""
     subjects = {"trained": trained, "random_init": random_init(bench, "random_init", seed)}
     pooled = {name: bench.features(subject, ("last",), split) for name, subject in subjects.items()}
     rows = pooled["trained"][1]
-    gallery = Gallery(build.with_masks_that_fit(bench.run), bench.splits[split], rows, _drawn(len(rows), images, seed))
+    gallery = Gallery(bench.run, bench.method, bench.splits[split], rows, _drawn(len(rows), images, seed))
     encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
-    masks = _masks(gallery, min(len(rows), max(_MEASURED, images)), seed)
-    predictions = _predict(bench, learned, trained.params, gallery, masks) if learned is not None and masks else None
-    return Look(gallery, encoded, masks, predictions)
+    masks = gallery.masks(min(len(rows), max(_MEASURED, images)), seed)
+    left_out = _cannot_predict(bench.method, learned, gallery, masks)
+    return Look(gallery, encoded, masks, None if left_out else _predict(bench, learned, gallery, masks), left_out)
 
 
-def _masks(gallery: Gallery, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Masks of so many images; none where the grid is too small for any."""
+def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> str:
+    """Why there is nothing to be seen of what a method predicts; empty where there is."""
+    if "params" not in learned:
+        return "the checkpoint holds an encoder only, without a predictor"
+    if not masks:
+        return f"{method.title} has no masks here: none that it draws, or a grid that is too small for them"
+    if not isinstance(method, prediction.Predicting):
+        return f"{method.title} does not predict tokens of blocks from contexts"
+    if learned.get("target") is None:
+        return f"{method.title} keeps no target encoder, whose output predictions are compared with"
     try:
-        return gallery.masks(count, seed)
-    except ValueError:
-        return {}
+        prediction.check(method, learned["params"], learned.get("target"), gallery.images(gallery.chosen[:1]), masks)
+    except Exception as error:  # whatever a method of one's own raises where it predicts something else
+        reason = " ".join(str(error).split())[:200]
+        return f"what {method.title} predicts cannot be compared with what its target encoder gives ({reason})"
+    return ""
 
 
-def _predict(bench: Bench, params: Any, target: Any, gallery: Gallery, masks: dict[str, np.ndarray]) -> Predictions:
+def _predict(bench: Bench, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> Predictions:
     """What the predictor makes of the images drawn and others, by their masks."""
-    method = build.method(gallery.config)
-    method = dataclasses.replace(method, encoder=dataclasses.replace(method.encoder, drop_path=0.0))
-    params = jax.tree.map(jax.device_put, params, sharding.state_shardings(params, bench.mesh))
+    method = bench.method
+    learned = jax.tree.map(jax.device_put, learned, sharding.state_shardings(learned, bench.mesh))
+    params, target = learned["params"], learned.get("target")
     bench.display.log("predicting target blocks")
     means = prediction.position_means(method, target, bench.batches(Subset(gallery.source, gallery.rows)), bench.mesh)
     others = np.setdiff1d(features_lib.sample(len(gallery.rows), len(masks["target"])), gallery.chosen)
@@ -227,7 +240,7 @@ def _draw(folder: epath.Path, look: Look, seed: int) -> dict[str, Any]:
 def _draw_images(folder: epath.Path, look: Look) -> None:
     """Draws what is masked, encoded and predicted of the chosen images."""
     gallery, trained, random = look.gallery, look.encoded["trained"], look.encoded["random_init"]
-    images, grid = gallery.images(gallery.chosen), build.encoder(gallery.config).grid
+    images, grid = gallery.images(gallery.chosen), gallery.method.backbone().grid
     if look.masks:
         gallery.draw_masks(folder / "masks.png", look.masks)
     draw_pca(folder / "pca.png", images, trained.patches, grid, random.patches)

@@ -44,7 +44,6 @@ _SECTIONS = {
     "map_random_init.png": ("The same map of a random encoder", "What is as well sorted here was not learned."),
 }
 PICTURES = tuple(_SECTIONS)
-_NO_PREDICTION = "Left out: the checkpoint holds an encoder only, without a predictor, or its grid is too small for masks."
 _MASKS_OF_IMPORT = (
     "The weights were imported and do not tell the masks of their training: these are drawn by the settings of the import."
 )
@@ -55,15 +54,20 @@ _ROWS = {
 }
 
 
+def title(result: dict[str, Any]) -> str:
+    """The page's title."""
+    return f"What the encoder of {result['name']} sees"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The page of what `explore` has drawn and measured, as Markdown; pictures are named relative to it."""
-    parts = ["# What an I-JEPA encoder sees", _facts(result)]
-    for picture, (title, text) in _SECTIONS.items():
+    parts = [f"# {as_text(title(result))}", _facts(result)]
+    for picture, (heading, text) in _SECTIONS.items():
         if picture == "prediction.png" and picture not in result["pictures"]:
-            parts.append(f"## {title}\n\n{_NO_PREDICTION}")
+            parts.append(f"## {heading}\n\nLeft out: {as_text(result['left_out'])}.")
         if picture not in result["pictures"]:
             continue
-        parts.append(f"## {title}\n\n{text}\n\n![{title}]({picture})")
+        parts.append(f"## {heading}\n\n{text}\n\n![{heading}]({picture})")
         if picture == "masks.png" and not result["own_masks"]:
             parts.append(_MASKS_OF_IMPORT)
         if picture == "neighbours.png":

@@ -5,12 +5,13 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from ijepa_jax import build
 from ijepa_jax.data.images import center_crop, decode
 from ijepa_jax.data.sources import Source
+from ijepa_jax.methods import Method
 from ijepa_jax.visualize.features import draw_neighbours, nearest_others
 from ijepa_jax.visualize.masks import draw_masks
 
+_MASKS = ("context", "target", "target_length", "context_length")  # arrays of examples that can be drawn; the last is optional
 _NEIGHBOURS = 6  # drawn beside an image
 
 
@@ -18,10 +19,11 @@ _NEIGHBOURS = 6  # drawn beside an image
 class Gallery:
     """A bank of images, those of a source at `rows` (int64 [N], all readable), some of which are drawn: `chosen`, int [n].
 
-    `config` holds the settings of a run, which say how images are prepared.
+    `config` holds the settings of a run, which say how images are prepared, and `method` what it trains.
     """
 
     config: ml_collections.ConfigDict
+    method: Method
     source: Source
     rows: np.ndarray
     chosen: np.ndarray
@@ -33,8 +35,9 @@ class Gallery:
         return np.stack([center_crop(image, tuple(data.image_size), data.eval_crop) for image in decoded])
 
     def masks(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """The run's masks of so many images, see `MaskSampler`."""
-        return build.masks(self.config)(np.arange(count) + seed * count)
+        """The method's masks of so many images, see `MaskSampler`; empty where it has none."""
+        arrays = self.method.prepare()(np.arange(count) + seed * count)
+        return {name: arrays[name] for name in _MASKS if name in arrays} if arrays.keys() >= {*_MASKS[:3]} else {}
 
     def draw_masks(self, path, masks: dict[str, np.ndarray]) -> None:
         """Draws the chosen images with their contexts and targets, the first rows of `masks`."""

@@ -16,10 +16,13 @@ _IMAGES = 8
 _SIDE = 96  # at least so many pixels an image
 
 
-def feature_strip(config: ml_collections.ConfigDict, test: Source, extract: features_lib.Extract, mesh: Mesh) -> np.ndarray:
+def feature_strip(
+    config: ml_collections.ConfigDict, test: Source, extract: features_lib.Extract, grid: tuple[int, int], mesh: Mesh
+) -> np.ndarray:
     """Some test images and, below each, its patches' first three principal components as colours: uint8 [2 H, n W, 3].
 
-    `extract` gives `patches` of images. With several processes all must call this, and all get the picture.
+    `extract` gives `patches` of images, which lie on `grid` (rows, columns). With several processes all must call this
+    and get the picture.
     """
     small = config.copy_and_resolve_references()
     small.probe.batch_size, small.data.workers = _IMAGES, 0
@@ -29,7 +32,7 @@ def feature_strip(config: ml_collections.ConfigDict, test: Source, extract: feat
         return {**extract(images), **all_rows({"image": images}, mesh)}
 
     found, _ = features_lib.collect(build.eval_batches(small, test, rows, mesh), with_images, mesh)
-    return side_by_side(found["image"], found["patches"], build.encoder(config).grid)
+    return side_by_side(found["image"], found["patches"], grid)
 
 
 def side_by_side(images: np.ndarray, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -4,29 +4,25 @@ import json
 import math
 import urllib.parse
 from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 from rich.table import Table
 
 from ijepa_jax import config as config_lib
+from ijepa_jax import ranges
 from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
 from ijepa_jax.workdir import write_whole
 
-_TITLES_BY_METHOD = {"ijepa": "I-JEPA pretraining report", "rcdm": "Report of a decoder of I-JEPA's representations"}
-
-_COLUMNS = ("ijepa", "random_init", "pixels")
-_HEADINGS = ("I-JEPA", "95% interval", "random init", "pixels")
+_COLUMNS = ("trained", "random_init", "pixels")
+_ONCE = {"ijepa": "trained"}  # columns that older reports call otherwise
+_HEADINGS = ("95% interval", "random init", "pixels")  # after the name of the method
 _CAPTION = (
-    "Accuracy on held-out images, per cent, on frozen features: the target encoder's pooled patches, those of an encoder with "
+    "Accuracy on held-out images, per cent, on frozen features: the trained encoder's pooled patches, those of an encoder with "
     "random weights, and raw pixels at 32x32. Linear probes, but for a row named knn."
 )
-_DECODED = (
-    "Root mean square difference of the drawn blocks from those of the images, in grey levels (0 to 255), by the "
-    "representation that they were drawn from."
-)
 _TITLES = {
-    "decoded": "Blocks drawn from representations",
     "curves": "Training",
     "probes": "Probes over steps",
     "masks": "Images, their contexts and targets",
@@ -35,12 +31,9 @@ _TITLES = {
 }
 _EXPLAINED = {
     "probes": "On the smaller samples that probes during training use; lines across are the baselines on the same samples.",
-    "masks": "What the context encoder sees of an image, and the blocks whose representations are predicted from it.",
-    "pca": "The first three principal components of the target encoder's patches as red, green and blue.",
+    "masks": "What the context encoder sees of an image, and the blocks that are predicted from it.",
+    "pca": "The first three principal components of the encoder's patches as red, green and blue.",
     "neighbours": "Test images, and those whose features are most like theirs.",
-    "decoded": "In the frame, pixels drawn from one vector: the average of the block's patches as the predictor gives it "
-    "from the context, as the target encoder gives it from the whole image, and, for comparison, as it gives it of another "
-    "image's block. The decoder is told where the block lies, and nothing else; the faded surroundings are the image's own.",
 }
 _LAST_METRICS = {
     "target_std": "target_std: spread of target tokens",
@@ -54,12 +47,12 @@ def write_report(directory, report: dict) -> None:
 
     Args:
       directory: where to, made if missing; local or cloud storage. Pictures are expected there too.
-      report: `probes` (per cent: {task: {ijepa, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme`, `lidar`
-        and `feature_std` ({ijepa, random_init}), `last_metrics` (of the last step: {target_std, ...}), `method`, `decoded` (of
-        a decoder: errors in grey levels by kind), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
+      report: `probes` (per cent: {task: {trained, random_init, pixels}}) and, all optional, `knn` (likewise), `rankme`, `lidar`
+        and `feature_std` ({trained, random_init}), `last_metrics` (of the last step: {target_std, ...}), `method`, `name` (of
+        the method, for people), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
         `input_wait_share` and `probe_share` (0 .. 1), `bad_images`, `params_digest`, `compilations`, `command`, `data`,
-        `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`). NaN and infinity become
-        null in the JSON, which has no word for them, and a dash in the page.
+        `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`), and what `Method.pictures`
+        gives. NaN and infinity become null in the JSON, which has no word for them, and a dash in the page.
 
     Raises:
       FileNotFoundError: a picture is not there.
@@ -79,14 +72,27 @@ def read_report(workdir, log: Callable[[str], None] = lambda line: None) -> dict
     if not path.exists():
         return None
     try:
-        report = json.loads(path.read_bytes())
-        parts = {"probes", "decoded"} & report.keys()
+        report = _renamed(json.loads(path.read_bytes()))
+        parts = {"probes", "decoded", "name"} & report.keys()  # without an encoder there are no probes
         whole = isinstance(report["steps"], int) and isinstance(report["params_digest"], str) and parts and markdown(report)
     except Exception:  # whatever is odd in it, no page can be made of it
         whole = False
     if not whole:
         log(f"{path} is broken: it is no report of a finished run")
     return report if whole else None
+
+
+def _renamed(report: Any) -> Any:
+    """A report with the names of today."""
+    if isinstance(report, dict):
+        names = _ONCE if "random_init" in report else {}
+        return {names.get(key, key): _renamed(value) for key, value in report.items()}
+    return report
+
+
+def name_of(report: dict) -> str:
+    """What the method of a report is called; all older ones that do not tell are I-JEPA's, or of its decoders."""
+    return report.get("name") or "I-JEPA"
 
 
 def markdown(report: dict) -> str:
@@ -97,12 +103,11 @@ def markdown(report: dict) -> str:
     parts.append(_run_table(report))
     if report.get("probes"):
         parts += ["## Probes", _CAPTION, _probe_section(report, "probes")]
-    if report.get("decoded"):
-        parts += ["## Blocks drawn anew", _DECODED, _decoded_table(report["decoded"])]
     if report.get("knn"):
         parts += ["## kNN", "Accuracy of kNN on held-out images, per cent.", _probe_section(report, "knn")]
+    parts += [_figures_section(section) for section in report.get("sections") or []]
     parts += _collapse_section(report)
-    parts += [_picture_section(picture) for picture in report.get("pictures") or []]
+    parts += [_picture_section(picture, report.get("captions") or {}) for picture in report.get("pictures") or []]
     if report.get("config"):
         parts += _settings_section(report["config"])
     if report.get("environment"):
@@ -111,7 +116,7 @@ def markdown(report: dict) -> str:
 
 
 def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
-    """The rows of a table of probes: task, I-JEPA, its interval, random init, pixels; a last row of means of several tasks.
+    """The rows of a table of probes: task, trained encoder, its interval, random init, pixels; at last means of several tasks.
 
     Args:
       report: as for `write_report`.
@@ -123,7 +128,7 @@ def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
         means = {column: mean_accuracy(probes, column) for column in _COLUMNS}
         entries["mean"] = {**means, "interval": (report.get("mean_interval") or {}).get(key)}
     return [
-        [task, _number(of.get("ijepa")), _span(of.get("interval")), *(_number(of.get(column)) for column in _COLUMNS[1:])]
+        [task, _number(of.get("trained")), _span(of.get("interval")), *(_number(of.get(column)) for column in _COLUMNS[1:])]
         for task, of in entries.items()
     ]
 
@@ -132,7 +137,7 @@ def probe_table(report: dict, key: str = "probes") -> Table:
     """The same table for the terminal."""
     table = Table(title="probes of frozen features, accuracy in %" if key == "probes" else "kNN, accuracy in %")
     table.add_column("probe")
-    for heading in _HEADINGS:
+    for heading in (name_of(report), *_HEADINGS):
         table.add_column(heading, justify="right")
     rows = probe_rows(report, key)
     for i, row in enumerate(rows):
@@ -153,14 +158,16 @@ def _run_table(report: dict) -> str:
         ("unreadable images", "bad_images", str),
         ("compilations of the step", "compilations", str),
         ("digest of all parameters and the target", "params_digest", as_code),
-        ("digest of the target encoder", "encoder_digest", as_code),
+        ("digest of the encoder", "encoder_digest", as_code),
     )
     rows = [[name, write(report[key])] for name, key, write in named if report.get(key) is not None]
     return as_table(["", ""], rows, right=False) if rows else ""
 
 
 def _probe_section(report: dict, key: str) -> str:
-    table = as_table(["probe", *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)])
+    table = as_table(
+        ["probe", as_text(name_of(report)), *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)]
+    )
     strengths = {task: of["l2"] for task, of in (report.get(key) or {}).items() if of.get("l2")}
     shown = [f"{as_text(task)} {' / '.join(f'{of[column]:g}' for column in _COLUMNS)}" for task, of in strengths.items()]
     return "\n\n".join([table, *([f"Strengths of regularisation that were chosen: {', '.join(shown)}."] if shown else [])])
@@ -170,8 +177,10 @@ def _span(interval: list | None) -> str:
     return " .. ".join(map(_number, interval)) if interval else "–"
 
 
-def _decoded_table(decoded: dict) -> str:
-    return as_table(["drawn from", "error"], [[as_text(kind), _number(error)] for kind, error in decoded.items()])
+def _figures_section(section: dict) -> str:
+    """Figures that a method alone has to show."""
+    rows = [[as_text(what), _number(value)] for what, value in section["rows"].items()]
+    return "\n\n".join([f"## {as_text(section['title'])}", section["text"], as_table(section["columns"], rows)])
 
 
 def _collapse_section(report: dict) -> list[str]:
@@ -187,23 +196,23 @@ def _collapse_section(report: dict) -> list[str]:
     if rows:
         parts += [
             "Near 1 (the first two) or 0, or far below the random encoder's, they tell of collapse.",
-            as_table(["", "I-JEPA", "random init"], rows),
+            as_table(["", as_text(name_of(report)), "random init"], rows),
         ]
     if last_rows:
         parts += ["At the last step of training (a spread of 0 is collapse):", as_table(["", "last step"], last_rows)]
     return parts
 
 
-def _picture_section(picture: str) -> str:
+def _picture_section(picture: str, captions: dict) -> str:
     name = picture.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    title = as_text(_TITLES.get(name, name.replace("_", " ").capitalize()))
-    shown = f"![{title}]({urllib.parse.quote(picture)})"
-    return "\n\n".join(part for part in (f"## {title}", _EXPLAINED.get(name), shown) if part)
+    title, explained = captions.get(picture) or (_TITLES.get(name, name.replace("_", " ").capitalize()), _EXPLAINED.get(name))
+    shown = f"![{as_text(title)}]({urllib.parse.quote(picture)})"
+    return "\n\n".join(part for part in (f"## {as_text(title)}", explained, shown) if part)
 
 
 def _settings_section(settings: dict) -> list[str]:
     """Settings that differ from the defaults beside these, and all of them folded away."""
-    defaults = config_lib.flatten(config_lib.default())
+    defaults = _defaults(settings.get("method", "ijepa"))
     changed = [(name, value) for name, value in _flatten(settings) if name not in defaults or value != defaults[name]]
     rows = [[as_code(name), as_code(value), as_code(defaults[name]) if name in defaults else "–"] for name, value in changed]
     table = as_table(["setting", "this run", "default"], rows, right=False)
@@ -215,6 +224,14 @@ def _settings_section(settings: dict) -> list[str]:
     ]
 
 
+def _defaults(method: str) -> dict[str, Any]:
+    """The default settings of a method; without those of its own where it cannot be found from here."""
+    try:
+        return config_lib.flatten(config_lib.default(method))
+    except ValueError:
+        return config_lib.flatten(ranges.defaults(config_lib.SETTINGS))
+
+
 def _folded(values: dict) -> str:
     rows = [[as_code(name), as_code(value)] for name, value in _flatten(values)]
     table = as_table(["name", "value"], rows, right=False)
@@ -222,7 +239,7 @@ def _folded(values: dict) -> str:
 
 
 def _title(report: dict) -> str:
-    return _TITLES_BY_METHOD.get(report.get("method"), _TITLES_BY_METHOD["ijepa"])
+    return f"{name_of(report)} pretraining report"
 
 
 def _share(value: float) -> str:

@@ -20,7 +20,7 @@ def in_words(report: dict) -> str:
 
 def warnings(report: dict) -> list[str]:
     """Sentences of Markdown on what looks wrong: an encoder no better than its baselines, or signs of collapse."""
-    return [*_not_better(report), *_decodes_nothing(report), *_collapsed(report)]
+    return [*_not_better(report), *(report.get("warnings") or ()), *_collapsed(report)]
 
 
 def linear_probes(report: dict) -> dict[str, dict]:
@@ -36,7 +36,7 @@ def knn_probes(report: dict) -> dict[str, dict]:
 
 
 def mean_accuracy(probes: dict[str, dict], column: str) -> float | None:
-    """Mean accuracy over tasks of `ijepa`, `random_init` or `pixels`; None where one is missing."""
+    """Mean accuracy over tasks of `trained`, `random_init` or `pixels`; None where one is missing."""
     values = [probe.get(column) for probe in probes.values()]
     return sum(values) / len(values) if values and None not in values else None
 
@@ -53,7 +53,7 @@ def _accuracy(report: dict) -> str:
 
 
 def _reached(name: str, probes: dict[str, dict]) -> str:
-    ours, random_init, pixels = (mean_accuracy(probes, column) for column in ("ijepa", "random_init", "pixels"))
+    ours, random_init, pixels = (mean_accuracy(probes, column) for column in ("trained", "random_init", "pixels"))
     if ours is None:
         return ""
     others = (("by random weights", random_init), ("by raw pixels", pixels))
@@ -81,30 +81,21 @@ def _duration(seconds: float) -> str:
 
 def _not_better(report: dict):
     for kind, probes in (("linear probes", linear_probes(report)), ("kNN", knn_probes(report))):
-        ours = mean_accuracy(probes, "ijepa")
+        ours = mean_accuracy(probes, "trained")
         for column, name in (("random_init", "an encoder with random weights"), ("pixels", "raw pixels")):
             theirs = mean_accuracy(probes, column)
             if ours is not None and theirs is not None and ours <= theirs:
                 yield f"By {kind} the pretrained encoder is no better than {name}: {ours:.1f} % against {theirs:.1f} %."
-        pairs = {task: (probe.get("ijepa"), probe.get("random_init")) for task, probe in probes.items()}
+        pairs = {task: (probe.get("trained"), probe.get("random_init")) for task, probe in probes.items()}
         worse = [task for task, pair in pairs.items() if None not in pair and pair[0] <= pair[1]]
         if worse and len(worse) < len(pairs):
             shown = ", ".join(f"{as_text(task)} ({pairs[task][0]:.1f} % against {pairs[task][1]:.1f} %)" for task in worse)
             yield f"By {kind} it is no better than the random encoder at {shown}."
 
 
-def _decodes_nothing(report: dict):
-    decoded = report.get("decoded") or {}
-    other = decoded.get("another image")
-    for kind, names in (("target", "the target encoder's"), ("predictor", "the predictor's")):
-        ours = decoded.get(kind)
-        if ours is not None and other is not None and ours >= other:
-            yield f"Blocks drawn from {names} output are no nearer ({ours:.1f}) than from another image's ({other:.1f})."
-
-
 def _collapsed(report: dict):
     for key, name in _SPREADS.items():
-        ours, random_init = ((report.get(key) or {}).get(column) for column in ("ijepa", "random_init"))
+        ours, random_init = ((report.get(key) or {}).get(column) for column in ("trained", "random_init"))
         if ours is None:
             continue
         if key == "rankme" and ours < _NEAR_ONE:

@@ -1,0 +1,438 @@
+"""Methods of one's own: found by file or module, with settings of their own, through every command; refusals by name."""
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ijepa_jax
+import launch
+from ijepa_jax import build, checkpoint, commandline, config, methods, train
+from ijepa_jax.evaluate import suite
+from ijepa_jax.evaluate.extract import extract
+from ijepa_jax.evaluate.settings import default
+from ijepa_jax.interop import convert
+from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.methods import IJepa
+from ijepa_jax.optim import Optimizer, warmup_cosine
+from ijepa_jax.step import init, train_step
+from ijepa_jax.visualize.explore import explore
+from tests import small
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "variants.md").read_text()
+FILES = {re.match(r"# (\w+\.py)", block)[1]: block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)}
+# A method that shares nothing with I-JEPA: no target, no masks, and an encoder that is no ViT.
+DENOISE = '''
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from ijepa_jax.encoder import Encoder
+from ijepa_jax.methods import Method
+from ijepa_jax.vit import normalise
+
+
+class Patches(nn.Module):
+    """Patches, each by itself through two layers."""
+
+    patch: int
+    width: int
+
+    @nn.compact
+    def __call__(self, images, layers=False):
+        x = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
+        hidden = nn.relu(nn.Dense(self.width, name="first")(x))
+        last = nn.Dense(self.width, name="second")(hidden)
+        return [hidden, last] if layers else last
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoise(Method):
+    """Patches drawn again from noisy ones."""
+
+    network: Encoder
+    noise: float = 0.5
+    words: str = "plain"
+
+    @classmethod
+    def from_settings(cls, config):
+        encoder = Encoder.from_settings(config)
+        network = Patches(config.model.patch, config.model.width)
+        return cls(dataclasses.replace(encoder, network=network), **cls.custom(config))
+
+    def init(self, key):
+        width = self.network.network.patch ** 2 * 3
+        head = {"kernel": jnp.zeros((self.network.network.width, width))}
+        return {"encoder": self.network.init(key), "head": head}
+
+    def backbone(self):
+        return self.network
+
+    def loss(self, params, target, batch, key):
+        images = normalise(batch["image"], self.network.mean, self.network.std)
+        noisy = images + self.noise * jax.random.normal(key, images.shape)
+        tokens = self.network.network.apply({"params": params["encoder"]}, noisy)
+        p = self.network.network.patch
+        goal = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=p, q=p)
+        return jnp.square(tokens @ params["head"]["kernel"] - goal).mean(), {}
+'''
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def read(*arguments: str):
+    return commandline.read("pretrain", launch.COMMANDS["pretrain"], [f"--config={ROOT}/configs/tiny.py", *arguments]).config
+
+
+# settings
+
+
+def test_fields_that_a_class_adds_are_settings_of_the_section_custom(tmp_path):
+    place = write(tmp_path, "variance.py", FILES["variance.py"])
+    given = read(f"--config.method={place}:Variance", "--config.custom.strength=0.25", "--config.predictor.depth=2")
+    assert given.custom.to_dict() == {"strength": 0.25} and given.model.width == 32
+    made = build.method(given)
+    assert type(made).__name__ == made.title == "Variance" and made.strength == 0.25 and made.predictor.depth == 2
+    assert IJepa.title == "I-JEPA" and not made.additive and made.masks.context_patches == 16
+    with pytest.raises(commandline.UsageError, match=r"unknown setting --config\.custom\.strenght: did you mean .*strength"):
+        read(f"--config.method={place}:Variance", "--config.custom.strenght=1")
+    with pytest.raises(commandline.UsageError, match=r"--config\.custom\.strength=high must be a number from"):
+        read(f"--config.method={place}:Variance", "--config.custom.strength=high")
+    with pytest.raises(commandline.UsageError, match=r"unknown setting --config\.custom\.strength"):
+        read("--config.custom.strength=1")  # of I-JEPA
+
+
+def test_a_method_of_a_module_and_a_relative_file_are_found_from_where_one_is(tmp_path, monkeypatch):
+    (tmp_path / "ours").mkdir()
+    write(tmp_path / "ours", "__init__.py", "")
+    write(tmp_path / "ours", "parts.py", FILES["variance.py"])
+    write(
+        tmp_path / "ours", "random.py", "from ours.parts import Variance as Base\n\n\nclass Plain(Base):\n    title = 'plain'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    of = methods.find("ours.random:Plain")
+    assert of.title == "plain" and methods.find("ours/random.py:Plain").title == "plain"
+    before = methods.identity("ours.random:Plain")
+    assert before["class"] == "Plain" and before["file"] == str(tmp_path / "ours" / "random.py")
+    write(tmp_path / "ours", "parts.py", FILES["variance.py"] + "\n# changed\n")  # what it imports counts too
+    assert methods.identity("ours.random:Plain")["source"] != before["source"]
+    assert methods.identity("ijepa") == {}
+
+
+def test_settings_may_have_ranges_and_sections_of_other_methods(tmp_path):
+    text = FILES["tokens.py"].replace(
+        "    def target(self",
+        "    @classmethod\n    def settings(cls):\n        from ijepa_jax.ranges import number\n"
+        "        return {**super().settings(), 'custom': {'variance': number(1.0, 0, 10), 'covariance': 0.04}}\n\n"
+        "    def target(self",
+    )
+    place = write(tmp_path, "tokens.py", text)
+    with pytest.raises(ValueError, match=r"custom\.variance 11\.0 must be a number from 0 to 10"):
+        build.method(read(f"--config.method={place}:Tokens", "--config.custom.variance=11"))
+    given = config.with_method(small.config(), f"{place}:Tokens")
+    assert given.custom.to_dict() == {"variance": 1.0, "covariance": 0.04} and given.masks.context_patches == 16
+    assert config.fixed_on_resume("custom.covariance", given.method)
+    assert not config.fixed_on_resume("custom.variance", given.method)
+    back = config.with_method(given, "ijepa")
+    assert "custom" not in back and config.flatten(back) == config.flatten(small.config())
+    assert config.flatten(config.from_plain(config.to_plain(given))) == config.flatten(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("x = 1\n", "Mine", r"the class Mine is not there"),
+        ("class Mine:\n    pass\n", "Mine", r"Mine is no subclass of ijepa_jax\.methods\.Method"),
+        ("from ijepa_jax.methods import Method\nclass Mine(Method):\n    pass\n", "Mine", r"Mine lacks init and loss"),
+        (FILES["variance.py"], "Variants", r"the class Variants is not there; methods there: Variance"),
+        (
+            FILES["variance.py"].replace("@dataclasses.dataclass(frozen=True)\n", ""),
+            "Variance",
+            r"strength are no fields of Var",
+        ),
+        ("import nowhere_at_all\n", "Mine", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("def broken(:\n", "Mine", r"mine\.py, line 1: SyntaxError"),
+        ("y = 1\n1 / 0\n", "Mine", r"mine\.py, line 2: ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_method_is_said_in_one_line(text, name, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        methods.find(f"{write(tmp_path, 'mine.py', text)}:{name}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("mae_of_mine", r"method 'mae_of_mine' must be one of ijepa, rcdm, or FILE\.py:CLASS"),
+        ("nowhere.py:Mine", r"there is no file nowhere\.py \(looked for at /"),
+        ("no.such.module:Mine", r"there is no module 'no' here or installed"),
+        (":Mine", r"must be one of ijepa"),
+        ("mine.py:", r"must be one of ijepa"),
+    ],
+)
+def test_a_reference_to_nothing_is_refused(reference, message):
+    with pytest.raises(ValueError, match=message):
+        methods.find(reference)
+    with pytest.raises(commandline.UsageError, match=message):
+        read(f"--config.method={reference}")
+
+
+def test_settings_that_all_runs_have_are_not_one_s_own(tmp_path):
+    text = (
+        "from ijepa_jax.methods import IJepa\nclass Mine(IJepa):\n    @classmethod\n    def settings(cls):\n        return {}\n"
+    )
+    place = write(tmp_path, "mine.py", text.replace("{}", "{'data': {'size': 3}}"))
+    with pytest.raises(ValueError, match="has settings of its own named data, as all runs have"):
+        config.default(f"{place}:Mine")
+    place = write(tmp_path, "odd.py", text.replace("{}", "{'custom': {'size': object()}}"))
+    with pytest.raises(ValueError, match="size <object .* is no default of a setting"):
+        config.default(f"{place}:Mine")
+
+
+# through the harness
+
+
+@pytest.fixture(scope="module")
+def denoised(tmp_path_factory):
+    """A run of a method that shares nothing with I-JEPA: (workdir, report, settings)."""
+    folder = tmp_path_factory.mktemp("denoised")
+    place = write(folder, "denoise.py", DENOISE)
+    settings = config.with_method(small.config(), f"{place}:Denoise")
+    settings.probe.every, settings.data.workers = 6, 1  # a loader process of its own
+    return folder / "run", train.pretrain(settings, folder / "run"), settings
+
+
+def test_a_method_of_one_s_own_is_trained_probed_and_reported_under_its_name(denoised):
+    workdir, report, settings = denoised
+    assert report["name"] == "Denoise" and report["method"] == settings.method and report["compilations"] == 1
+    assert report["probes"]["count"].keys() >= {"trained", "random_init", "pixels"}
+    assert report["pictures"] == ["curves.png", "probes.png", "pca.png", "neighbours.png"]  # it has no masks to draw
+    assert (workdir / "report" / "report.md").read_text().startswith("# Denoise pretraining report")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert "momentum" not in lines[-1] and any("probe/linear/count" in line for line in lines)
+    saved = checkpoint.restore_parts(str(workdir), -1, ("params", "target"))
+    assert saved.trees.get("target") is None and saved.trees["params"].keys() == {"encoder", "head"}
+    assert saved.notes["settings"]["method_code"]["class"] == "Denoise"
+
+
+def test_it_is_evaluated_written_as_features_drawn_and_loaded(denoised, tmp_path):
+    workdir, report, _ = denoised
+    settings = default("knn")
+    settings.data.train_images = settings.data.test_images = 32
+    result = suite.evaluate(settings, str(workdir), out=str(tmp_path))
+    assert result["name"] == "Denoise" and result["baselines"].keys() == {"random_init", "pixels"}
+    assert "| task | Denoise |" in next(tmp_path.glob("*.md")).read_text()
+    assert result["encoder_digest"] == report["encoder_digest"]
+    written = extract(str(workdir), str(tmp_path / "f.npz"), split="test", display=train.Display(quiet=True))
+    assert written["features"] == [32, 32]
+    encoder = ijepa_jax.load(workdir, step=-1)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert encoder(images).shape == (2, 32) and encoder.patches(images).shape == (2, 64, 32) and "depth" not in repr(encoder)
+    drawn = explore(str(workdir), out=str(tmp_path / "look"), images=2, bank=16, display=train.Display(quiet=True))
+    assert drawn["pictures"][0] == "pca.png" and "prediction.png" not in drawn["pictures"]
+    page = (tmp_path / "look" / "index.md").read_text()
+    assert page.startswith("# What the encoder of Denoise sees") and "Left out: Denoise has no masks here" in page
+
+
+def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
+    workdir, _, settings = denoised
+    with pytest.raises(WeightsError, match="the encoder of Denoise is a Patches: only our ViT has a form elsewhere"):
+        convert.export_weights(str(workdir), str(tmp_path / "out"), "huggingface")
+    assert not (tmp_path / "out").exists()
+    finetune = default("finetune")
+    finetune.data.train_images = finetune.data.test_images = 32
+    with pytest.raises(ValueError, match="finetune is for our ViT: the encoder of Denoise is another network"):
+        suite.evaluate(finetune, str(workdir), out=str(tmp_path))
+    with pytest.raises(ValueError, match=r"the loss of Denoise is not known to be the mean .*additive"):
+        train.pretrain(config.with_method(_changed(settings, optim__accumulation=2), settings.method), tmp_path / "parts")
+    with pytest.raises(ValueError, match=r"decoder\.checkpoint .* is of Denoise, not of I-JEPA's kind"):
+        methods.find("rcdm").completed(_changed(config.default("rcdm"), decoder__checkpoint=str(workdir), data__name=""))
+
+
+def _changed(settings, **changes):
+    settings = settings.copy_and_resolve_references()
+    settings.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return settings
+
+
+def test_a_continued_run_says_that_its_code_changed_and_refuses_another_method(denoised, tmp_path, capfd):
+    _, _, settings = denoised
+    place = Path(write(tmp_path, "mine.py", DENOISE))
+    mine = _changed(config.with_method(settings, f"{place}:Denoise"), probe__every=0, data__workers=0, optim__steps=4)
+    train.pretrain(mine, tmp_path / "run")
+    longer = _changed(mine, optim__steps=6)
+    place.write_text(DENOISE.replace("jnp.square(", "2.0 * jnp.square("))
+    train.pretrain(longer, tmp_path / "run")
+    assert (
+        "continuing with changed settings: the method's code is not what it was; optim.steps was 4, now 6"
+        in capfd.readouterr()[0]
+    )
+    with pytest.raises(ValueError, match=r"checkpoints of other settings: custom\.noise was 0\.5, now 0\.7"):
+        train.pretrain(_changed(longer, custom__noise=0.7), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another method: method was '.*mine\.py:Denoise', now 'ijepa'"):
+        train.pretrain(small.config(), tmp_path / "run")
+    place.write_text(DENOISE.replace('"head": head}', '"head": head, "more": {"bias": jnp.zeros(3)}}'))
+    with pytest.raises(checkpoint.CheckpointError, match=r"in 3 arrays: .*params/more/bias is missing there"):
+        train.pretrain(_changed(longer, optim__steps=8), tmp_path / "run")
+    place.write_text(DENOISE.replace("    words: str", "    text: str"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"unknown settings custom\.words='plain': use .* or of /.*mine\.py"):
+        train.pretrain(_changed(config.with_method(small.config(), longer.method), optim__steps=8), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"unknown settings custom\.words: method '.*mine\.py:Denoise' has noise, text"):
+        train.pretrain(longer, tmp_path / "run")
+
+
+def test_a_file_that_moved_is_the_same_method_and_one_that_is_gone_is_named(denoised, tmp_path, monkeypatch):
+    _, _, settings = denoised
+    (tmp_path / "here").mkdir()
+    write(tmp_path / "here", "mine.py", DENOISE)
+    monkeypatch.chdir(tmp_path / "here")
+    mine = _changed(config.with_method(settings, "mine.py:Denoise"), probe__every=0, data__workers=0, optim__steps=4)
+    train.pretrain(mine, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)  # from elsewhere, the file is found where it was
+    assert checkpoint.restore_encoder(str(tmp_path / "run"))[1].method().title == "Denoise"
+    (tmp_path / "here" / "mine.py").rename(tmp_path / "moved.py")
+    with pytest.raises(checkpoint.CheckpointError, match=r"method 'mine\.py:Denoise': there is no file mine\.py"):
+        checkpoint.restore_encoder(str(tmp_path / "run"))
+
+
+# what the contract allows
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught(IJepa):
+    """I-JEPA's students of a frozen teacher of another size, whose patches a linear layer brings to the student's width."""
+
+    teacher_width: int = 24
+
+    def _teacher(self):
+        return dataclasses.replace(self.network, width=self.teacher_width)
+
+    def init_target(self, params, key):
+        images = jnp.zeros((1, *self.image_size, self.channels))
+        return {"teacher": self._teacher().init(jax.random.fold_in(key, 1), images)["params"], "map": jnp.eye(24, 16)}
+
+    def update_target(self, target, params, momentum):
+        return target
+
+    def target(self, params):
+        return None
+
+    def encoder(self, params, target):
+        return params["encoder"]
+
+    def encode_target(self, target, images, wanted=None):
+        tokens = self._teacher().apply({"params": target["teacher"]}, images).astype(jnp.float32) @ target["map"]
+        return jax.lax.stop_gradient(jax.nn.standardize(tokens, epsilon=1e-5))
+
+    def optimiser(self, **settings):
+        """Networks clipped each by itself, schedules counted from 0, decay of what lies in the predictor only."""
+        counted = warmup_cosine(
+            settings["start_lr"], settings["peak_lr"], settings["final_lr"], settings["warmup_steps"], settings["total_steps"]
+        )
+        rate = lambda step: counted(step - 1)  # noqa: E731
+        decayed = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "predictor", params)  # noqa: E731
+        clipped = optax.partition(
+            {name: optax.clip_by_global_norm(1e-6) for name in ("encoder", "predictor")},
+            lambda params: {name: name for name in params},
+        )
+        adamw = optax.adamw(rate, weight_decay=settings["weight_decay"], mask=decayed)
+        return Optimizer(optax.chain(clipped, adamw), rate, lambda step: settings["weight_decay"], lambda step: 1.0)
+
+
+def test_a_frozen_teacher_of_another_size_and_an_optimiser_of_one_s_own():
+    plain = small.method()
+    of = Taught(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    optimizer = of.optimiser(
+        start_lr=0.0, peak_lr=1e-2, final_lr=1e-5, warmup_steps=10, total_steps=100, weight_decay=0.5, clip=None
+    )
+    state = jax.jit(lambda: init(of, optimizer, 0))()
+    step = jax.jit(lambda state, batch: train_step(state, batch, method=of, optimizer=optimizer, seed=0))
+    first, metrics = step(state, small.batch(of))
+    assert float(metrics["learning_rate"]) == 0.0  # counted from 0, the first step changes nothing
+    jax.tree.map(np.testing.assert_array_equal, first.params, state.params)
+    second, _ = step(first, small.batch(of, start=4))
+    jax.tree.map(np.testing.assert_array_equal, second.target, state.target)
+    assert state.target["teacher"]["norm"]["scale"].shape == (24,) and state.params["encoder"]["norm"]["scale"].shape == (16,)
+    norms = lambda state: optax.tree.get(state.opt_state, "mu")  # noqa: E731
+    assert float(optax.tree.norm(norms(first)["encoder"])) == pytest.approx(1e-7, rel=1e-3)  # 0.1 of what is left of it
+    assert float(optax.tree.norm(norms(first)["predictor"])) == pytest.approx(1e-7, rel=1e-3)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), second.params, first.params)
+    assert moved["encoder"]["blocks"]["0"]["qkv"]["kernel"] > 0
+
+
+def test_an_encoder_that_computes_is_restored_too(tmp_path):
+    """One that only picks reads no more than it needs; one that computes gets all there is."""
+    trees = {
+        "params": {"encoder": {"a": np.arange(3, dtype=np.float32)}, "other": {"b": np.ones(2, np.float32)}},
+        "target": {"a": np.full(3, 2, np.float32)},
+    }
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save({**trees, "step": np.int32(1)}, 1, config.to_plain(config.default()))
+    checkpoints.wait()
+    read_parts = []
+    parts = checkpoints.parts
+    checkpoints.parts = lambda step, wanted: read_parts.append([*wanted]) or parts(step, wanted)
+    picked = checkpoints.encoder(1, lambda params, target: {"x": params["other"]["b"], "y": target["a"]})
+    assert (
+        picked["x"].tolist() == [1, 1] and picked["y"].tolist() == [2, 2, 2] and read_parts == [["params/other/b", "target/a"]]
+    )
+    computed = checkpoints.encoder(1, lambda params, target: {"mean": (params["encoder"]["a"] + target["a"]) / 2})
+    assert computed["mean"].tolist() == [1.0, 1.5, 2.0] and read_parts[1] == ["params", "target"]
+    checkpoints.close()
+
+
+def test_no_other_module_compares_a_method_s_name():
+    """The table knows names; all else asks the class."""
+    names = "|".join(methods.TABLE)
+    for path in (ROOT / "ijepa_jax").rglob("*.py"):
+        if path.name not in ("table.py", "huggingface.py"):  # whose model_type is transformers'
+            assert not re.search(rf"""[=!]= *["']({names})["']|in \(["']({names})""", path.read_text()), path
+
+
+# the page
+
+
+@pytest.mark.slow
+def test_the_page_s_files_run_as_they_stand(tmp_path):
+    """Every command of docs/variants.md, in its order, but those for hardware that is not here."""
+    for name, text in FILES.items():
+        write(tmp_path, name, text)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    lines = [line.split(" #")[0].strip() for line in re.findall(r"^python (.*)$", PAGE, re.MULTILINE)]
+    assert len(lines) == 13
+    smaller = {
+        "pretrain": ["--config.optim.steps=4", "--config.optim.warmup=1", "--config.probe.every=0", "--config.data.size=64"],
+        "benchmark": ["--steps=2", "--warmup=1", "--cpu"],
+        "tests/killed.py": ["--kills=1", "--config.probe.every=0"],
+        "tests/equivalence.py": ["--steps=2"],
+    }
+    for line in lines:
+        words = shlex.split(line)
+        if "v5e:2x2" in words:
+            continue
+        name = words[1] if words[0] == "launch.py" else words[0]
+        command = [sys.executable, str(ROOT / words[0]), *words[1:], *smaller.get(name, ())]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, f"{line}: {done.stdout[-1000:]} {done.stderr[-3000:]}"
+        if name == "benchmark":
+            assert json.loads(done.stdout)["method"] == "Variance"
+    card = (tmp_path / "exported" / "variance" / "README.md").read_text()
+    assert "# Variance encoder" in card and "custom.strength 0.1" in card
