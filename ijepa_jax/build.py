@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ijepa_jax import config as config_lib
 from ijepa_jax.data import images, pipeline, sources
-from ijepa_jax.methods import Method, find
+from ijepa_jax.methods import TABLE, Method, broken, find
 from ijepa_jax.optim import Optimizer
 from ijepa_jax.sharding import make_mesh
 from ijepa_jax.step import train_step
@@ -21,12 +21,21 @@ from ijepa_jax.step import train_step
 def method(config: ml_collections.ConfigDict) -> Method:
     """The objective that is to be trained. Raises ValueError, naming the setting, where settings do not fit."""
     config_lib.check(config)
-    return find(config.method).from_settings(config)
+    return _made(config, find(config.method).from_settings)
 
 
 def trained_method(config: ml_collections.ConfigDict) -> Method:
     """The objective of a checkpoint with these settings, to use what it trained; what only training needs need not fit."""
-    return find(config.method).from_checkpoint(config)
+    return _made(config, find(config.method).from_checkpoint)
+
+
+def _made(config: ml_collections.ConfigDict, make: Callable[[ml_collections.ConfigDict], Method]) -> Method:
+    try:
+        return make(config)
+    except (TypeError, AttributeError, LookupError, NameError) as error:
+        if config.method in TABLE:
+            raise
+        raise broken(config.method, error) from error
 
 
 def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:

@@ -24,7 +24,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ijepa_jax import build, positions, processes
 from ijepa_jax import config as config_lib
-from ijepa_jax.methods import Method
+from ijepa_jax.encoder import Encoder
+from ijepa_jax.methods import Method, identity
 from ijepa_jax.step import State
 from ijepa_jax.vit import ViT
 from ijepa_jax.workdir import absolute, set_aside
@@ -169,15 +170,17 @@ class Checkpoints:
         They are named by their paths: `params/encoder` gives {"params": {"encoder": ...}}.
         """
         folder, notes = self.folder / str(step), self.notes(step)
-        starts = tuple(f"{part}{end}" for part in (*wanted, "step") for end in "/ ")
-        sums = {name: value for name, value in self._sums(step, notes).items() if name.startswith(starts)}
         item = folder / "state"
         with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
             saved = _tree(checkpointer, item)
             tree = jax.tree.map(lambda leaf: 0, _branches(saved, {*wanted, "step"}))
+            there = {Place(path).path for path, _ in _leaves(tree)}
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             asked = ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
             trees = checkpointer.restore(item, asked) if tree else {}
+        starts = tuple(f"{part}{end}" for part in (*wanted, "step") for end in "/ ")
+        sums = self._sums(step, notes).items()
+        sums = {name: value for name, value in sums if name.startswith(starts) or name.partition(" ")[0] in there}
         if wrong := _difference(step, sums, fingerprint(trees), trees.get("step", step)):
             raise _damaged(folder, wrong)
         return {name: tree for name, tree in trees.items() if name != "step" or "step" in wanted}
@@ -359,7 +362,9 @@ def _tree(checkpointer: ocp.PyTreeCheckpointer, item: epath.Path) -> dict[str, A
 
 
 def _branches(tree: Any, paths: set[str]) -> Any:
-    """The branches of nested dicts that lie at some paths, and those on the way there."""
+    """The branches of nested dicts that lie at some paths, and those on the way there; lists are taken as a whole."""
+    if not isinstance(tree, dict):
+        return tree
     chosen = {}
     for name in sorted({path.partition("/")[0] for path in paths} & tree.keys()):
         below = {path.partition("/")[2] for path in paths if path.partition("/")[0] == name}
@@ -463,7 +468,9 @@ def restore_encoder(
     """
     with _opened(path, step, log) as (checkpoints, step):
         saved = Saved(checkpoints.parts(step, parts) if parts else {}, checkpoints.notes(step), step)
-        method, name = saved.method(), saved.notes["settings"]["method"]
+        method, name, code = saved.method(), saved.notes["settings"]["method"], saved.notes["settings"].get(config_lib.CODE, {})
+        if code and identity(saved.config().method)["source"] != code["source"]:
+            log(f"{path}: the code of method {name!r} is not what it was trained with")
         if method.backbone() is None:
             raise CheckpointError(f"{path} holds no encoder but what method {name!r} trains: give another run's workdir")
         if followed and saved.notes.get("encoder_only"):
@@ -528,8 +535,9 @@ def digest_of(params: Any) -> str:
     return digest.hexdigest()
 
 
-def encoder_digest(params: dict, network: Any) -> str:
+def encoder_digest(params: dict, encoder: Encoder) -> str:
     """`digest_of` an encoder alone: our ViT's is the same however its blocks are stacked and its positions computed or kept."""
+    network = encoder.network
     if not isinstance(network, ViT):
         return digest_of(params)
     tree = {"positions": positions.sincos(network.width, network.trained_grid), **params}

@@ -116,6 +116,9 @@ def sections(method: str) -> dict[str, Any]:
     own = ranges.declared(methods.find(method).settings())
     if shared := own.keys() & SETTINGS.keys():
         raise ValueError(f"method {method!r} has settings of its own named {', '.join(shared)}, as all runs have: rename them")
+    for key, _ in ranges.flat(own):
+        if hasattr(ml_collections.ConfigDict, key.rpartition(".")[2]):
+            raise ValueError(f"method {method!r} has a setting {key}: a configuration has a function of that name, rename it")
     return {**SETTINGS, **own}
 
 
@@ -133,7 +136,7 @@ def with_method(config: ml_collections.ConfigDict, method: str) -> ml_collection
     """
     made = default(method)
     left = {section for section in own_sections(config.method) if section not in made} | {"method"}
-    left |= {"custom"} if method != config.method else set()  # another class's
+    left |= set() if _same(method, config.method) else {"custom"}  # another class's
     for section, given in config.items():
         if section in left:
             continue
@@ -146,6 +149,14 @@ def with_method(config: ml_collections.ConfigDict, method: str) -> ml_collection
             raise ValueError(f"unknown settings {', '.join(unknown)}: method {method!r} has {', '.join(made[section])}")
         made[section].update(given.to_dict())
     return made
+
+
+def _same(method: str, other: str) -> bool:
+    """Whether two names are of one class."""
+    try:
+        return method == other or methods.find(method) is methods.find(other)
+    except ValueError:
+        return False
 
 
 def own_sections(method: str) -> set[str]:

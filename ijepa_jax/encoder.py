@@ -27,11 +27,14 @@ class Encoder:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self):
+        if isinstance(self.network, ViT) and self.network.trained_grid is None:  # for images of other sizes than its own
+            object.__setattr__(self, "network", dataclasses.replace(self.network, trained_grid=self.grid))
+
     @classmethod
     def from_settings(cls, config: Any) -> Self:
         """The ViT of a run's settings, with the images it is for: for others its positions are resized."""
         network, data = from_settings(config.model), config.data
-        network = dataclasses.replace(network, trained_grid=patch_grid(data.image_size, network.patch))
         return cls(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
 
     @property

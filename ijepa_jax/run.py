@@ -41,6 +41,7 @@ class Run:
     train: Source
     test: Source
     contents: dict[str, str]  # see `Source.contents`, of the training images
+    code: dict[str, str]  # see `methods.identity`, of what this run does, whatever becomes of the file
     total_steps: int
     checkpoints: checkpoint.Checkpoints
     encoder: Encoder | None  # what is probed; None: the method has none
@@ -58,8 +59,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What is kept with a checkpoint to check the next start against: the settings, and which images there were."""
         facts = {config_lib.EXAMPLES: len(self.train), config_lib.CONTENTS: self.contents}
-        if code := identity(self.config.method):
-            facts[config_lib.CODE] = code
+        if self.code:
+            facts[config_lib.CODE] = self.code
         return {**config_lib.to_plain(self.config), **facts}
 
     @functools.cached_property
@@ -104,7 +105,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: epath.Path, display: Di
     bad = BadImages(workdir / listing, share, config.data.max_bad_fraction, display.log)
     return Run(
         config, workdir, display, mesh, method, build.optimizer(config, method, len(train)), train, test, contents,
-        build.total_steps(config, len(train)), checkpoints, encoder, bad, check_claim,
+        identity(config.method), build.total_steps(config, len(train)), checkpoints, encoder, bad, check_claim,
     )  # fmt: skip
 
 
@@ -178,7 +179,8 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
         images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
         tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
         code = {config_lib.CODE: old[config_lib.CODE]} if config_lib.CODE in old else {}
-        changed = config_lib.differences({**images, **config_lib.to_plain(config_lib.from_plain(old)), **code}, settings)
+        known = {**config_lib.to_plain(config_lib.from_plain(old)), "method": old["method"]}
+        changed = config_lib.differences({**images, **known, **code}, settings)
         if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
             changed = {
                 key: values for key, values in changed.items() if key in shared or not key.startswith(config_lib.CONTENTS)

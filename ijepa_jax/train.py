@@ -311,7 +311,7 @@ def _show_table(display: Display, report: dict[str, Any]) -> None:
 
 def _evaluate(run: Run, encoder: Any) -> dict[str, Any]:
     """Final probes beside their baselines."""
-    return {"encoder_digest": encoder_digest(encoder, run.encoder.network), **probes.final(run, encoder)}
+    return {"encoder_digest": encoder_digest(encoder, run.encoder), **probes.final(run, encoder)}
 
 
 def _last_metrics(run: Run) -> dict[str, float]:

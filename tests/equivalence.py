@@ -13,8 +13,8 @@ processes of two devices each, which talk over loopback (`2 processes: 4x1`). Fo
 - `compilations` of the step
 
 The exit code is 1 if an error is above 1e-5 or a step compiled twice. With a configuration the batch, the data and the
-networks are its own; make them small (`--config.KEY=VALUE`), and its batch a multiple of eight. AdamW's `eps` is 1e-3 then:
-with its usual 1e-8, gradients that a loss leaves zero but for rounding, of whatever parameter, would move it as far as any other's.
+networks are its own; make them small (`--config.KEY=VALUE`), and its batch a multiple of eight. AdamW's `eps` is 1e-3 then,
+as with 1e-8 gradients that are zero but for rounding, of whatever parameter, would move it as far as any other's.
 """
 
 import argparse

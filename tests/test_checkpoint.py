@@ -239,13 +239,15 @@ def test_an_import_of_step_0_is_not_the_best_of_those_trained_from_it(tmp_path):
 
 
 def test_an_encoders_digest_does_not_depend_on_how_it_is_kept():
+    from ijepa_jax.encoder import Encoder
     from ijepa_jax.interop.layout import stacked
     from ijepa_jax.positions import sincos
     from ijepa_jax.vit import ViT
 
-    network = ViT(4, 16, 2, 2, 2.0, trained_grid=(2, 3))
+    network = ViT(4, 16, 2, 2, 2.0)
+    encoder = Encoder(network, (8, 12))
     params = jax.device_get(network.init(jax.random.key(0), jnp.zeros((1, 8, 12, 3)))["params"])
-    digest = checkpoint.encoder_digest(params, network)
+    digest = checkpoint.encoder_digest(params, encoder)
     kept = {**stacked(params), "positions": sincos(16, (2, 3))}
-    assert checkpoint.encoder_digest(jax.device_put(kept), network) == digest
-    assert checkpoint.encoder_digest({**kept, "positions": kept["positions"] + 1}, network) != digest
+    assert checkpoint.encoder_digest(jax.device_put(kept), encoder) == digest
+    assert checkpoint.encoder_digest({**kept, "positions": kept["positions"] + 1}, encoder) != digest

@@ -1,7 +1,9 @@
 """Methods of one's own: found by file or module, with settings of their own, through every command; refusals by name."""
 
 import dataclasses
+import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,8 +22,8 @@ from ijepa_jax import build, checkpoint, commandline, config, methods, train
 from ijepa_jax.evaluate import suite
 from ijepa_jax.evaluate.extract import extract
 from ijepa_jax.evaluate.settings import default
-from ijepa_jax.interop import convert
-from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.interop import card, convert
+from ijepa_jax.interop.weights import Weights, WeightsError
 from ijepa_jax.methods import IJepa
 from ijepa_jax.optim import Optimizer, warmup_cosine
 from ijepa_jax.step import init, train_step
@@ -30,6 +32,7 @@ from tests import small
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "variants.md").read_text()
+SEEDS = itertools.count()  # of the order of sets, another in each process
 FILES = {re.match(r"# (\w+\.py)", block)[1]: block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)}
 # A method that shares nothing with I-JEPA: no target, no masks, and an encoder that is no ViT.
 DENOISE = '''
@@ -129,11 +132,74 @@ def test_a_method_of_a_module_and_a_relative_file_are_found_from_where_one_is(tm
     monkeypatch.setattr(sys, "path", [*sys.path])
     of = methods.find("ours.random:Plain")
     assert of.title == "plain" and methods.find("ours/random.py:Plain").title == "plain"
-    before = methods.identity("ours.random:Plain")
-    assert before["class"] == "Plain" and before["file"] == str(tmp_path / "ours" / "random.py")
-    write(tmp_path / "ours", "parts.py", FILES["variance.py"] + "\n# changed\n")  # what it imports counts too
-    assert methods.identity("ours.random:Plain")["source"] != before["source"]
+    found = methods.identity("ours.random:Plain")
+    assert found["class"] == "Plain" and found["file"] == str(tmp_path / "ours" / "random.py")
     assert methods.identity("ijepa") == {}
+    with pytest.raises(ValueError, match=r"relative import .*; a file of a package is named package\.module:CLASS"):
+        methods.find(f"{write(tmp_path / 'ours', 'near.py', 'from .parts import Variance')}:Variance")
+
+
+PLAIN = "from {} import loss\nfrom ijepa_jax.methods import IJepa\n\n\nclass Plain(IJepa):\n    pass\n"
+IDENTITY = "import sys; from ijepa_jax import methods; print(methods.identity(sys.argv[1])['source'])"
+
+
+def source(place: Path, reference: str) -> str:
+    """The digest of a method's source, as a process tells it that starts in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(next(SEEDS))}
+    command = [sys.executable, "-c", IDENTITY, reference]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_digest_of_a_source_is_of_all_that_is_the_user_s_and_the_same_in_every_process(tmp_path):
+    """Also of files of the same name, imports by name of a package, relative ones, and packages without __init__."""
+    for name in ("mine/a", "mine/b", "ns"):
+        (tmp_path / name).mkdir(parents=True)
+        write(tmp_path / name, "loss.py", f"loss = '{name}'\n")
+    for name in ("mine", "mine/a", "mine/b"):
+        write(tmp_path / name, "__init__.py", "")
+    write(tmp_path / "mine", "both.py", "from mine.a import loss\n" + PLAIN.format(".b"))
+    write(tmp_path / "mine", "apart.py", PLAIN.format("ns"))
+    both, apart = (source(tmp_path, f"mine.{name}:Plain") for name in ("both", "apart"))
+    write(tmp_path / "mine" / "b", "loss.py", "loss = 'changed'\n")
+    changed = source(tmp_path, "mine.both:Plain")
+    assert changed != both and source(tmp_path, "mine.both:Plain") == changed
+    write(tmp_path / "ns", "loss.py", "loss = 'changed'\n")
+    assert source(tmp_path, "mine.apart:Plain") != apart
+
+
+def test_fields_of_every_kind_are_settings_of_that_kind(tmp_path):
+    text = """
+import dataclasses
+from ijepa_jax.methods import IJepa
+
+@dataclasses.dataclass(frozen=True)
+class Mine(IJepa):
+    _: dataclasses.KW_ONLY
+    span: tuple[float, float] = (0, 1)
+    steps: tuple[int, ...] = (1, 2)
+    scale: float = 1
+    on: bool = False
+    word: str = "a"
+    made: float = dataclasses.field(init=False, default=2.0)
+"""
+    place = write(tmp_path, "mine.py", text)
+    given = read(
+        f"--config.method={place}:Mine", "--config.custom.span=(0.5, 1)", "--config.custom.on", "--config.custom.scale=2"
+    )
+    assert given.custom.to_dict() == {"span": (0.5, 1.0), "steps": (1, 2), "scale": 2.0, "on": True, "word": "a"}
+    made = build.method(given)
+    assert (made.span, made.steps, made.scale, made.on, made.made) == ((0.5, 1.0), (1, 2), 2.0, True, 2.0)
+    same = config.with_method(given, f"{tmp_path}/../{tmp_path.name}/mine.py:Mine")  # the same class by another path
+    assert same.custom.scale == 2.0
+    with pytest.raises(ValueError, match=r"has a setting custom\.keys: a configuration has a function of that name"):
+        config.default(f"{write(tmp_path, 'keys.py', text.replace('steps', 'keys'))}:Mine")
+    with pytest.raises(ValueError, match=r"weight of Mine hides a member of the contract: rename it"):
+        methods.find(f"{write(tmp_path, 'weight.py', text.replace('scale', 'weight'))}:Mine")
+    with_init = text.replace("word: str", "word: dataclasses.InitVar[str]")
+    assert methods.find(f"{write(tmp_path, 'init.py', with_init)}:Mine").title == "Mine"
+    required = config.default(f"{write(tmp_path, 'required.py', text.replace('scale: float = 1', 'scale: float'))}:Mine")
+    with pytest.raises(ValueError, match=r"required\.py:Mine' cannot be made: .*TypeError: .*missing 1 required .*'scale'"):
+        build.method(required)
 
 
 def test_settings_may_have_ranges_and_sections_of_other_methods(tmp_path):
@@ -170,6 +236,7 @@ def test_settings_may_have_ranges_and_sections_of_other_methods(tmp_path):
         ("import nowhere_at_all\n", "Mine", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("def broken(:\n", "Mine", r"mine\.py, line 1: SyntaxError"),
         ("y = 1\n1 / 0\n", "Mine", r"mine\.py, line 2: ZeroDivisionError"),
+        ("import sys\nsys.exit('not so')\n", "Mine", r"mine\.py, line 2: SystemExit: not so"),
     ],
 )
 def test_what_is_no_method_is_said_in_one_line(text, name, message, tmp_path):
@@ -263,6 +330,13 @@ def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
         suite.evaluate(finetune, str(workdir), out=str(tmp_path))
     with pytest.raises(ValueError, match=r"the loss of Denoise is not known to be the mean .*additive"):
         train.pretrain(config.with_method(_changed(settings, optim__accumulation=2), settings.method), tmp_path / "parts")
+    (tmp_path / "variance.py").write_text(FILES["pixels.py"])
+    other = config.with_method(small.config(optim__steps=4), f"{tmp_path}/variance.py:Pixels")
+    train.pretrain(other, tmp_path / "pixels")
+    with pytest.raises(ValueError, match=r"is of pixel targets, which has its own target: a decoder reads I-JEPA's"):
+        methods.find("rcdm").completed(
+            _changed(config.default("rcdm"), decoder__checkpoint=f"{tmp_path}/pixels", data__name="")
+        )
     with pytest.raises(ValueError, match=r"decoder\.checkpoint .* is of Denoise, not of I-JEPA's kind"):
         methods.find("rcdm").completed(_changed(config.default("rcdm"), decoder__checkpoint=str(workdir), data__name=""))
 
@@ -308,6 +382,13 @@ def test_a_file_that_moved_is_the_same_method_and_one_that_is_gone_is_named(deno
     train.pretrain(mine, tmp_path / "run")
     monkeypatch.chdir(tmp_path)  # from elsewhere, the file is found where it was
     assert checkpoint.restore_encoder(str(tmp_path / "run"))[1].method().title == "Denoise"
+    write(tmp_path, "mine.py", FILES["variance.py"])  # another file of that name is not taken for it
+    assert checkpoint.restore_encoder(str(tmp_path / "run"))[1].method().title == "Denoise"
+    write(tmp_path / "here", "mine.py", DENOISE + "\n# changed\n")
+    said = []
+    checkpoint.restore_encoder(str(tmp_path / "run"), log=said.append)
+    assert len(said) == 1 and "the code of method 'mine.py:Denoise' is not what it was trained with" in said[0]
+    (tmp_path / "mine.py").unlink()
     (tmp_path / "here" / "mine.py").rename(tmp_path / "moved.py")
     with pytest.raises(checkpoint.CheckpointError, match=r"method 'mine\.py:Denoise': there is no file mine\.py"):
         checkpoint.restore_encoder(str(tmp_path / "run"))
@@ -378,6 +459,31 @@ def test_a_frozen_teacher_of_another_size_and_an_optimiser_of_one_s_own():
     assert moved["encoder"]["blocks"]["0"]["qkv"]["kernel"] > 0
 
 
+def test_an_edit_during_a_run_neither_ends_it_nor_gets_into_its_checkpoints(denoised, tmp_path, monkeypatch):
+    _, _, settings = denoised
+    place = Path(write(tmp_path, "mine.py", DENOISE))
+    mine = _changed(config.with_method(settings, f"{place}:Denoise"), probe__every=0, data__workers=0, optim__steps=8)
+    before, save = methods.identity(mine.method)["source"], checkpoint.Checkpoints.save
+
+    def edited(self, state, step, settings, *given, **notes):
+        place.write_text("class Broken(:\n")
+        save(self, state, step, settings, *given, **notes)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", edited)
+    train.pretrain(mine, tmp_path / "run")
+    notes = json.loads((tmp_path / "run" / "checkpoints" / "8" / "notes" / "metadata").read_text())
+    assert notes["settings"]["method_code"]["source"] == before
+
+
+def test_an_encoder_in_a_list_is_picked_too(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    nets = [{"a": np.zeros(2, np.float32)}, {"a": np.ones(2, np.float32)}]
+    checkpoints.save({"params": {"nets": nets}, "step": np.int32(1)}, 1, config.to_plain(config.default()))
+    checkpoints.wait()
+    assert checkpoints.encoder(1, lambda params, _: params["nets"][1])["a"].tolist() == [1, 1]
+    checkpoints.close()
+
+
 def test_an_encoder_that_computes_is_restored_too(tmp_path):
     """One that only picks reads no more than it needs; one that computes gets all there is."""
     trees = {
@@ -408,6 +514,17 @@ def test_no_other_module_compares_a_method_s_name():
 
 
 # the page
+
+
+def test_a_card_speaks_of_a_target_where_the_encoder_is_the_target_s(tmp_path):
+    """The method's own name is its tag."""
+    place = write(tmp_path, "pixels.py", FILES["pixels.py"])
+    for method, kind, tag in (("ijepa", "The target encoder", "ijepa"), (f"{place}:Pixels", "The encoder", "pixeltargets")):
+        settings = config.with_method(small.config(), method)
+        weights = Weights({}, settings, {"format": "ijepa_jax", "file": "x"})
+        facts = {"format": "timm", "encoder": "target", "step": 3, "encoder_digest": "0"}
+        text = card.model_card(str(tmp_path), weights, facts, "load()", "")
+        assert f"{kind} of " in text and f"tags: [{tag}, " in text
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from ijepa_jax import config as config_lib
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.methods import Batch, IJepa, Look, Method
-from ijepa_jax.ranges import check_heads, flag, text, whole
+from ijepa_jax.ranges import check_heads, choice, text, whole
 from ijepa_jax.step import State
 from ijepa_jax.vit import normalise, patch_grid, take_tokens
 
@@ -32,11 +32,15 @@ _DECODED = ("model", "predictor", "target", "masks")  # sections of settings tha
 _DECODED_DATA = ("image_size", "channels", "mean", "std", "eval_crop")
 _DECODED_NAME = ("name", "directory", "size", "test_size")  # likewise, unless data are named
 
+_KEPT = ("encoder", "encoder and predictor")
+_PARTS = ("encode_target", "gather_targets", "encode_context", "predict", "target", "encoder")  # that make representations
+
 SETTINGS = {
     "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
     # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
     "step": whole(0, -1, 1_000_000_000, fixed=True),
-    "predicted": flag(True, fixed=True),  # whether it has a predictor, whose output is decoded too; found out by itself
+    # what of it is kept with the decoder, which is found out; older decoders kept nothing
+    "teacher": choice("", ("", *_KEPT), fixed=True),
     "width": whole(160, 4, 65_536, fixed=True),
     "depth": whole(5, 1, 1000, fixed=True),
     "heads": whole(5, 1, 4096, fixed=True),
@@ -84,8 +88,11 @@ class Rcdm(Method):
         decoded, method = saved.config(), saved.method()
         if not isinstance(method, IJepa):
             raise ValueError(f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, not of I-JEPA's kind")
+        if own := [part for part in _PARTS if getattr(type(method), part) is not getattr(IJepa, part)]:
+            whose = f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, which has its own {', '.join(own)}"
+            raise ValueError(f"{whose}: a decoder reads I-JEPA's representations only")
         config = config.copy_and_resolve_references()
-        config.decoder.step, config.decoder.predicted = saved.step, "encoder_only" not in saved.notes
+        config.decoder.step, config.decoder.teacher = saved.step, _KEPT["encoder_only" not in saved.notes]
         for section in _DECODED:
             config[section] = decoded[section]
         masks = method.masks
@@ -105,7 +112,7 @@ class Rcdm(Method):
         check_heads("decoder", decoder.width, decoder.heads)
         teacher = IJepa.from_settings(config)
         denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, teacher.network.dtype)
-        return cls(denoiser, teacher, decoder.checkpoint, decoder.step, decoder.predicted, decoder.sample_steps)
+        return cls(denoiser, teacher, decoder.checkpoint, decoder.step, decoder.teacher == _KEPT[1], decoder.sample_steps)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -127,7 +127,7 @@ def open_bench(
     bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
     cache = checkpoint.locate(path)[0] / "features" if settings.cache else None
     bench = Bench(settings, run, method, encoder, mesh, opened, tasks, display, bad, cache)
-    return bench, params, checkpoint.encoder_digest(weights, trained.network), saved.step
+    return bench, params, checkpoint.encoder_digest(weights, trained), saved.step
 
 
 def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -1,15 +1,17 @@
 """The model card of an exported encoder: what it is, how it was made and how well it does, from the run's own files."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 
-from ijepa_jax import build
+from ijepa_jax import build, checkpoint
 from ijepa_jax import config as config_lib
 from ijepa_jax.interop.weights import Weights, architecture_of
+from ijepa_jax.methods import Method
 from ijepa_jax.visualize.report import probe_rows, read_report
 
 _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytorch"}
@@ -18,14 +20,13 @@ _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytor
 def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, command: str) -> str:
     """A README.md in Markdown, with the metadata block that model hubs read."""
     shape, method = architecture_of(weights.settings), build.trained_method(weights.settings)
-    followed = jax.eval_shape(lambda key: method.target(method.init(key)), jax.random.key(0))
-    kind = f"{facts['encoder']} " if followed is not None else ""  # without a target there is but one encoder
+    kind = f"{facts['encoder']} " if _is_of_target(method) else ""  # else there is but one encoder
     size = f"{shape.image_size[0]}x{shape.image_size[1]}"
     return "\n".join(
         [
             "---",
             f"library_name: {_LIBRARIES[facts['format']]}",
-            "tags: [ijepa, self-supervised, image-feature-extraction]",
+            f"tags: [{re.sub('[^a-z0-9]', '', method.title.lower())}, self-supervised, image-feature-extraction]",
             "---",
             "",
             f"# {method.title} encoder, {shape.width} wide, {shape.depth} blocks, patches of {shape.patch}, images of {size}",
@@ -51,6 +52,17 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             *_results(path),
         ]
     )
+
+
+def _is_of_target(method: Method) -> bool:
+    """Whether the encoder is the target's, beside which there is another."""
+    trees = jax.eval_shape(lambda key: (params := method.init(key), method.init_target(params, key)), jax.random.key(0))
+    places = checkpoint.places(dict(zip(("params", "target"), trees, strict=True)))
+    try:
+        chosen = jax.tree.leaves(method.encoder(places["params"], places["target"]))
+        return all(place.path.startswith("target/") for place in chosen)
+    except Exception:  # it computes with them
+        return False
 
 
 def _history(weights: Weights) -> str:

@@ -2,6 +2,6 @@
 
 from ijepa_jax.methods.contract import Arrays, Batch, Look, Method, Params
 from ijepa_jax.methods.ijepa import IJepa
-from ijepa_jax.methods.table import TABLE, find, found_again, identity
+from ijepa_jax.methods.table import TABLE, broken, find, found_again, identity
 
-__all__ = ["TABLE", "Arrays", "Batch", "IJepa", "Look", "Method", "Params", "find", "found_again", "identity"]
+__all__ = ["TABLE", "Arrays", "Batch", "IJepa", "Look", "Method", "Params", "broken", "find", "found_again", "identity"]

@@ -66,9 +66,11 @@ class Method(abc.ABC):
             for field in dataclasses.fields(base)
         }
         added = {
-            field.name: float(field.default) if field.type in (float, "float") else field.default
+            field.name: _default(field)
             for field in (dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ())
-            if field.name not in {*known, *vars(Method)} and isinstance(field.default, (bool, int, float, str, tuple))
+            if field.init
+            and field.name not in {*known, *vars(Method)}
+            and isinstance(field.default, (bool, int, float, str, tuple))
         }
         return {"custom": added} if added else {}
 
@@ -169,6 +171,13 @@ class Method(abc.ABC):
         figures: [{title, text, columns, rows}]), `warnings` (sentences), and whatever else programs shall find there.
         """
         return {}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """A field's default; numbers that are annotated as floats are floats."""
+    if "float" not in str(field.type) or isinstance(field.default, (bool, str)):
+        return field.default
+    return tuple(map(float, field.default)) if isinstance(field.default, tuple) else float(field.default)
 
 
 def nothing(index: np.ndarray) -> Arrays:

@@ -248,8 +248,7 @@ class IJepa(Method):
 
     def backbone(self) -> Encoder:
         """The network of either encoder, with the images it was trained on."""
-        network = dataclasses.replace(self.network, trained_grid=self.grid)
-        return Encoder(network, self.image_size, self.channels, self.mean, self.std)
+        return Encoder(self.network, self.image_size, self.channels, self.mean, self.std)
 
     def flops(self) -> dict[str, int]:
         """Of context encoder, target encoder and predictor, see flops.step_flops."""

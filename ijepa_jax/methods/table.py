@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -24,7 +23,8 @@ TABLE = {
 
 _OWN = "FILE.py:CLASS or package.module:CLASS of your own"
 _PACKAGE = Path(__file__).resolve().parent.parent
-_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def find(reference: str) -> type[Method]:
@@ -48,10 +48,10 @@ def find(reference: str) -> type[Method]:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:
         if not place.startswith(f"{error.name}.") and place != error.name:
-            raise _broken(reference, error) from error
+            raise broken(reference, error) from error
         raise ValueError(f"method {reference!r}: there is no module {error.name!r} here or installed") from error
-    except Exception as error:
-        raise _broken(reference, error) from error
+    except (Exception, SystemExit) as error:
+        raise broken(reference, error) from error
     return _class_of(module, name, reference)
 
 
@@ -60,22 +60,24 @@ def identity(reference: str) -> dict[str, str]:
 
     `source` is a digest of the file, and of what it imports that is neither a library's nor this package's.
     """
-    if reference in TABLE:
-        return {}
-    of = find(reference)
-    digest = hashlib.sha256()
-    for file in sorted(_sources(sys.modules[of.__module__], set()), key=lambda file: file.name):
-        digest.update(file.read_bytes())
-    return {"class": of.__qualname__, "source": digest.hexdigest()[:16], "file": str(Path(inspect.getfile(of)).resolve())}
+    return {} if reference in TABLE else {**_identity(find(reference))}
+
+
+@functools.cache  # a file may change while its class is in use
+def _identity(of: type[Method]) -> dict[str, str]:
+    module = sys.modules[of.__module__]
+    digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in _sources(module, set()))
+    source = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+    return {"class": of.__qualname__, "source": source, "file": str(Path(module.__file__).resolve())}
 
 
 def found_again(reference: str, kept: Mapping[str, str]) -> str:
-    """How a method that a checkpoint names is found from here: by that name, or by the file it was in, if that is there.
+    """How a method that a checkpoint names is found from here: in the file it was in, or else as it was named.
 
     `kept` is what `identity` gave when it was saved.
     """
     place, _, name = reference.rpartition(":")
-    if reference in TABLE or not place.endswith(".py") or Path(place).expanduser().is_file():
+    if reference in TABLE or not place.endswith(".py"):
         return reference
     return f"{kept['file']}:{name}" if Path(kept.get("file", "")).is_file() else reference
 
@@ -90,9 +92,9 @@ def _load(file: Path, text: bytes) -> ModuleType:
     sys.modules[name] = module
     try:
         exec(compile(text, file, "exec"), vars(module))  # not by the loader, whose compiled files are told by seconds
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise _broken(str(file), error) from error
+        raise broken(str(file), error) from error
     _for_workers(module)
     return module
 
@@ -105,15 +107,16 @@ def _for_workers(module: ModuleType) -> None:
         cloudpickle.register_pickle_by_value(module)
 
 
-def _broken(reference: str, error: Exception) -> ValueError:
-    """One line for what running a user's file raised, with the line where it was."""
+def broken(reference: str, error: BaseException) -> ValueError:
+    """One line for what a user's file raised, with the line where it was."""
     if isinstance(error, SyntaxError):
         where, what = f"{error.filename}, line {error.lineno}", error.msg
     else:
         frames = [frame for frame in inspect.getinnerframes(error.__traceback__) if _is_users(Path(frame.filename))]
         where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else reference
         what = str(error)
-    return ValueError(f"method {reference!r} cannot be loaded: {where}: {type(error).__name__}: {' '.join(what.split())}")
+    hint = "; a file of a package is named package.module:CLASS" if "relative import" in what else ""
+    return ValueError(f"method {reference!r} cannot be made: {where}: {type(error).__name__}: {' '.join(what.split())}{hint}")
 
 
 def _class_of(module: ModuleType, name: str, reference: str) -> type[Method]:
@@ -126,22 +129,28 @@ def _class_of(module: ModuleType, name: str, reference: str) -> type[Method]:
         raise ValueError(f"method {reference!r}: the class {name} {said}{others}")
     if missing := sorted(found.__abstractmethods__):
         raise ValueError(f"method {reference!r}: {name} lacks {' and '.join(missing)}, see ijepa_jax/methods/contract.py")
-    own = [key for key in vars(found).get("__annotations__", {}) if not _is_class_variable(found, key)]
-    if (own and not dataclasses.is_dataclass(found)) or {*own} - {field.name for field in dataclasses.fields(found)}:
+    own = {key: str(kind) for key, kind in vars(found).get("__annotations__", {}).items()}
+    own = [key for key, kind in own.items() if "ClassVar" not in kind and "KW_ONLY" not in kind]
+    if hidden := [key for key in own if any(_is_member(base, key) for base in found.__mro__[1:])]:
+        raise ValueError(f"method {reference!r}: {', '.join(hidden)} of {name} hides a member of the contract: rename it")
+    if {*own} - {*getattr(found, "__dataclass_fields__", ())}:
         raise ValueError(
             f"method {reference!r}: {', '.join(own)} are no fields of {name}: put @dataclasses.dataclass(frozen=True) above it"
         )
     return found
 
 
-def _is_class_variable(of: type, name: str) -> bool:
-    return "ClassVar" in str(vars(of)["__annotations__"][name])
+def _is_member(base: type, name: str) -> bool:
+    """Whether a class has a function or a property of this name."""
+    found = vars(base).get(name)
+    return base.__module__.startswith("ijepa_jax.") and (callable(found) or isinstance(found, (property, classmethod)))
 
 
 def _is_users(file: Path) -> bool:
     """Whether a file is neither this package's, nor the standard library's or an installed one's."""
     file = file.resolve()
-    return file.suffix == ".py" and not any(file.is_relative_to(place) for place in (_PACKAGE, *_LIBRARIES))
+    library = any(file.is_relative_to(place) for place in (_PACKAGE, *_LIBRARIES)) or _INSTALLED & {*file.parts}
+    return file.suffix == ".py" and not library
 
 
 def _sources(module: ModuleType, seen: set[Path]) -> set[Path]:
@@ -150,15 +159,19 @@ def _sources(module: ModuleType, seen: set[Path]) -> set[Path]:
     if file is None or Path(file) in seen or not _is_users(Path(file)):
         return seen
     seen.add(Path(file))
-    imported = {
-        alias.name if isinstance(node, ast.Import) else node.module
-        for node in ast.walk(ast.parse(Path(file).read_bytes()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    for name in filter(None, imported):
-        package = module.__package__ or ""
-        for known in (name, f"{package}.{name}" if package else name):
-            if known in sys.modules:
-                _sources(sys.modules[known], seen)
+    for node in ast.walk(ast.parse(Path(file).read_bytes())):
+        for name in _imported(node, module.__package__ or ""):
+            if name in sys.modules:
+                _sources(sys.modules[name], seen)
     return seen
+
+
+def _imported(node: ast.AST, package: str) -> list[str]:
+    """What an import statement may name, by their names among the modules: `from a import b` is a, and a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    place = ".".join([*parents, *filter(None, [node.module])])
+    return [place, *(f"{place}.{alias.name}" for alias in node.names)]
