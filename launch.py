@@ -429,7 +429,7 @@ COMMANDS = {
                 "huggingface", "huggingface (for transformers), timm, or reference (the authors' .pth.tar)", required=True
             ),
             "out": Flag("DIR", "a new folder", required=True),
-            "encoder": Flag("target", "target or context", "target"),
+            "encoder": Flag("target", "target: the one that is evaluated; or context: the one that a target follows", "target"),
             "step": STEP,
         },
     ),

@@ -81,7 +81,7 @@ SETTINGS = {
         "clip": number(None, 0, 1_000_000, "(]"),  # bound on the global gradient norm
         "moment_dtype": choice("float32", ("float32", "bfloat16"), fixed=True),  # of AdamW's first moment
     },
-    "warm_start": text(""),  # a workdir whose target encoder (of its best checkpoint, else its newest) starts this run
+    "warm_start": text(""),  # a workdir whose encoder (of its best checkpoint, else its newest) starts this run
     "probe": {
         "every": whole(0, 0, 1_000_000_000),  # steps between probes during training; 0: at the end only
         "train_images": whole(10000, 1, 100_000_000),

@@ -63,6 +63,11 @@ class Run:
             facts[config_lib.CODE] = self.code
         return {**config_lib.to_plain(self.config), **facts}
 
+    def trained(self, state: State) -> Any:
+        """The parameters of the encoder as it is now, None where the method has none."""
+        with jax.transfer_guard("allow"):  # where a method computes it
+            return self.method.encoder(state.params, state.target) if self.encoder else None
+
     @functools.cached_property
     def pooled(self) -> Callable[[Any, np.ndarray], features.Features]:
         """(encoder parameters, this process's images) -> features."""
@@ -248,8 +253,11 @@ def _with_encoder(method: Method, state: State, weights: Any) -> State:
     """A state that has these weights where the method picks its encoder, and where what its target follows has one."""
     params, target = (checkpoint.places({name: getattr(state, name)})[name] for name in ("params", "target"))
     new = {}
-    for chosen in (method.encoder(params, target), method.encoder(params, method.target(params))):
-        new |= dict(zip((place.path for place in jax.tree.leaves(chosen)), jax.tree.leaves(weights), strict=True))
+    try:
+        for chosen in (method.encoder(params, target), method.encoder(params, method.target(params))):
+            new |= dict(zip((place.path for place in jax.tree.leaves(chosen)), jax.tree.leaves(weights), strict=True))
+    except (TypeError, AttributeError):  # it computes with them
+        raise ValueError(f"warm_start: the encoder of {method.title} is computed, so there is no place for weights") from None
 
     def replaced(path, old):
         weight = new.get(checkpoint.Place(path).path)

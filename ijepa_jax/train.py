@@ -157,7 +157,7 @@ def _train(run: Run, state: State, start_step: int, requests: list) -> State:
             late = None
             if run.writer:
                 run.writer.flush()  # no checkpoint without the lines of the steps before it
-            score = probes.during(run, step, run.method.encoder(state.params, state.target)) if _due_probe(run, step) else None
+            score = probes.during(run, step, run.trained(state)) if _due_probe(run, step) else None
             _report_waiting(run)
             run.check_claim()
             run.checkpoints.save(state, step, run.settings(), score, **run.notes)
@@ -264,8 +264,7 @@ def _end_trace(run: Run) -> None:
 def _finish(run: Run, state: State, start_step: int, command: str, started: float) -> dict[str, Any]:
     """What the run came to, pictures, the report."""
     waiting = _waiting(run)
-    encoder = run.method.encoder(state.params, state.target) if run.encoder else None
-    found = _evaluate(run, encoder) if run.encoder else {}
+    found = _evaluate(run, run.trained(state)) if run.encoder else {}
     run.display.log("drawing pictures")
     found |= draw_pictures(run.workdir, run.config, run.method, state, run.test, run.pooled if run.encoder else None, run.mesh)
     report = {

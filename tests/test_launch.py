@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ijepa_jax import metrics
 from ijepa_jax.data.sources import open_source
+from tests import killed
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -240,23 +240,9 @@ def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> int:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
-    arguments = [*SMALL, "--config.optim.steps=800", "--config.checkpoint.every=10"]
-    assert launch(*arguments, f"--workdir={tmp_path}/whole")[0] == 0
-    rng, kills = random.Random(0), 0
-    while not (tmp_path / "killed" / "report" / "report.json").exists() and kills < 20:
-        process = start(*arguments, f"--workdir={tmp_path}/killed")
-        if kills % 2:  # at any moment: while it starts, restores, trains or saves
-            time.sleep(10 * rng.random())
-        else:
-            wait_for_step(tmp_path / "killed", 30 * (kills + 1), process)
-            time.sleep(rng.random() * 0.2)
-        process.kill()
-        process.communicate(timeout=120)
-        kills += 1
-    assert kills == 20
-    code, _, err = launch(*arguments, f"--workdir={tmp_path}/killed")
-    assert code == 0, err
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    arguments = ["pretrain", *SMALL, "--config.optim.steps=800", "--config.checkpoint.every=10"]
+    found = killed.compare(arguments, 20, tmp_path)
+    assert found["kills"] == 20 and found["whole"] == found["killed"]
 
 
 def test_what_was_compiled_is_kept_for_the_next_run(tmp_path):

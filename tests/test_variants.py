@@ -316,7 +316,8 @@ def test_it_is_evaluated_written_as_features_drawn_and_loaded(denoised, tmp_path
     drawn = explore(str(workdir), out=str(tmp_path / "look"), images=2, bank=16, display=train.Display(quiet=True))
     assert drawn["pictures"][0] == "pca.png" and "prediction.png" not in drawn["pictures"]
     page = (tmp_path / "look" / "index.md").read_text()
-    assert page.startswith("# What the encoder of Denoise sees") and "Left out: Denoise has no masks here" in page
+    assert page.startswith("# What the encoder of Denoise sees")
+    assert "Left out: Denoise does not predict tokens of blocks from contexts." in page
 
 
 def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
@@ -473,6 +474,31 @@ def test_an_edit_during_a_run_neither_ends_it_nor_gets_into_its_checkpoints(deno
     train.pretrain(mine, tmp_path / "run")
     notes = json.loads((tmp_path / "run" / "checkpoints" / "8" / "notes" / "metadata").read_text())
     assert notes["settings"]["method_code"]["source"] == before
+
+
+BETWEEN = """
+import jax
+from ijepa_jax.methods import IJepa
+
+
+class Between(IJepa):
+    def encoder(self, params, target):
+        return jax.tree.map(lambda new, old: (new + old) / 2, params["encoder"], target)
+"""
+
+
+def test_an_encoder_that_is_computed_is_probed_restored_and_evaluated(tmp_path):
+    place = write(tmp_path, "between.py", BETWEEN)
+    mine = config.with_method(small.config(optim__steps=4, probe__every=2, checkpoint__every=2), f"{place}:Between")
+    report = train.pretrain(mine, tmp_path / "run")
+    encoder, _ = checkpoint.restore_encoder(str(tmp_path / "run"), 4)
+    trees = checkpoint.restore_parts(str(tmp_path / "run"), 4, ("params", "target")).trees
+    both = trees["params"]["encoder"]["norm"]["bias"], trees["target"]["norm"]["bias"]
+    np.testing.assert_allclose(encoder["norm"]["bias"], sum(both) / 2, rtol=1e-6)
+    method = build.trained_method(mine)
+    assert report["encoder_digest"] == checkpoint.encoder_digest(encoder, method.backbone()) and report["probes"]
+    with pytest.raises(ValueError, match="the encoder of Between is computed, so there is no place for weights"):
+        train.pretrain(_changed(mine, warm_start=str(tmp_path / "run")), tmp_path / "warm")
 
 
 def test_an_encoder_in_a_list_is_picked_too(tmp_path):

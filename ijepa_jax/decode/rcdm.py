@@ -5,6 +5,7 @@ common is what the representation holds; what differs between them, it does not.
 that guesses the clean ones; the noise follows the cosine schedule (Nichol & Dhariwal 2021) in continuous time.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -177,12 +178,12 @@ class Rcdm(Method):
             lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), wanted, {"target": encoder, **saved.trees}
         )
         moments, count, total, squares = jax.jit(self._moments), 0, 0.0, 0.0
-        for batch in batches():
-            mean, square = jax.device_get(moments(teacher, batch))
-            images = len(batch["image"])
-            count, total, squares = count + images, total + images * mean, squares + images * square
-            if count >= _SAMPLE:
-                break
+        with contextlib.closing(batches()) as stream:
+            while count < _SAMPLE:
+                batch = next(stream)
+                mean, square = jax.device_get(moments(teacher, batch))
+                images = len(batch["image"])
+                count, total, squares = count + images, total + images * mean, squares + images * square
         average = total / count
         std = np.sqrt(np.maximum(squares / count - average**2, _SMALL))
         placed = {

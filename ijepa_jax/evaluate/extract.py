@@ -20,7 +20,7 @@ def extract(
     path: str, out: str, *, data: str = "", directory: str = "", kind: str = "last", split: str = "all", step: int = 0,
     display: Display,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes the features that a workdir's target encoder gives of a data set (by default the checkpoint's own) to an npz file.
+    """Writes the features that a workdir's encoder gives of a data set (by default the checkpoint's own) to an npz file.
 
     The file holds `features` float32 [N, ...] (see `Encoder.represent` for the kinds), `files` (names [N]), `split` [N], and,
     where there are labels, `label_TASK` int64 [N] and, where these have names, `classes_TASK` in their order. `step`: which

@@ -95,7 +95,8 @@ def explore(
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
     bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
-    saved = checkpoint.restore_parts(path, found_step, ("params", "target"))
+    predicts = isinstance(bench.method, prediction.Predicting)
+    saved = checkpoint.restore_parts(path, found_step, ("params", "target") if predicts else ())
     origin = saved.notes.get("origin", {"warm_start": True})
     look = _look(bench, Subject("checkpoint", params, digest), saved.trees, split, images, seed)
     result = {
@@ -137,12 +138,12 @@ def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, i
 
 def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> str:
     """Why there is nothing to be seen of what a method predicts; empty where there is."""
+    if not isinstance(method, prediction.Predicting):
+        return f"{method.title} does not predict tokens of blocks from contexts"
     if "params" not in learned:
         return "the checkpoint holds an encoder only, without a predictor"
     if not masks:
-        return f"{method.title} has no masks here: none that it draws, or a grid that is too small for them"
-    if not isinstance(method, prediction.Predicting):
-        return f"{method.title} does not predict tokens of blocks from contexts"
+        return f"the grid is too small for masks of {method.title}"
     if learned.get("target") is None:
         return f"{method.title} keeps no target encoder, whose output predictions are compared with"
     try:
