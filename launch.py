@@ -267,7 +267,7 @@ def export(given: SimpleNamespace) -> int:
 
 
 def benchmark(given: SimpleNamespace) -> int:
-    """Times the training step of the sizes given, or of a configuration; prints what was measured as a line of JSON."""
+    """Times the training step of the sizes given, or of a run's settings; prints what was measured as a line of JSON."""
     if given.cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     keep_freed_memory()
@@ -280,6 +280,8 @@ def benchmark(given: SimpleNamespace) -> int:
     try:
         work = timing.Workload(**{field: getattr(given, field) for field in fields}, dtype=dtype)
         if given.config_file:
+            if sizes := [field for field in fields if getattr(given, field) != COMMANDS["benchmark"].flags[field].default]:
+                raise ValueError(f"--{sizes[0].replace('_', '-')} is the configuration's own: leave it out, or --config")
             work = timing.of_run(given.config)
         options = compiler_options(given.compiler_options)
         result = timing.benchmark(work, steps=given.steps, warmup=given.warmup, data=given.data, compiler_options=options)

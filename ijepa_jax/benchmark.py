@@ -116,6 +116,11 @@ class Workload:
         )  # fmt: skip
 
     @property
+    def mesh(self) -> Mesh:
+        """All devices, along the batch."""
+        return make_mesh()
+
+    @property
     def pixels(self) -> tuple[int, int, int]:
         """The shape of an image."""
         return self.image, self.image, 3
@@ -134,8 +139,10 @@ class Workload:
 class Configured:
     """What a step works on where a run's settings say it, see `of_run`."""
 
+    config: Any  # the settings, completed
     made: Method
     optimiser: Optimizer
+    mesh: Mesh
     batch: int  # images a step
     pixels: tuple[int, int, int]  # the shape of an image
     parts: int  # that a batch is computed in
@@ -158,12 +165,14 @@ def of_run(config: Any) -> Configured:
     """The step of a run's settings, of any method. Raises ValueError for settings that do not fit."""
     from ijepa_jax import build  # needs libraries of data and configurations, which a bare GPU image lacks
 
-    method, optim, data = build.method(config), config.optim, config.data
+    config = build.completed(config)
+    method, optim, data, mesh = build.method(config), config.optim, config.data, build.mesh(config)
     model = {name: config.model[name] for name in ("size", "patch", "dtype", "attention", "scan", "remat")}
     pixels = (*data.image_size, data.channels)
     told = {"method": method.title, **model, "image": list(pixels), "batch": optim.batch_size, "parts": optim.accumulation}
+    told["mesh"] = dict(mesh.shape)
     optimizer = build.optimizer(config, method, 1000 * optim.batch_size)  # a number of examples that does not matter
-    return Configured(method, optimizer, optim.batch_size, pixels, optim.accumulation, told)
+    return Configured(config, method, optimizer, mesh, optim.batch_size, pixels, optim.accumulation, told)
 
 
 def benchmark(
@@ -177,7 +186,7 @@ def benchmark(
     `data`, a name of a data set, the step is fed by the loader as well: `fed` has its `images_per_s`, their share of the rate
     without, and the share of the time that the step waited.
     """
-    method, mesh = work.method(), make_mesh()
+    method, mesh = work.method(), work.mesh
     if work.batch % mesh.size:
         raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
     state, step = _prepared(work, method, mesh, compiler_options)
@@ -232,7 +241,7 @@ def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, 
     Operations are named by what they come from in the program (`transpose` is backward; numbers of blocks are *), a fusion
     by its result, the longest first. Devices and threads that work at once are added up. Empty where a device tells nothing.
     """
-    method, mesh = work.method(), make_mesh()
+    method, mesh = work.method(), work.mesh
     state, step = _prepared(work, method, mesh, None)
     batch = _random_batch(work, method, mesh)
     compiled = step.lower(state, batch).compile()
@@ -282,7 +291,7 @@ def _batches(work: Workload | Configured, data: str, method: Method) -> Iterator
     from ijepa_jax import build
     from ijepa_jax import config as config_lib
 
-    config = config_lib.default()
+    config = config_lib.default() if isinstance(work, Workload) else work.config.copy_and_resolve_references()
     config.data.name, config.data.image_size, config.data.channels = data, work.pixels[:2], work.pixels[2]
     config.optim.batch_size = work.batch
     config.data.size = max(config.data.size, 4 * work.batch) if data == "scenes" else config.data.size

@@ -18,6 +18,11 @@ from ijepa_jax.sharding import make_mesh
 from ijepa_jax.step import train_step
 
 
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A run's settings with the sections of its method, and with those of what they name (see `Method.completed`)."""
+    return find(config.method).completed(config_lib.with_method(config, config.method))
+
+
 def method(config: ml_collections.ConfigDict) -> Method:
     """The objective that is to be trained. Raises ValueError, naming the setting, where settings do not fit."""
     config_lib.check(config)

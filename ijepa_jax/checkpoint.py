@@ -193,16 +193,17 @@ class Checkpoints:
         folder = self.folder / str(step)
         with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
             saved = _tree(checkpointer, folder / "state")
-        try:
-            chosen = choose(*places({key: saved.get(key) for key in _TRAINED}).values())
-            picks = jax.tree.leaves(chosen)
-            picked = all(isinstance(place, Place) for place in picks)
-        except Exception:  # it computes with them
-            picked = False
-        if not picked:
+        chosen = picked({key: saved.get(key) for key in _TRAINED}, choose)
+        if chosen is None:
             trees = self.parts(step, _TRAINED)
-            return choose(*(trees.get(key) for key in _TRAINED))
-        trees = self.parts(step, [place.path for place in picks]) if picks else {}
+            try:
+                return choose(*(trees.get(key) for key in _TRAINED))
+            except Exception as error:
+                reason = f"{type(error).__name__}: {_first_line(error)}"
+                raise CheckpointError(
+                    f"{_shown(folder)} does not hold what the method takes for its encoder ({reason})"
+                ) from error
+        trees = self.parts(step, [place.path for place in jax.tree.leaves(chosen)])
         return jax.tree.map(lambda place: place.of(trees), chosen)
 
     def _sums(self, step: int, notes: dict[str, Any]) -> dict[str, int]:
@@ -270,9 +271,24 @@ class Place:
         return trees
 
 
-def places(trees: Any) -> Any:
-    """The same trees with the `Place` of each array instead of it: what a method picks of them tells which arrays it takes."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: Place(path), trees)
+def picked(trees: dict[str, Any], choose: Callable[[Any, Any], Any]) -> Any:
+    """What is taken of some trees (params, target), as the `Place` of each array; None where it is computed, or not there."""
+    named = jax.tree_util.tree_map_with_path(lambda path, _: Place(path), {key: trees.get(key) for key in _TRAINED})
+    try:
+        chosen = choose(*(named[key] for key in _TRAINED))
+    except Exception:
+        return None
+    leaves = jax.tree.leaves(chosen)
+    return chosen if leaves and all(isinstance(leaf, Place) for leaf in leaves) else None
+
+
+def followed(method: Method, params: Any) -> Any:
+    """The encoder that a method's target follows; that of the method where nothing is followed."""
+    tree = method.target(params)
+    try:
+        return method.encoder(params, tree)
+    except (LookupError, TypeError, AttributeError):  # what is kept beside the parameters is more than what is followed
+        return tree
 
 
 class _Manager(ocp.CheckpointManager):
@@ -460,11 +476,11 @@ def restore_parts(path: str, step: int = 0, parts: Sequence[str] = ("target",), 
 
 @quiet
 def restore_encoder(
-    path: str, step: int = 0, parts: Sequence[str] = (), *, followed: bool = False, log: Log = _say
+    path: str, step: int = 0, parts: Sequence[str] = (), *, online: bool = False, log: Log = _say
 ) -> tuple[Any, Saved]:
     """The encoder's parameters (NumPy) of a workdir's checkpoint, which its method tells, and other parts, as `restore_parts`.
 
-    `followed`: instead, the encoder that its target follows. Raises CheckpointError where there is no encoder.
+    `online`: instead, the encoder that its target follows. Raises CheckpointError where there is no encoder.
     """
     with _opened(path, step, log) as (checkpoints, step):
         saved = Saved(checkpoints.parts(step, parts) if parts else {}, checkpoints.notes(step), step)
@@ -473,10 +489,10 @@ def restore_encoder(
             log(f"{path}: the code of method {name!r} is not what it was trained with")
         if method.backbone() is None:
             raise CheckpointError(f"{path} holds no encoder but what method {name!r} trains: give another run's workdir")
-        if followed and saved.notes.get("encoder_only"):
+        if online and saved.notes.get("encoder_only"):
             raise CheckpointError(f"{path} holds a target encoder only: it was imported without its training state")
-        online = lambda params, _: method.encoder(params, method.target(params))  # noqa: E731
-        return checkpoints.encoder(step, online if followed else method.encoder), saved
+        choose = (lambda params, _: followed(method, params)) if online else method.encoder
+        return checkpoints.encoder(step, choose), saved
 
 
 @contextlib.contextmanager

@@ -240,7 +240,11 @@ def explain(error: Exception, given: Mapping[str, str], settings: Mapping[str, r
         if key not in settings and not any(known.startswith(f"{key}.") for known in settings):
             ends = {known.rpartition(".")[2]: known for known in settings}
             near = difflib.get_close_matches(key, settings, 1) or difflib.get_close_matches(key.rpartition(".")[2], ends, 1)
-            hint = f"did you mean --config.{ends.get(near[0], near[0])}?" if near else "ijepa_jax/config.py lists all there are"
+            hint = (
+                f"did you mean --config.{ends.get(near[0], near[0])}?"
+                if near
+                else "ijepa_jax/config.py, and the method's file, list all there are"
+            )
             return f"unknown setting --config.{key}: {hint}"
         if isinstance(error, flags.IllegalFlagValueError) and f"--config.{key}={value}" in str(error) and key in settings:
             return f"--config.{key}={value} must be {settings[key].described()}"

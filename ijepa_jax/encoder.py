@@ -17,8 +17,8 @@ KINDS = ("last", "last4", "patches", "layers")
 class Encoder:
     """A network without its parameters, the size of the images it is given, and how they are normalised.
 
-    The network is a ViT, or a module that gives patches likewise: with `patch` and `width`, and `layers=True` for the outputs
-    [B, N, width] of all its layers.
+    The network is a ViT, or a module that gives patches likewise: with `patch` and `width`, and with `layers=True` a list of
+    arrays [B, N, width], one for each layer, and last its output.
     """
 
     network: ViT
@@ -67,14 +67,14 @@ class Encoder:
         *blocks, last = self._outputs(params, images)
 
         def normed(tokens: jax.Array) -> jax.Array:
-            """Through the final norm, where the network has one."""
-            if "norm" not in params:
+            """Through the final norm of a ViT."""
+            if not isinstance(self.network, ViT):
                 return tokens
             return LayerNorm(self.network.epsilon, jnp.float32).apply({"params": params["norm"]}, tokens)
 
         make = {
             "last": lambda: last.mean(axis=1),
-            "last4": lambda: jnp.concatenate([normed(tokens).mean(axis=1) for tokens in blocks[-4:]], axis=-1),
+            "last4": lambda: jnp.concatenate([normed(tokens).mean(axis=1) for tokens in blocks[-4:] or [last]], axis=-1),
             "patches": lambda: last,
             "layers": lambda: jnp.stack([tokens.mean(axis=1) for tokens in blocks], axis=1),
         }

@@ -18,7 +18,7 @@ from ijepa_jax import build, sharding
 from ijepa_jax import config as config_lib
 from ijepa_jax.collectives import count_collectives
 from ijepa_jax.flops import PEAK_TFLOPS
-from ijepa_jax.methods import Method, find
+from ijepa_jax.methods import Method
 from ijepa_jax.relayouts import count_relayouts
 from ijepa_jax.step import init
 
@@ -59,7 +59,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         ValueError: settings that do not fit each other or the topology, or a topology that there is not.
         ModuleNotFoundError: libtpu is not installed.
     """
-    config = find(config.method).completed(config)
+    config = build.completed(config)
     config_lib.check_run(config)
     method = build.method(config)
     chip, devices = _devices(topology)

@@ -123,7 +123,7 @@ def load(
         path: a workdir, WORKDIR/checkpoints/STEP, a transformers or timm folder, a timm safetensors file, the authors'
             `.pth.tar`, or ORG/NAME, which the Hugging Face hub's cache holds (huggingface_hub must be installed).
         step: of a workdir's checkpoints; 0: the best by probe, else the newest; -1: the newest.
-        encoder: `target`, as evaluations take it, or `context`.
+        encoder: `target`, the one that is evaluated, or `context`, which a target follows; the same where there is none.
         dtype: of the computation, float32 or bfloat16.
         heads: of the attention, where neither the weights' configuration nor a known size tells.
 

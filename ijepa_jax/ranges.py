@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-_MOST = 10**12  # what numbers without a range of their own may be
 _INTERVALS = {
     "[]": "from {} to {}",
     "(]": "above {} and at most {}",
@@ -110,8 +109,7 @@ def _of_default(key: str, default: Any) -> Setting:
     kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else None
     if kind not in (bool, int, float, str):
         raise ValueError(f"{key} {default!r} is no default of a setting: give a number, text, True, False, or a tuple of these")
-    bounds = (-_MOST, _MOST) if kind in (int, float) else ()
-    return Setting(tuple(default) if several else default, kind, *bounds, length=len(default) if several else None, fixed=True)
+    return Setting(tuple(default) if several else default, kind, length=len(default) if several else None, fixed=True)
 
 
 def defaults(settings: Mapping[str, Any]) -> Any:

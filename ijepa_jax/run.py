@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -184,7 +185,8 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
         images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
         tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
         code = {config_lib.CODE: old[config_lib.CODE]} if config_lib.CODE in old else {}
-        known = {**config_lib.to_plain(config_lib.from_plain(old)), "method": old["method"]}
+        here = {**old, "method": run.config.method, config_lib.CODE: {}}  # and not the file it was in, which may be another now
+        known = {**config_lib.to_plain(config_lib.from_plain(here)), "method": old["method"]}
         changed = config_lib.differences({**images, **known, **code}, settings)
         if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
             changed = {
@@ -201,9 +203,10 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
 
 
 def _refuse_method(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises ValueError for checkpoints of another method; one's own is known by its class, wherever its file lies."""
-    was, now = (settings.get(config_lib.CODE, {}).get("class", settings["method"]) for settings in (old, new))
-    if was != now:
+    """Raises ValueError for checkpoints of another method; one's own is known by its class and its file's name, or its code."""
+    was, now = (settings.get(config_lib.CODE, {"class": settings["method"]}) for settings in (old, new))
+    moved = Path(was.get("file", "")).name != Path(now.get("file", "")).name and was.get("source") != now.get("source")
+    if was["class"] != now["class"] or moved:
         raise ValueError(
             f"{run.workdir} holds checkpoints of another method: method was {old['method']!r}, now {new['method']!r}. Use "
             "that, or another workdir"
@@ -251,20 +254,18 @@ def _warm_start(run: Run, state: State) -> State:
 
 def _with_encoder(method: Method, state: State, weights: Any) -> State:
     """A state that has these weights where the method picks its encoder, and where what its target follows has one."""
-    params, target = (checkpoint.places({name: getattr(state, name)})[name] for name in ("params", "target"))
-    new = {}
-    try:
-        for chosen in (method.encoder(params, target), method.encoder(params, method.target(params))):
+    kept, new = {"params": state.params, "target": state.target}, {}
+    for choose in (method.encoder, lambda params, _: checkpoint.followed(method, params)):
+        if (chosen := checkpoint.picked(kept, choose)) is None:
+            raise ValueError(f"warm_start: the encoder of {method.title} is computed, so there is no place for weights")
+        if jax.tree.structure(chosen) == jax.tree.structure(weights):
             new |= dict(zip((place.path for place in jax.tree.leaves(chosen)), jax.tree.leaves(weights), strict=True))
-    except (TypeError, AttributeError):  # it computes with them
-        raise ValueError(f"warm_start: the encoder of {method.title} is computed, so there is no place for weights") from None
 
     def replaced(path, old):
         weight = new.get(checkpoint.Place(path).path)
         return old if weight is None else jax.device_put(weight.astype(old.dtype), old.sharding)
 
-    trees = jax.tree_util.tree_map_with_path(replaced, {"params": state.params, "target": state.target})
-    return state.replace(**trees)
+    return state.replace(**jax.tree_util.tree_map_with_path(replaced, kept))
 
 
 def _check_same_function(run: Run, saved: checkpoint.Saved) -> None:

@@ -20,7 +20,7 @@ from ijepa_jax import metrics as metrics_lib
 from ijepa_jax.checkpoint import CheckpointError, digest_of, encoder_digest
 from ijepa_jax.console import Display
 from ijepa_jax.data.sources import DataError
-from ijepa_jax.methods import find, identity
+from ijepa_jax.methods import identity
 from ijepa_jax.run import Run, open_run, start
 from ijepa_jax.signals import stop_requests
 from ijepa_jax.step import State
@@ -58,10 +58,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     """
     started = time.monotonic()
     workdir, place = os.fspath(workdir), absolute(workdir)
-    config = find(config.method).completed(config_lib.with_method(config, config.method))
+    config = build.completed(config)
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     facts = {**config_lib.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
-    processes.check_agreement({**facts, **identity(config.method)})
+    code = {name: value for name, value in identity(config.method).items() if name != "file"}  # which may lie elsewhere
+    processes.check_agreement({**facts, **code})
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim:
         return _pretrain(config, place, command, display, started, check_claim)
 
@@ -268,6 +269,7 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
     run.display.log("drawing pictures")
     found |= draw_pictures(run.workdir, run.config, run.method, state, run.test, run.pooled if run.encoder else None, run.mesh)
     report = {
+        **found,
         "method": run.config.method,
         "name": run.method.title,
         "seconds": round(time.monotonic() - started, 1),
@@ -281,7 +283,6 @@ def _finish(run: Run, state: State, start_step: int, command: str, started: floa
         "params_digest": params_digest(state),
         "best_step": run.checkpoints.best_step(),
         "bad_images": sum(processes.gather_objects(len(run.bad.names))),
-        **found,
         "data": run.config.data.name,
         "command": command,
         "environment": environment(),

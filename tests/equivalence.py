@@ -18,6 +18,7 @@ as with 1e-8 gradients that are zero but for rounding, of whatever parameter, wo
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import numpy as np
 
@@ -47,12 +49,10 @@ def train(options: argparse.Namespace) -> None:
 
     if options.processes > 1:
         processes.start(options.coordinator, options.processes, options.process)
-    from functools import partial
-
     from ijepa_jax import sharding
     from ijepa_jax.step import init, train_step
 
-    method, optimizer, stream = small_run() if not options.config else configured_run(options.config, options.settings)
+    method, optimizer, batches = small_run() if not options.config else configured_run(options.config, options.settings)
     mesh = sharding.make_mesh(options.data, options.fsdp)
     fresh = partial(init, method, optimizer, 0)
     places = sharding.state_shardings(jax.eval_shape(fresh), mesh)
@@ -60,14 +60,19 @@ def train(options: argparse.Namespace) -> None:
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=options.accumulation)
     step = sharding.jit_step(step, state, mesh)
+
+    def placed():
+        with contextlib.closing(batches()) as stream:
+            for batch in stream:
+                yield sharding.place_batch({key: batch[key] for key in batch.keys() - {"index", "source", "bad"}}, mesh)
+
+    state = method.begin(state, placed)
     losses, reach = [], 0.0
-    for _ in range(options.steps):
-        batch = next(stream)
-        placed = sharding.place_batch({key: batch[key] for key in batch.keys() - {"index", "source", "bad"}}, mesh)
-        state, metrics = step(state, placed)
-        losses.append(float(metrics["loss"]))
-        reach += float(metrics["learning_rate"])
-    stream.close()
+    with contextlib.closing(placed()) as stream:
+        for _ in range(options.steps):
+            state, metrics = step(state, next(stream))
+            losses.append(float(metrics["loss"]))
+            reach += float(metrics["learning_rate"])
     tensors = jax.tree_util.tree_leaves_with_path({"params": state.params, "target": state.target})
     weights = {jax.tree_util.keystr(path, simple=True, separator="/"): processes.fetch(leaf) for path, leaf in tensors}
     if processes.is_first():
@@ -94,9 +99,9 @@ def small_run() -> tuple:
         momentum=0.99, final_momentum=1.0, clip=1.0,
     )  # fmt: skip
     pixels = np.random.default_rng(0).integers(0, 256, (64, 30, 28, 3), np.uint8)
-    stream = pipeline.train_batches(
-        sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH, image_size=(24, 24), channels=3,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+    stream = partial(
+        pipeline.train_batches, sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH,
+        image_size=(24, 24), channels=3, process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     return method, optimizer, stream
 
@@ -109,10 +114,15 @@ def configured_run(file: str, settings: list[str]) -> tuple:
     from ijepa_jax import build, commandline
 
     config = commandline.read("pretrain", launch.COMMANDS["pretrain"], ["--config", file, *settings]).config
+    config = build.completed(config)
     config.optim.eps = 1e-3
     method, data = build.method(config), build.source(config, "train")
-    stream = build.train_batches(config, data, method.prepare(), 0, jax.process_index(), jax.process_count())
-    return method, build.optimizer(config, method, len(data)), stream
+    place = jax.process_index(), jax.process_count()
+    return (
+        method,
+        build.optimizer(config, method, len(data)),
+        lambda: build.train_batches(config, data, method.prepare(), 0, *place),
+    )
 
 
 def run_cell(name: str, options: argparse.Namespace, folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -22,15 +22,15 @@ sys.path.insert(0, str(ROOT))
 from ijepa_jax import metrics  # noqa: E402 - found by the line above, wherever this is started from
 
 
-def start(command: list[str], workdir: pathlib.Path) -> subprocess.Popen:
-    """The run of a workdir, as a process."""
+def start(command: list[str], workdir: pathlib.Path, said: int = subprocess.DEVNULL) -> subprocess.Popen:
+    """The run of a workdir, as a process; `said`: where what it says goes."""
     command = [sys.executable, str(ROOT / "launch.py"), *command, f"--workdir={workdir}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(command: list[str], workdir: pathlib.Path) -> str:
     """Lets a run come to its end; returns the digest of what it trained."""
-    process = start(command, workdir)
+    process = start(command, workdir, subprocess.PIPE)
     said, _ = process.communicate(timeout=1200)
     if process.returncode:
         raise SystemExit(f"the run in {workdir} failed:\n{said[-3000:]}")
@@ -59,7 +59,7 @@ def compare(command: list[str], kills: int, folder: pathlib.Path) -> dict:
             wait_for_step(folder / "killed", steps * (done + 1) // (kills + 2), process)
             time.sleep(rng.random() * 0.2)
         process.kill()
-        process.communicate(timeout=120)
+        process.wait(timeout=120)
         done += 1
     return {"kills": done, **found, "killed": finish(command, folder / "killed")}
 

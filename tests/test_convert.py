@@ -219,7 +219,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
         assert fact in card, fact
     for name, row in report["probes"].items():
         low, high = row["interval"]
-        line = f"| {name} | {row['ijepa']:.1f} | {low:.1f} .. {high:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |"
+        line = f"| {name} | {row['trained']:.1f} | {low:.1f} .. {high:.1f} | {row['random_init']:.1f} | {row['pixels']:.1f} |"
         assert line in card
     file, ours = tmp_path / "theirs" / "checkpoint.pth.tar", tmp_path / "ours"
     code, out, err = launch("import", "--from", file, "--out", ours, *SMALL)

@@ -44,7 +44,10 @@ def digest(workdir: Path) -> str:
     "arguments, line",
     [
         (["--config.optim.peek_lr=1"], "error: unknown setting --config.optim.peek_lr: did you mean --config.optim.peak_lr?"),
-        (["--config.zzz=1"], "error: unknown setting --config.zzz: ijepa_jax/config.py lists all there are"),
+        (
+            ["--config.zzz=1"],
+            "error: unknown setting --config.zzz: ijepa_jax/config.py, and the method's file, list all there are",
+        ),
         (["--config.optim.peak_lr=high"], "error: --config.optim.peak_lr=high must be a number above 0"),
         (
             ["--config.optim.clip=None", "--config.data.flip", "--config.data.image_size=32", "--dry-run"],

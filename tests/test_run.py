@@ -32,7 +32,14 @@ def start(name: str, kept: dict | None = None) -> tuple[dict, list[str]]:
     config = small.config(data__name=name)
     train, said = build.source(config, "train"), []
     checkpoints = SimpleNamespace(steps=lambda: [4] if kept else [], notes=lambda step: {"settings": kept})
-    fields = {"config": config, "train": train, "contents": train.contents(), "workdir": "W", "checkpoints": checkpoints}
+    fields = {
+        "config": config,
+        "train": train,
+        "contents": train.contents(),
+        "code": {},
+        "workdir": "W",
+        "checkpoints": checkpoints,
+    }
     started = SimpleNamespace(**fields, display=SimpleNamespace(log=said.append))
     settings = run.Run.settings(started)
     run._refuse_changes(started, settings)

@@ -334,7 +334,7 @@ def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
     (tmp_path / "variance.py").write_text(FILES["pixels.py"])
     other = config.with_method(small.config(optim__steps=4), f"{tmp_path}/variance.py:Pixels")
     train.pretrain(other, tmp_path / "pixels")
-    with pytest.raises(ValueError, match=r"is of pixel targets, which has its own target: a decoder reads I-JEPA's"):
+    with pytest.raises(ValueError, match=r"is of pixel targets, which has its own init, target: a decoder reads I-JEPA's"):
         methods.find("rcdm").completed(
             _changed(config.default("rcdm"), decoder__checkpoint=f"{tmp_path}/pixels", data__name="")
         )

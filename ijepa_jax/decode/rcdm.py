@@ -7,6 +7,7 @@ that guesses the clean ones; the noise follows the cosine schedule (Nichol & Dha
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -34,7 +35,8 @@ _DECODED_DATA = ("image_size", "channels", "mean", "std", "eval_crop")
 _DECODED_NAME = ("name", "directory", "size", "test_size")  # likewise, unless data are named
 
 _KEPT = ("encoder", "encoder and predictor")
-_PARTS = ("encode_target", "gather_targets", "encode_context", "predict", "target", "encoder")  # that make representations
+# what a method's representations are made by
+_PARTS = ("from_settings", "init", "encode_target", "gather_targets", "encode_context", "predict", "target", "encoder")
 
 SETTINGS = {
     "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
@@ -89,7 +91,8 @@ class Rcdm(Method):
         decoded, method = saved.config(), saved.method()
         if not isinstance(method, IJepa):
             raise ValueError(f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, not of I-JEPA's kind")
-        if own := [part for part in _PARTS if getattr(type(method), part) is not getattr(IJepa, part)]:
+        look_up = inspect.getattr_static
+        if own := [part for part in _PARTS if look_up(type(method), part) is not look_up(IJepa, part)]:
             whose = f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, which has its own {', '.join(own)}"
             raise ValueError(f"{whose}: a decoder reads I-JEPA's representations only")
         config = config.copy_and_resolve_references()

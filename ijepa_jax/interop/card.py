@@ -57,12 +57,8 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
 def _is_of_target(method: Method) -> bool:
     """Whether the encoder is the target's, beside which there is another."""
     trees = jax.eval_shape(lambda key: (params := method.init(key), method.init_target(params, key)), jax.random.key(0))
-    places = checkpoint.places(dict(zip(("params", "target"), trees, strict=True)))
-    try:
-        chosen = jax.tree.leaves(method.encoder(places["params"], places["target"]))
-        return all(place.path.startswith("target/") for place in chosen)
-    except Exception:  # it computes with them
-        return False
+    chosen = checkpoint.picked(dict(zip(("params", "target"), trees, strict=True)), method.encoder)
+    return chosen is not None and all(place.path.startswith("target/") for place in jax.tree.leaves(chosen))
 
 
 def _history(weights: Weights) -> str:

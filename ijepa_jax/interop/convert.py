@@ -107,13 +107,14 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
         raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
     wanted = ["head", *["params", "opt_state"] * training]
     with sparingly():
-        tree, saved = checkpoint.restore_encoder(path, step, wanted, followed=encoder == "context")
+        tree, saved = checkpoint.restore_encoder(path, step, wanted, online=encoder == "context")
     trees, notes, settings = saved.trees, saved.notes, saved.notes["settings"]
     kept = None
     if "opt_state" in trees and {*trees["params"]} == {*_NETWORKS} and "predictor" in settings:
         moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
         examples = settings.get(config_lib.EXAMPLES, 0)
-        kept = Training(trees["params"], moments, saved.step, settings["optim"]["batch_size"], examples)
+        if {jax.tree.structure(moment) for moment in moments} == {jax.tree.structure(trees["params"])}:  # AdamW's
+            kept = Training(trees["params"], moments, saved.step, settings["optim"]["batch_size"], examples)
     return Weights(
         tree,
         saved.config(),

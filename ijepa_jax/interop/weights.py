@@ -150,7 +150,8 @@ def _checked_base(
 def architecture_of(settings: ml_collections.ConfigDict) -> Architecture:
     """The architecture that settings name. Raises WeightsError where the method has an encoder of its own kind."""
     method = build.trained_method(settings)
-    encoder = method.backbone()
+    if (encoder := method.backbone()) is None:
+        raise WeightsError(f"{method.title} trains no encoder")
     network = encoder.network
     if not isinstance(network, ViT):
         raise WeightsError(f"the encoder of {method.title} is a {type(network).__name__}: only our ViT has a form elsewhere")

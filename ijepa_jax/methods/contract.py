@@ -37,8 +37,8 @@ class Method(abc.ABC):
     """An objective: a frozen dataclass that has at least `init` and `loss`; for all else there is a default.
 
     `title` is what reports, curves and cards call it: the class's name, unless it says another. `about` is what a card says of
-    it, as the end of a sentence. `additive` tells whether a
-    batch's loss is the mean of its parts', by their `weight`: if not, gradients cannot be accumulated.
+    it, as the end of a sentence. `additive` tells whether a batch's loss is the mean of its parts', by their `weight`: if not,
+    gradients cannot be accumulated.
     """
 
     title: ClassVar[str]
@@ -68,9 +68,7 @@ class Method(abc.ABC):
         added = {
             field.name: _default(field)
             for field in (dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ())
-            if field.init
-            and field.name not in {*known, *vars(Method)}
-            and isinstance(field.default, (bool, int, float, str, tuple))
+            if field.init and field.name not in {*known, *vars(Method)} and _is_plain(field.default)
         }
         return {"custom": added} if added else {}
 
@@ -112,8 +110,9 @@ class Method(abc.ABC):
         return jax.tree.map(jnp.copy, self.target(params))
 
     def update_target(self, target: Any, params: Params, momentum: jax.Array) -> Any:
-        """The target after a step, given the updated parameters: the moving average."""
-        return moving_average(momentum, target, self.target(params))
+        """The target after a step, given the updated parameters: the moving average; as it was where nothing is followed."""
+        followed = self.target(params)
+        return target if followed is None else moving_average(momentum, target, followed)
 
     def begin(self, state: Any, batches: Callable[[], Any]) -> Any:
         """Completes a fresh state before the first step, outside of what is compiled: by weights of elsewhere, say.
@@ -150,11 +149,11 @@ class Method(abc.ABC):
         return None
 
     def encoder(self, params: Params, target: Any) -> Any:
-        """The parameters of what is probed, evaluated, exported and drawn: the target's, or, without one, `params["encoder"]`.
+        """The parameters of what is probed, evaluated, exported and drawn: the average, or, without one, `params["encoder"]`.
 
         It should only pick: then no more than that is read of a checkpoint.
         """
-        return params["encoder"] if target is None else target
+        return target if params is None or self.target(params) is not None else params["encoder"]
 
     def flops(self) -> dict[str, int] | None:
         """Floating-point operations of an image and step by part; None: it does not tell."""
@@ -173,11 +172,20 @@ class Method(abc.ABC):
         return {}
 
 
+def _is_plain(default: Any) -> bool:
+    """Whether a default is one of a setting: a number, a text, a flag, or several of one of these."""
+    values = default if isinstance(default, tuple) else (default,)
+    kinds = {float if type(value) is int else type(value) for value in values}
+    return len(kinds) == 1 and kinds <= {bool, float, str}
+
+
 def _default(field: dataclasses.Field) -> Any:
     """A field's default; numbers that are annotated as floats are floats."""
-    if "float" not in str(field.type) or isinstance(field.default, (bool, str)):
+    if "float" not in str(field.type):
         return field.default
-    return tuple(map(float, field.default)) if isinstance(field.default, tuple) else float(field.default)
+    several = isinstance(field.default, tuple)
+    made = [float(value) if type(value) is int else value for value in (field.default if several else (field.default,))]
+    return tuple(made) if several else made[0]
 
 
 def nothing(index: np.ndarray) -> Arrays:

@@ -118,6 +118,8 @@ class IJepa(Method):
         """
         config = config.copy_and_resolve_references()
         config.model.drop_path = 0.0
+        if config.predictor.width % (config.predictor.heads or from_settings(config.model).heads):
+            config.predictor.heads = 1  # of an encoder that came without one
         try:
             masks_of(config)
         except ValueError:

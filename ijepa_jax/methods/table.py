@@ -169,7 +169,8 @@ def _sources(module: ModuleType, seen: set[Path]) -> set[Path]:
 def _imported(node: ast.AST, package: str) -> list[str]:
     """What an import statement may name, by their names among the modules: `from a import b` is a, and a.b."""
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+        names = [alias.name.split(".") for alias in node.names]
+        return [".".join(parts[: i + 1]) for parts in names for i in range(len(parts))]
     if not isinstance(node, ast.ImportFrom):
         return []
     parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []

@@ -52,7 +52,7 @@ class Predictions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Drawing:
     """All that is drawn: images, what the encoders (trained, random_init) make of them, masks and predictions."""
 
     gallery: Gallery
@@ -124,7 +124,7 @@ def _patches(bench: Bench, subject: Subject, gallery: Gallery) -> np.ndarray:
     return features_lib.collect(bench.batches(source), bench.extract(subject, ("patches",)), bench.mesh)[0]["patches"]
 
 
-def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, images: int, seed: int) -> Look:
+def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, images: int, seed: int) -> Drawing:
     """Encodes the bank and predicts what is masked; `learned`: `params` and `target`, as far as they are there and of use."""
     subjects = {"trained": trained, "random_init": random_init(bench, "random_init", seed)}
     pooled = {name: bench.features(subject, ("last",), split) for name, subject in subjects.items()}
@@ -133,7 +133,7 @@ def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, i
     encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
     masks = gallery.masks(min(len(rows), max(_MEASURED, images)), seed)
     left_out = _cannot_predict(bench.method, learned, gallery, masks)
-    return Look(gallery, encoded, masks, None if left_out else _predict(bench, learned, gallery, masks), left_out)
+    return Drawing(gallery, encoded, masks, None if left_out else _predict(bench, learned, gallery, masks), left_out)
 
 
 def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> str:
@@ -215,7 +215,7 @@ def _summary(predictions: Predictions | None, masks: dict[str, np.ndarray]) -> d
     return {"images": count, **{name: value for name, value in means.items() if name not in alone}}
 
 
-def _draw(folder: epath.Path, look: Look, seed: int) -> dict[str, Any]:
+def _draw(folder: epath.Path, look: Drawing, seed: int) -> dict[str, Any]:
     """Draws all pictures; returns their names, in the page's order, and what was measured for them."""
     for name in explore_page.PICTURES:
         (folder / name).unlink(missing_ok=True)  # another page's, perhaps with more pictures
@@ -238,7 +238,7 @@ def _draw(folder: epath.Path, look: Look, seed: int) -> dict[str, Any]:
     }
 
 
-def _draw_images(folder: epath.Path, look: Look) -> None:
+def _draw_images(folder: epath.Path, look: Drawing) -> None:
     """Draws what is masked, encoded and predicted of the chosen images."""
     gallery, trained, random = look.gallery, look.encoded["trained"], look.encoded["random_init"]
     images, grid = gallery.images(gallery.chosen), gallery.method.backbone().grid
