@@ -129,13 +129,17 @@ class Checkpoints:
         """
         for unfinished in self._unfinished():
             log(f"checkpoint {unfinished} was never finished: ignored")
-        problems = []
-        for step in reversed(self.steps()):
-            restored, problem = self._try(step, shapes)
-            if restored is not None:
-                return restored
-            problems.append(problem)
-            log(f"{problem}: trying the one before it")
+        while True:
+            problems, steps = [], self.steps()
+            for step in reversed(steps):
+                restored, problem = self._try(step, shapes)
+                if restored is not None:
+                    return restored
+                problems.append(problem)
+                log(f"{problem}: trying the one before it")
+            self._manager.reload()
+            if processes.all_succeeded(self.steps() == steps):  # else a run that was taken over from has saved meanwhile
+                break
         if problems:
             raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
         return None

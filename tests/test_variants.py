@@ -18,13 +18,13 @@ import pytest
 
 import ijepa_jax
 import launch
-from ijepa_jax import build, checkpoint, commandline, config, methods, train
+from ijepa_jax import build, checkpoint, commandline, config, methods, run, train
 from ijepa_jax.evaluate import suite
 from ijepa_jax.evaluate.extract import extract
 from ijepa_jax.evaluate.settings import default
 from ijepa_jax.interop import card, convert
-from ijepa_jax.interop.weights import Weights, WeightsError
-from ijepa_jax.methods import IJepa
+from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
+from ijepa_jax.methods import IJepa, Method
 from ijepa_jax.optim import Optimizer, warmup_cosine
 from ijepa_jax.step import init, train_step
 from ijepa_jax.visualize.explore import explore
@@ -170,7 +170,7 @@ def test_the_digest_of_a_source_is_of_all_that_is_the_user_s_and_the_same_in_eve
 def test_fields_of_every_kind_are_settings_of_that_kind(tmp_path):
     text = """
 import dataclasses
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import IJepa, Method
 
 @dataclasses.dataclass(frozen=True)
 class Mine(IJepa):
@@ -181,6 +181,8 @@ class Mine(IJepa):
     on: bool = False
     word: str = "a"
     made: float = dataclasses.field(init=False, default=2.0)
+    none: tuple = ()
+    mixed: tuple = (1, "a")
 """
     place = write(tmp_path, "mine.py", text)
     given = read(
@@ -310,6 +312,7 @@ def test_it_is_evaluated_written_as_features_drawn_and_loaded(denoised, tmp_path
     assert result["encoder_digest"] == report["encoder_digest"]
     written = extract(str(workdir), str(tmp_path / "f.npz"), split="test", display=train.Display(quiet=True))
     assert written["features"] == [32, 32]
+    assert extract(str(workdir), str(tmp_path / "four.npz"), split="test", kind="last4", display=train.Display(quiet=True))
     encoder = ijepa_jax.load(workdir, step=-1)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert encoder(images).shape == (2, 32) and encoder.patches(images).shape == (2, 64, 32) and "depth" not in repr(encoder)
@@ -478,7 +481,7 @@ def test_an_edit_during_a_run_neither_ends_it_nor_gets_into_its_checkpoints(deno
 
 BETWEEN = """
 import jax
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import IJepa, Method
 
 
 class Between(IJepa):
@@ -508,6 +511,45 @@ def test_an_encoder_in_a_list_is_picked_too(tmp_path):
     checkpoints.wait()
     assert checkpoints.encoder(1, lambda params, _: params["nets"][1])["a"].tolist() == [1, 1]
     checkpoints.close()
+
+
+class Structured(Method):
+    """What is kept beside the parameters is more than what is followed."""
+
+    def init(self, key):
+        return {"encoder": {"a": jnp.zeros(2)}, "head": {"b": jnp.zeros(3)}}
+
+    def target(self, params):
+        return params["encoder"]
+
+    def init_target(self, params, key):
+        return {"average": super().init_target(params, key), "teacher": {"t": jnp.ones(4)}}
+
+    def update_target(self, target, params, momentum):
+        return {**target, "average": super().update_target(target["average"], params, momentum)}
+
+    def encoder(self, params, target):
+        return target["average"]
+
+    def loss(self, params, target, batch, key):
+        return jnp.square(params["encoder"]["a"] - batch["image"].mean()).sum(), {}
+
+
+def test_weights_to_start_from_go_to_the_average_and_to_what_it_follows():
+    of = Structured()
+    state = init(of, small.optimizer(), 0)
+    started = run._with_encoder(of, state, {"a": np.array([3.0, 4.0], np.float32)})
+    for tree in (started.target["average"], started.params["encoder"]):
+        assert tree["a"].tolist() == [3, 4]
+    assert started.target["teacher"]["t"].tolist() == [1] * 4 and started.params["head"]["b"].tolist() == [0] * 3
+    after, _ = train_step(started, {"image": jnp.ones((2, 2, 2, 3))}, method=of, optimizer=small.optimizer(), seed=0)
+    assert after.target["teacher"]["t"].tolist() == [1] * 4 and after.target["average"]["a"].tolist() != [3, 4]
+
+
+def test_an_imported_encoder_is_read_whatever_the_predictor_of_its_settings():
+    """It came without one: five heads do not divide the default width."""
+    given = Architecture(320, 3, 5, 1280, 16, 3, (32, 32))
+    assert architecture_of(settings_for(given, "bicubic")) == given
 
 
 def test_an_encoder_that_computes_is_restored_too(tmp_path):
