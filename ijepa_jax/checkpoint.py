@@ -137,12 +137,11 @@ class Checkpoints:
                     return restored
                 problems.append(problem)
                 log(f"{problem}: trying the one before it")
+            if not problems:
+                return None
             self._manager.reload()
             if processes.all_succeeded(self.steps() == steps):  # else a run that was taken over from has saved meanwhile
-                break
-        if problems:
-            raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
-        return None
+                raise CheckpointError(f"no readable checkpoint: {'; '.join(problems)}. Restore a copy, or use another workdir")
 
     def _try(self, step: int, shapes: State) -> tuple[Restored | None, str]:
         """The checkpoint of one step, verified against the fingerprint taken when it was saved; or what is wrong with it."""

@@ -150,7 +150,7 @@ def start(run: Run, batches: Callable[[Run], Any]) -> tuple[State, int]:
     if restored:
         run.display.log(f"continuing from checkpoint {step} of {run.total_steps} steps in {run.workdir}")
         state = restored.state
-        run.notes = {name: restored.notes[name] for name in ("origin",) if name in restored.notes}
+        run.notes = {"origin": restored.notes["origin"]} if "origin" in restored.notes else {}
     else:
         run.display.log(f"starting from step 0 of {run.total_steps} in {run.workdir}")
         state = jax.jit(fresh, out_shardings=shardings)()
