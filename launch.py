@@ -31,8 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from ijepa_jax import commandline
-from ijepa_jax.commandline import Command, Flag, UsageError
+from ijepa_jax import cli as commandline
+from ijepa_jax.cli import Command, Flag, UsageError
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 def check_only(name: str, given: SimpleNamespace) -> int:
     """Checks a command line and its settings and runs nothing: no data, no checkpoint and no device is looked at."""
-    from ijepa_jax.workdir import absolute
+    from ijepa_jax.host.files import absolute
 
     config = getattr(given, "config", {})
     try:
@@ -64,12 +64,12 @@ def check_only(name: str, given: SimpleNamespace) -> int:
             absolute(getattr(given, place, None) or ".")
         if "method" in config:
             from ijepa_jax import build
-            from ijepa_jax import config as config_lib
+            from ijepa_jax.methods import config as config_lib
 
             build.method(config)
             config_lib.check_run(config)
         if "protocol" in config:
-            from ijepa_jax.evaluate import settings
+            from ijepa_jax.settings import evaluation as settings
 
             settings.check(config)
     except ValueError as error:
@@ -89,11 +89,13 @@ def pretrain(given: SimpleNamespace) -> int:
     workdir = given.workdir or str(Path("runs", Path(given.config_file).stem))
 
     def run() -> int:
-        from ijepa_jax import processes, train
+        from ijepa_jax.devices import processes
+        from ijepa_jax.pretrain import command
+        from ijepa_jax.train.loop import Stopped
 
         try:
-            train.pretrain(given.config, workdir, command=command_line())
-        except train.Stopped as stopped:
+            command.pretrain(given.config, workdir, command=command_line())
+        except Stopped as stopped:
             if processes.is_first():
                 print(stopped, flush=True)
             return given.stopped_code
@@ -106,9 +108,9 @@ def evaluate(given: SimpleNamespace) -> int:
     """Evaluates a checkpoint by a protocol; prints the table, and the result as a line of JSON."""
 
     def run() -> None:
-        from ijepa_jax import processes
-        from ijepa_jax.console import Display
+        from ijepa_jax.devices import processes
         from ijepa_jax.evaluate import suite, table
+        from ijepa_jax.host.console import Display
 
         display = Display(quiet=not processes.is_first())
         result = suite.evaluate(given.config, given.checkpoint, out=given.out, command=command_line(), display=display)
@@ -123,9 +125,9 @@ def features(given: SimpleNamespace) -> int:
     """Writes features of a data set to a file; prints what was written as a line of JSON."""
 
     def run() -> None:
-        from ijepa_jax import processes
-        from ijepa_jax.console import Display
+        from ijepa_jax.devices import processes
         from ijepa_jax.evaluate.extract import extract
+        from ijepa_jax.host.console import Display
 
         options = {name: getattr(given, name) for name in ("data", "directory", "kind", "split", "step")}
         display = Display(quiet=not processes.is_first())
@@ -140,8 +142,8 @@ def visualize(given: SimpleNamespace) -> int:
     """Draws what a checkpoint has learned as a page of pictures; prints what was written as a line of JSON."""
 
     def run() -> None:
-        from ijepa_jax import processes
-        from ijepa_jax.console import Display
+        from ijepa_jax.devices import processes
+        from ijepa_jax.host.console import Display
         from ijepa_jax.visualize.explore import explore
 
         names = ("out", "data", "directory", "split", "images", "bank", "step", "seed")
@@ -159,9 +161,11 @@ def compute(run: Callable[[], int | None], given: SimpleNamespace) -> int:
     set_up_jax()
     allow_open_files()
     quieten_background()
-    from ijepa_jax import processes, train
-    from ijepa_jax.checkpoint import CheckpointError
-    from ijepa_jax.workdir import full_disk_named
+    from ijepa_jax.devices import processes
+    from ijepa_jax.host.files import full_disk_named
+    from ijepa_jax.pretrain.command import OutOfMemory
+    from ijepa_jax.train.checkpoint import CheckpointError
+    from ijepa_jax.train.recorder import Diverged
 
     place = getattr(given, "out", "") or getattr(given, "checkpoint", "")  # a pretraining run names its own
     try:
@@ -176,7 +180,7 @@ def compute(run: Callable[[], int | None], given: SimpleNamespace) -> int:
             traceback.print_exc()
             processes.leave_others(1)
             raise
-        named = (ValueError, OSError, MemoryError, CheckpointError, train.Diverged, train.OutOfMemory, processes.ProcessLost)
+        named = (ValueError, OSError, MemoryError, CheckpointError, Diverged, OutOfMemory, processes.ProcessLost)
         code = fail(processes.named(one_line(error, named)))
         processes.leave_others(code)
         return code
@@ -198,10 +202,10 @@ def command_line() -> str:
 def prepare(given: SimpleNamespace) -> int:
     """Packs images into an ArrayRecord data set."""
     allow_open_files()
-    from ijepa_jax.console import Display
-    from ijepa_jax.data import pool
-    from ijepa_jax.data.prepare import prepare as pack
-    from ijepa_jax.workdir import full_disk_named
+    from ijepa_jax.data.pack import pool
+    from ijepa_jax.data.pack.prepare import prepare as pack
+    from ijepa_jax.host.console import Display
+    from ijepa_jax.host.files import full_disk_named
 
     options = {name: getattr(given, name) for name in ("short_side", "quality", "workers", "max_bad_fraction")}
     try:
@@ -273,7 +277,7 @@ def benchmark(given: SimpleNamespace) -> int:
     keep_freed_memory()
     import jax
 
-    from ijepa_jax import benchmark as timing
+    from ijepa_jax.measure import benchmark as timing
 
     fields = [field for field in timing.Workload.__dataclass_fields__ if field != "dtype"]
     dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -307,7 +311,7 @@ def compiler_options(given: str) -> dict[str, str | bool]:
 def plan(given: SimpleNamespace) -> int:
     """Compiles a run's training step for hardware that is not there; prints what it needs, and the same as a line of JSON."""
     stand_in_for_tpus()
-    from ijepa_jax import plan as planning
+    from ijepa_jax.measure import plan as planning
 
     try:
         result = planning.plan(given.config, given.topology)

@@ -24,9 +24,10 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "masks": "masks", "methods": "methods", "optim": "optim", "SIZES": "vit", "ViT": "vit", "Predictor": "predictor",
-    "State": "step", "init": "step", "train_step": "step", "Pretrained": "pretrained", "load": "pretrained",
-    "preprocess": "pretrained",
+    "config": "methods.config", "masks": "methods.masks", "methods": "methods", "optim": "methods.optim",
+    "SIZES": "settings.architectures", "ViT": "model.vit", "Predictor": "model.predictor", "State": "train.step",
+    "init": "train.step", "train_step": "train.step", "Pretrained": "interop.pretrained", "load": "interop.pretrained",
+    "preprocess": "interop.pretrained",
 }  # fmt: skip
 __all__ = [*_PLACES]
 
@@ -36,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'ijepa_jax' has no attribute {name!r}")
     module = importlib.import_module(f"ijepa_jax.{_PLACES[name]}")
-    return module if name == _PLACES[name] else getattr(module, name)
+    return module if name == _PLACES[name].rpartition(".")[2] else getattr(module, name)
 
 
 def __dir__() -> list[str]:

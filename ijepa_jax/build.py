@@ -1,21 +1,38 @@
-"""From settings to the parts of a run: method, optimiser, data."""
+"""From settings to the parts of a run, once: method, mesh, loader, optimiser."""
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh
 
-from ijepa_jax import config as config_lib
-from ijepa_jax.data import images, pipeline, sources
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.pipeline import Loading, Share, View
+from ijepa_jax.devices.sharding import make_mesh
 from ijepa_jax.methods import TABLE, Method, broken, find
-from ijepa_jax.optim import Optimizer
-from ijepa_jax.sharding import make_mesh
-from ijepa_jax.step import train_step
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.methods.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """What settings make before any data are looked at. Settings are checked on the way, and not again."""
+
+    config: ml_collections.ConfigDict  # completed
+    method: Method
+    mesh: Mesh
+    loader: Loader
+
+    def optimizer(self, examples: int | None = None) -> Optimizer:
+        """The optimiser of a run on so many examples; None: on a number that does not matter."""
+        return optimizer(self.config, self.method, 1000 * self.config.optim.batch_size if examples is None else examples)
+
+
+def parts(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parts:
+    """The parts of a run on this program's devices, or others. Raises ValueError, naming the setting that does not fit."""
+    config = completed(config)
+    return Parts(config, run_method(config), mesh(config, devices), loader(config))
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -26,6 +43,12 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def method(config: ml_collections.ConfigDict) -> Method:
     """The objective that is to be trained. Raises ValueError, naming the setting, where settings do not fit."""
     config_lib.check(config)
+    return _made(config, find(config.method).from_settings)
+
+
+def run_method(config: ml_collections.ConfigDict) -> Method:
+    """Likewise, of settings that have to say all that a run needs."""
+    config_lib.check_run(config)
     return _made(config, find(config.method).from_settings)
 
 
@@ -72,11 +95,6 @@ def optimizer(config: ml_collections.ConfigDict, method: Method, examples: int) 
     )
 
 
-def step(config: ml_collections.ConfigDict, method: Method, optimizer: Optimizer) -> Callable:
-    """The training step of these settings: (state, batch) -> (state, metrics), to be jitted."""
-    return partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=config.optim.accumulation)
-
-
 def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of this program's devices, or others. Raises ValueError where the batch does not divide among them."""
     made = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
@@ -88,89 +106,16 @@ def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     return made
 
 
-def source(config: ml_collections.ConfigDict, split: str, progress=None) -> sources.Source:
-    """The images of a split ("train" or "test")."""
+def loader(config: ml_collections.ConfigDict) -> Loader:
+    """How this process reads the run's data."""
     data = config.data
-    found = sources.open_source(
-        data.name,
-        split,
-        size=data.size if split == "train" else data.test_size,
-        seed=0,
-        directory=data.directory or None,
-        image_size=tuple(data.image_size),
-        progress=progress,
-    )
-    if isinstance(found, sources.ArraySource):  # all of one shape: what the first cannot be, none can
-        try:
-            images.decode(found[0], data.channels)
-        except images.BadImage as error:
-            raise sources.DataError(f"{data.name}: {error} (data.channels)") from error
-    return found
-
-
-def train_batches(
-    config: ml_collections.ConfigDict,
-    data: sources.Source,
-    sampler,
-    start_step: int,
-    process_index: int,
-    process_count: int,
-    augment: pipeline.Augment | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's stream of training batches from a step on."""
-    settings = config.data
-    return pipeline.train_batches(
-        data,
-        sampler,
-        seed=config.seed,
-        batch_size=config.optim.batch_size,
-        image_size=tuple(settings.image_size),
-        channels=settings.channels,
-        crop_scale=tuple(settings.crop_scale),
-        crop_aspect=tuple(settings.crop_aspect),
-        flip=settings.flip,
-        color_jitter=settings.color_jitter,
-        augment=augment,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-        exact=settings.exact,
-        workers=settings.workers,
-        threads=settings.threads,
-        buffer=settings.buffer,
-    )
-
-
-def crops(
-    config: ml_collections.ConfigDict,
-    data: sources.Source,
-    batch_size: int,
-    steps: int,
-    augment: pipeline.Augment | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of so many batches of random crops, without masks."""
-    config = config.copy_and_resolve_references()
-    config.optim.batch_size = batch_size
-    stream = train_batches(config, data, None, 0, jax.process_index(), jax.process_count(), augment)
-    with contextlib.closing(stream):
-        yield from itertools.islice(stream, steps)
-
-
-def eval_batches(
-    config: ml_collections.ConfigDict, data: sources.Source, indices: np.ndarray, mesh: Mesh
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the images at `indices`, centre-cropped, in order, in batches that divide among the mesh."""
-    settings = config.data
-    return pipeline.eval_batches(
-        data,
-        indices=indices,
-        batch_size=-(-config.probe.batch_size // mesh.size) * mesh.size,
-        image_size=tuple(settings.image_size),
-        channels=settings.channels,
-        crop_fraction=settings.eval_crop,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=settings.workers,
-        threads=settings.threads,
-        buffer=settings.buffer,
-    )
+    view = View(
+        size=tuple(data.image_size), channels=data.channels, crop_scale=tuple(data.crop_scale),
+        crop_aspect=tuple(data.crop_aspect), flip=data.flip, color_jitter=data.color_jitter, exact=data.exact,
+        center=data.eval_crop,
+    )  # fmt: skip
+    return Loader(
+        data.name, data.directory, {"train": data.size, "test": data.test_size}, view, config.seed, config.optim.batch_size,
+        config.probe.batch_size, data.max_bad_fraction, Share(jax.process_index(), jax.process_count()),
+        Loading(data.workers, data.threads, data.buffer),
+    )  # fmt: skip

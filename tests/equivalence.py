@@ -45,12 +45,12 @@ def train(options: argparse.Namespace) -> None:
     """A process of a cell: trains, and has the first one write losses and weights."""
     import jax
 
-    from ijepa_jax import processes
+    from ijepa_jax.devices import processes
 
     if options.processes > 1:
         processes.start(options.coordinator, options.processes, options.process)
-    from ijepa_jax import sharding
-    from ijepa_jax.step import init, train_step
+    from ijepa_jax.devices import sharding
+    from ijepa_jax.train.step import init, train_step
 
     method, optimizer, batches = small_run() if not options.config else configured_run(options.config, options.settings)
     mesh = sharding.make_mesh(options.data, options.fsdp)
@@ -83,12 +83,12 @@ def small_run() -> tuple:
     """I-JEPA, its optimiser and batches of noise; wide enough that its larger tensors are split along fsdp."""
     import jax
 
-    from ijepa_jax.data import pipeline, sources
-    from ijepa_jax.masks import MaskSampler
+    from ijepa_jax.data import arrays, pipeline
     from ijepa_jax.methods import IJepa
-    from ijepa_jax.optim import make_optimizer
-    from ijepa_jax.predictor import Predictor
-    from ijepa_jax.vit import ViT
+    from ijepa_jax.methods.masks import MaskSampler
+    from ijepa_jax.methods.optim import make_optimizer
+    from ijepa_jax.model.predictor import Predictor
+    from ijepa_jax.model.vit import ViT
 
     sampler = MaskSampler((6, 6), context_patches=9)
     method = IJepa(
@@ -99,29 +99,30 @@ def small_run() -> tuple:
         momentum=0.99, final_momentum=1.0, clip=1.0,
     )  # fmt: skip
     pixels = np.random.default_rng(0).integers(0, 256, (64, 30, 28, 3), np.uint8)
+    share = pipeline.Share(jax.process_index(), jax.process_count())
     stream = partial(
-        pipeline.train_batches, sources.ArraySource(pixels, {}, "noise"), sampler, seed=0, batch_size=BATCH,
-        image_size=(24, 24), channels=3, process_index=jax.process_index(), process_count=jax.process_count(),
+        pipeline.train_batches, arrays.ArraySource(pixels, {}, "noise"), sampler, pipeline.View((24, 24)), seed=0,
+        batch_size=BATCH, share=share,
     )  # fmt: skip
     return method, optimizer, stream
 
 
 def configured_run(file: str, settings: list[str]) -> tuple:
     """The method, the optimiser and the batches of a run's settings."""
-    import jax
 
     import launch
-    from ijepa_jax import build, commandline
+    from ijepa_jax import build
+    from ijepa_jax import cli as commandline
 
     config = commandline.read("pretrain", launch.COMMANDS["pretrain"], ["--config", file, *settings]).config
     config = build.completed(config)
     config.optim.eps = 1e-3
-    method, data = build.method(config), build.source(config, "train")
-    place = jax.process_index(), jax.process_count()
+    method, loader = build.method(config), build.loader(config)
+    data = loader.open("train")
     return (
         method,
         build.optimizer(config, method, len(data)),
-        lambda: build.train_batches(config, data, method.prepare(), 0, *place),
+        lambda: loader.train_batches(data, method.prepare()),
     )
 
 

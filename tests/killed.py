@@ -19,7 +19,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ijepa_jax import metrics  # noqa: E402 - found by the line above, wherever this is started from
+from ijepa_jax.train import metrics  # noqa: E402 - found by the line above, wherever this is started from
 
 
 def start(command: list[str], workdir: pathlib.Path, said: int = subprocess.DEVNULL) -> subprocess.Popen:

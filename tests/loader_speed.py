@@ -32,10 +32,11 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ijepa_jax import counter
-from ijepa_jax.console import Display
-from ijepa_jax.data import crops, images, pipeline, prepare, sources
-from ijepa_jax.masks import MaskSampler
+from ijepa_jax.data import counter, crops, images, open, pipeline
+from ijepa_jax.data import source as sources
+from ijepa_jax.data.pack import prepare
+from ijepa_jax.host.console import Display
+from ijepa_jax.methods.masks import MaskSampler
 
 HEIGHT, WIDTH = 375, 500
 DISTINCT = 64  # pictures; more files are copies of these
@@ -87,10 +88,9 @@ def loader_rate(source: sources.Source, count: int, options: argparse.Namespace)
     grid = (options.size // 16, options.size // 16)
     sampler = MaskSampler(grid=grid, context_patches=min(48, grid[0] * grid[1] // 4))
     threads, processes = (options.workers, 0) if options.kind == "threads" else (1, options.workers)
-    stream = pipeline.train_batches(
-        source, sampler, seed=0, batch_size=options.batch, image_size=(options.size, options.size), channels=3,
-        crop_scale=SCALE, crop_aspect=ASPECT, exact=options.exact, workers=processes, threads=threads, buffer=1,
-    )  # fmt: skip
+    view = pipeline.View((options.size, options.size), crop_scale=SCALE, crop_aspect=ASPECT, exact=options.exact)
+    loading = pipeline.Loading(processes, threads, buffer=1)
+    stream = pipeline.train_batches(source, sampler, view, seed=0, batch_size=options.batch, loading=loading)
     with contextlib.closing(stream):
         # Workers start together and so deliver together: only whole turns of all of them are timed.
         turns = max(1, round(count / options.batch / options.workers))
@@ -163,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loader_speed_") as folder:
         files = pathlib.Path(folder, "files")
         write_files(files, options.images)
-        source = sources.open_source(f"folder:{files}", "train", size=0, seed=0)
+        source = open.open_source(f"folder:{files}", "train", size=0, seed=0)
         result = {
             "workers": options.workers,
             "kind": options.kind,
@@ -176,7 +176,7 @@ def main() -> None:
         }
         packed = pathlib.Path(folder, "packed")
         prepare.prepare(f"folder:{files}", packed, short_side=0, workers=options.workers, display=Display(quiet=True))
-        result["array_record"] = measure(sources.open_source(f"tfds:{packed}", "train", size=0, seed=0), options)
+        result["array_record"] = measure(open.open_source(f"tfds:{packed}", "train", size=0, seed=0), options)
     print(json.dumps(result))
 
 

@@ -20,7 +20,7 @@ try:
 except ImportError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ijepa_jax.masks import STRATEGIES, MaskSampler, keep_first
+from ijepa_jax.methods.masks import STRATEGIES, MaskSampler, keep_first
 
 CONTEXT_PATCHES = {14: 48, 16: 72, 28: 272}
 REFERENCE_SHORTEST = 11  # the released code accepts contexts of more than 10 patches

@@ -22,7 +22,8 @@ import ml_collections
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ijepa_jax import build, flops
+from ijepa_jax import build
+from ijepa_jax.model import flops
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("subset", "raster", "pad")

@@ -95,8 +95,8 @@ def measure(what: str, source: str, out: str) -> dict[str, float]:
     import torch  # noqa: F401 - what writes --format reference is not counted
 
     import ijepa_jax
-    from ijepa_jax import checkpoint
     from ijepa_jax.interop import convert
+    from ijepa_jax.train import checkpoint
 
     jax.block_until_ready(jax.device_put(np.zeros(1)))
     before = _memory("VmRSS")

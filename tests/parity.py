@@ -20,12 +20,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ijepa_jax.interop.layout import from_reference
-from ijepa_jax.masks import MaskSampler
 from ijepa_jax.methods import IJepa
-from ijepa_jax.optim import make_optimizer
-from ijepa_jax.predictor import Predictor
-from ijepa_jax.step import State, train_step
-from ijepa_jax.vit import ViT, normalise
+from ijepa_jax.methods.masks import MaskSampler
+from ijepa_jax.methods.optim import make_optimizer
+from ijepa_jax.model.predictor import Predictor
+from ijepa_jax.model.vit import ViT, normalise
+from ijepa_jax.train.step import State, train_step
 
 BARS = {
     "loss_error": 5e-6,

@@ -1,14 +1,19 @@
 """Small methods, batches and settings that several tests train with."""
 
+import dataclasses
+from collections.abc import Iterator
+
 import ml_collections
 import numpy as np
 
 from configs import tiny
-from ijepa_jax.masks import MaskSampler
+from ijepa_jax.data import pipeline
+from ijepa_jax.data.source import Arrays, Source
 from ijepa_jax.methods import IJepa
-from ijepa_jax.optim import Optimizer, make_optimizer
-from ijepa_jax.predictor import Predictor
-from ijepa_jax.vit import ViT
+from ijepa_jax.methods.masks import MaskSampler
+from ijepa_jax.methods.optim import Optimizer, make_optimizer
+from ijepa_jax.model.predictor import Predictor
+from ijepa_jax.model.vit import ViT
 
 
 def method(*, masks: dict | None = None, channels: int = 3, image: tuple[int, int] = (24, 24), **encoder) -> IJepa:
@@ -24,6 +29,16 @@ def batch(of: IJepa, size: int = 4, start: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(start)
     images = rng.integers(0, 256, (size, *of.image_size, of.channels), dtype=np.uint8)
     return {"image": images, **of.prepare()(np.arange(start, start + size))}
+
+
+def stream(source: Source, sampler=None, **settings) -> Iterator[Arrays]:
+    """Training batches of 8 images; `settings` are those of `pipeline.train_batches`, its view, share and loading, by names."""
+    settings = {"seed": 3, "batch_size": 8, "size": (16, 16), "channels": 1, **settings}
+    parts = {
+        name: kind(**{field.name: settings.pop(field.name) for field in dataclasses.fields(kind) if field.name in settings})
+        for name, kind in (("view", pipeline.View), ("share", pipeline.Share), ("loading", pipeline.Loading))
+    }
+    return pipeline.train_batches(source, sampler, **parts, **settings)
 
 
 def optimizer(**changes) -> Optimizer:

@@ -29,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import launch
-from ijepa_jax import benchmark
-from ijepa_jax.attention import attend
-from ijepa_jax.benchmark import Workload
-from ijepa_jax.vit import SIZES
+from ijepa_jax.measure import benchmark
+from ijepa_jax.measure.benchmark import Workload
+from ijepa_jax.model.attention import attend
+from ijepa_jax.settings.architectures import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = (50, 72, 114, 196, 256, 320)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ijepa_jax.evaluate.attentive import Attentive, Pooler
-from ijepa_jax.step import init, train_step
-from ijepa_jax.vit import parameter_count
+from ijepa_jax.model.vit import parameter_count
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 WIDTH = 8

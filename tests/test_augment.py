@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from ijepa_jax import counter
-from ijepa_jax.data import pipeline
-from ijepa_jax.data.sources import ArraySource
+from ijepa_jax.data import counter, pipeline
+from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.evaluate import augment
+from tests import small
 
 NAMES = list(augment._OPERATIONS)
 ALMOST_ONE = 1 - 2.0**-53  # the largest number that `counter.uniform` makes
@@ -192,8 +192,8 @@ def test_images_and_fills_that_cannot_be_are_refused():
 def _stream(steps: int, channels: int = 3, **settings) -> list[dict[str, np.ndarray]]:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 12, 14, channels), np.uint8)
     source = ArraySource(pixels, {}, "arrays")
-    shared = {"seed": 3, "batch_size": 8, "image_size": (16, 16), "channels": channels, "flip": True}
-    stream = pipeline.train_batches(source, None, **shared | settings)
+    shared = {"seed": 3, "batch_size": 8, "size": (16, 16), "channels": channels, "flip": True}
+    stream = small.stream(source, **shared | settings)
     batches = list(itertools.islice(stream, steps))
     stream.close()
     return batches
@@ -236,7 +236,7 @@ def test_a_resumed_stream_is_augmented_alike():
 
 
 def test_processes_hold_their_rows():
-    shards = [_stream(6, augment=augment.RandAugment(), process_index=p, process_count=2) for p in range(2)]
+    shards = [_stream(6, augment=augment.RandAugment(), index=p, count=2) for p in range(2)]
     merged = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*shards, strict=True)]
     _assert_same(merged, _augmented_once())
 

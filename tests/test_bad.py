@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.data.bad import BadImages
-from ijepa_jax.data.sources import ArraySource, DataError
+from ijepa_jax.data.source import DataError
 
 SOURCE = ArraySource(np.zeros((1000, 2, 2), np.uint8), {}, "pictures")
 

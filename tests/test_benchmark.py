@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from ijepa_jax.benchmark import FixedMasks, Workload, benchmark
-from ijepa_jax.flops import peak_tflops, step_flops
+from ijepa_jax.measure.benchmark import FixedMasks, Workload, benchmark
+from ijepa_jax.model.flops import peak_tflops, step_flops
 from launch import compiler_options
 from tests.test_launch import ROOT, launch
 

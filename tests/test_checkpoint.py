@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax import checkpoint
-from ijepa_jax import config as config_lib
-from ijepa_jax.checkpoint import CheckpointError, Checkpoints, digest_of, fingerprint, restore_parts
-from ijepa_jax.step import State
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint, digests
+from ijepa_jax.train.checkpoint import CheckpointError, Checkpoints, restore_parts
+from ijepa_jax.train.digests import digest_of, fingerprint
+from ijepa_jax.train.step import State
 
-SETTINGS = config_lib.to_plain(config_lib.default())
+SETTINGS = plain.to_plain(config_lib.default())
 
 
 def state(step: int, width: int = 96, **more) -> State:
@@ -239,15 +241,15 @@ def test_an_import_of_step_0_is_not_the_best_of_those_trained_from_it(tmp_path):
 
 
 def test_an_encoders_digest_does_not_depend_on_how_it_is_kept():
-    from ijepa_jax.encoder import Encoder
     from ijepa_jax.interop.layout import stacked
-    from ijepa_jax.positions import sincos
-    from ijepa_jax.vit import ViT
+    from ijepa_jax.model.encoder import Encoder
+    from ijepa_jax.model.positions import sincos
+    from ijepa_jax.model.vit import ViT
 
     network = ViT(4, 16, 2, 2, 2.0)
     encoder = Encoder(network, (8, 12))
     params = jax.device_get(network.init(jax.random.key(0), jnp.zeros((1, 8, 12, 3)))["params"])
-    digest = checkpoint.encoder_digest(params, encoder)
+    digest = digests.encoder_digest(params, encoder)
     kept = {**stacked(params), "positions": sincos(16, (2, 3))}
-    assert checkpoint.encoder_digest(jax.device_put(kept), encoder) == digest
-    assert checkpoint.encoder_digest({**kept, "positions": kept["positions"] + 1}, encoder) != digest
+    assert digests.encoder_digest(jax.device_put(kept), encoder) == digest
+    assert digests.encoder_digest({**kept, "positions": kept["positions"] + 1}, encoder) != digest

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ijepa_jax.data import clevr, sources
+from ijepa_jax.data import clevr, open
+from ijepa_jax.data import source as sources
 
 # depth of the nearest object, number of objects, and the classes of the two; VTAB's bins hold their upper edges
 SCENES = [
@@ -88,7 +89,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def _open(directory: Path, split: str, part: str = ""):
-    return sources.open_source(f"tfds:clevr{part}", split, size=0, seed=0, directory=str(directory))
+    return open.open_source(f"tfds:clevr{part}", split, size=0, seed=0, directory=str(directory))
 
 
 def test_every_image_has_vtabs_classes(directory):

@@ -1,6 +1,7 @@
 """Counting collectives in HLO text: loops, asynchronous parts, shapes."""
 
-from ijepa_jax.collectives import array_bytes, count_collectives
+from ijepa_jax.measure.collectives import count_collectives
+from ijepa_jax.measure.hlo import array_bytes
 
 HLO = """HloModule jit_step, is_scheduled=true
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ijepa_jax import build
-from ijepa_jax import config as settings
-from ijepa_jax.data.sources import DataError
-from ijepa_jax.step import init, train_step
-from ijepa_jax.vit import parameter_count
+from ijepa_jax.data.source import DataError
+from ijepa_jax.methods import config as settings
+from ijepa_jax.model.vit import parameter_count
+from ijepa_jax.settings import plain
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
@@ -38,9 +39,7 @@ def test_documented_and_consistent(name):
         assert word in module.__doc__
     settings.check(config)
     build.method(config)
-    assert (
-        settings.differences(settings.to_plain(config), settings.to_plain(settings.from_plain(settings.to_plain(config)))) == {}
-    )
+    assert plain.differences(plain.to_plain(config), plain.to_plain(settings.from_plain(plain.to_plain(config)))) == {}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -119,4 +118,4 @@ def test_arrays_that_cannot_have_the_channels_are_refused_where_they_are_opened(
     ):
         np.savez(tmp_path / "x.npz", images=np.zeros(shape, np.uint8))
         with pytest.raises(DataError, match=message):
-            build.source(small.config(data__name=f"arrays:{tmp_path / 'x.npz'}"), "train")
+            build.loader(small.config(data__name=f"arrays:{tmp_path / 'x.npz'}")).open("train")

@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from ijepa_jax.console import Display
+from ijepa_jax.host.console import Display
 
 RESULTS = {"rankme": 41.27, "knn/count": 28.125, "linear/count": 37.65}
 BASELINE = {"rankme": 4.3, "knn/count": 18.4, "linear/count": 25.15}

@@ -16,11 +16,13 @@ import torch
 
 import ijepa_jax
 import launch as launcher
-from ijepa_jax import build, checkpoint, metrics, pretrained, step, train
-from ijepa_jax import config as config_lib
-from ijepa_jax.interop import convert, layout, tensor_files, torch_files
+from ijepa_jax import build
+from ijepa_jax.interop import convert, layout, pretrained, tensor_files, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint, metrics, step
 from tests import memory, small
 from tests.test_launch import SMALL, launch, start
 from tests.test_launch_evaluate import FEW, KNN
@@ -143,7 +145,7 @@ def test_images_that_are_not_square_keep_their_sides(tmp_path):
     state = jax.jit(functools.partial(step.init, method, build.optimizer(config, method, 64), 0))()
     state = state.replace(step=state.step + 4)
     checkpoints = checkpoint.Checkpoints(tmp_path / "run")
-    checkpoints.save(state, 4, config_lib.to_plain(config))
+    checkpoints.save(state, 4, plain.to_plain(config))
     checkpoints.close()
     convert.export_weights(str(tmp_path / "run"), str(tmp_path / "theirs"), "reference")
     weights = convert.read_foreign(str(tmp_path / "theirs" / "checkpoint.pth.tar"), base=config)

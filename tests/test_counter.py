@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ijepa_jax import counter
+from ijepa_jax.data import counter
 
 
 def test_pure_and_broadcasting():

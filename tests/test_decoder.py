@@ -13,11 +13,13 @@ from PIL import Image
 
 import ijepa_jax
 from configs import decode
-from ijepa_jax import build, checkpoint, train
+from ijepa_jax import build
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.rcdm import Rcdm
 from ijepa_jax.interop import convert
-from ijepa_jax.step import State, init
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.train import checkpoint
+from ijepa_jax.train.step import State, init
 from tests import small
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax.vit import Dense
+from ijepa_jax.model.vit import Dense
 
 
 def setup(dtype):

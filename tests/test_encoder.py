@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ijepa_jax.encoder import KINDS, Encoder
-from ijepa_jax.vit import ViT
+from ijepa_jax.model.encoder import KINDS, Encoder
+from ijepa_jax.model.vit import ViT
 
 
 def test_representations_are_what_they_are_called():

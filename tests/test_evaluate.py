@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from configs.evaluate import attentive, dense, finetune, knn, linear, lowshot, rank
-from ijepa_jax import train
-from ijepa_jax.checkpoint import CheckpointError
-from ijepa_jax.console import Display
-from ijepa_jax.data.sources import DataError
+from ijepa_jax.data.source import DataError
 from ijepa_jax.evaluate import bench as bench_lib
-from ijepa_jax.evaluate import settings as settings_lib
 from ijepa_jax.evaluate import suite, table
+from ijepa_jax.host.console import Display
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.settings import evaluation as settings_lib
+from ijepa_jax.train.checkpoint import CheckpointError
 from tests import small
 
 CONFIGS = {module.__name__.rsplit(".", 1)[1]: module for module in (attentive, dense, finetune, knn, linear, lowshot, rank)}

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 import launch as launcher
-from ijepa_jax import processes, train
+from ijepa_jax.devices import processes
+from ijepa_jax.devices.sharding import make_mesh
 from ijepa_jax.evaluate import prediction
 from ijepa_jax.interop import convert
-from ijepa_jax.sharding import make_mesh
+from ijepa_jax.pretrain import command as train
 from tests import small
 from tests.test_launch import launch
 

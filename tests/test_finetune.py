@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate.finetune import FineTuned, make_optimizer
-from ijepa_jax.evaluate.settings import default
-from ijepa_jax.optim import scale_by_layer
-from ijepa_jax.step import init, train_step
-from ijepa_jax.vit import ViT
+from ijepa_jax.methods.optim import scale_by_layer
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.evaluation import default
+from ijepa_jax.train.step import init, train_step
 
 
 def encoder(**changes):

@@ -12,8 +12,8 @@ import pytest
 import configs
 from configs import in1k_vitb16, in1k_vith14, in22k_vitg16, quickstart
 from ijepa_jax import build
-from ijepa_jax.flops import index_padding, lane_padding, step_flops, unfriendly_sizes
-from ijepa_jax.step import init, train_step
+from ijepa_jax.model.flops import index_padding, lane_padding, step_flops, unfriendly_sizes
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 PUBLISHED = sorted(path.stem for path in Path(configs.__file__).parent.glob("in*k_*.py"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa
-from ijepa_jax.vit import normalise
+from ijepa_jax.model.vit import normalise
 from tests import small
 
 

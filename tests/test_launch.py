@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax import metrics
-from ijepa_jax.data.sources import open_source
+from ijepa_jax.data.open import open_source
+from ijepa_jax.train import metrics
 from tests import killed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def digest(workdir: Path) -> str:
         (["--config.optim.peek_lr=1"], "error: unknown setting --config.optim.peek_lr: did you mean --config.optim.peak_lr?"),
         (
             ["--config.zzz=1"],
-            "error: unknown setting --config.zzz: ijepa_jax/config.py, and the method's file, list all there are",
+            "error: unknown setting --config.zzz: ijepa_jax/methods/config.py, and the method's file, list all there are",
         ),
         (["--config.optim.peak_lr=high"], "error: --config.optim.peak_lr=high must be a number above 0"),
         (

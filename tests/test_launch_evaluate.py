@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ijepa_jax import train
+from ijepa_jax.pretrain import command as train
 from tests import small
 from tests.test_launch import launch
 

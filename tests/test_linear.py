@@ -6,7 +6,7 @@ import pytest
 
 from ijepa_jax.evaluate import linear
 from ijepa_jax.evaluate.bench import shuffled
-from ijepa_jax.evaluate.settings import default
+from ijepa_jax.settings.evaluation import default
 
 TASKS = {"shape": 3}
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_an_epoch_shows_every_image_once():
 
 @pytest.mark.parametrize("key", ["layers", "norms"])
 def test_an_unknown_choice_is_named(key):
-    from ijepa_jax.evaluate import settings
+    from ijepa_jax.settings import evaluation as settings
 
     config = default("linear")
     config.linear[key] = ("last8",)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
-from ijepa_jax import build, flops
+from ijepa_jax import build
+from ijepa_jax.model import flops
 from tests import mask_study
 
 ROOT = Path(__file__).resolve().parent.parent

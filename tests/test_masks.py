@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa_jax.masks import STRATEGIES, MaskSampler
+from ijepa_jax.methods.masks import STRATEGIES, MaskSampler
 
 KINDS = {
     "subset": {"context_patches": 48},

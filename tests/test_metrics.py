@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from ijepa_jax import metrics
+from ijepa_jax.train import metrics
 from ijepa_jax.visualize import curves
 from tests import object_store
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax import optim
+from ijepa_jax.methods import optim
 from tests import small
 
 TOTAL, WARMUP = 234_375, 25_000  # ViT-H/14: 1.25 * 300 epochs and 40 epochs of 625 steps

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from ijepa_jax import counter
-from ijepa_jax.data import images, pipeline
-from ijepa_jax.data.sources import ArraySource, DataError
+from ijepa_jax.data import counter, images, pipeline
+from ijepa_jax.data.arrays import ArraySource
+from ijepa_jax.data.source import DataError
+from tests import small
 
 KEYS = {"image", "index", "source", "bad", "context"}
 
@@ -62,9 +63,7 @@ def _arrays(count: int = 50, channels: int = 1) -> ArraySource:
 
 
 def _train(source, steps, *, sampler=None, **settings):
-    stream = pipeline.train_batches(
-        source, sampler, **{"seed": 3, "batch_size": 8, "image_size": (16, 16), "channels": 1} | settings
-    )
+    stream = small.stream(source, sampler, **settings)
     batches = list(itertools.islice(stream, steps))
     stream.close()
     return batches
@@ -141,7 +140,7 @@ def test_images_are_the_crops_that_the_uniforms_say():
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_hold_the_rows_of_the_same_global_batches(count):
     settings = {"sampler": Masks(), "flip": True}
-    shards = [_train(_arrays(), 9, process_index=p, process_count=count, **settings) for p in range(count)]
+    shards = [_train(_arrays(), 9, index=p, count=count, **settings) for p in range(count)]
     merged = [{key: np.concatenate([part[key] for part in parts]) for key in KEYS} for parts in zip(*shards, strict=True)]
     _assert_same(merged, _train(_arrays(), 9, **settings))
 
@@ -153,7 +152,7 @@ def test_threads_and_workers_change_nothing(settings):
     _assert_same(_train(source, 12, sampler=Masks(), channels=3, **settings), expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"threads": 3}, {"workers": 2}, {"process_index": 1, "process_count": 2}])
+@pytest.mark.parametrize("settings", [{}, {"threads": 3}, {"workers": 2}, {"index": 1, "count": 2}])
 def test_batches_made_in_parts_are_the_same(settings, monkeypatch):
     source = Files(40, bad=(5, 7))
     shared = {"sampler": Masks(), "channels": 3, "flip": True, "color_jitter": 0.5, "start_step": 3}
@@ -171,7 +170,7 @@ def test_exact_crops_can_be_asked_for():
     Image.fromarray(photograph).save(buffer, "JPEG", quality=90)
     source = Files(8)
     source._data = [buffer.getvalue()] * 8
-    fast, exact = (_train(source, 1, channels=3, image_size=(64, 64), exact=exact)[0]["image"] for exact in (False, True))
+    fast, exact = (_train(source, 1, channels=3, size=(64, 64), exact=exact)[0]["image"] for exact in (False, True))
     u = counter.uniform(3, pipeline._CROP, 5, np.arange(images.CROP_UNIFORMS))
     box = images.random_resized_crop_box(*photograph.shape[:2], u, (0.3, 1.0), (3 / 4, 4 / 3))
     np.testing.assert_array_equal(exact[5], images.crop_resize(images.decode(source[5], 3), box, (64, 64)))
@@ -187,7 +186,7 @@ def test_a_stream_can_start_at_any_step_at_once():
 
 
 def test_flip_and_jitter_are_options():
-    source, plain = _arrays(channels=3), {"channels": 3, "crop_scale": (1, 1), "crop_aspect": (1, 1), "image_size": (12, 12)}
+    source, plain = _arrays(channels=3), {"channels": 3, "crop_scale": (1, 1), "crop_aspect": (1, 1), "size": (12, 12)}
     source.images = source.images[:, :, :12]
     still, flipped, jittered = (_train(source, 4, **plain | more) for more in ({}, {"flip": True}, {"color_jitter": 1.0}))
     mirrored = 0
@@ -218,7 +217,7 @@ def test_bad_images_only_stop_the_stream_with_a_name():
 
 
 def test_a_killed_worker_is_one_clear_line():
-    stream = pipeline.train_batches(_arrays(), None, seed=0, batch_size=8, image_size=(16, 16), channels=1, workers=2, buffer=1)
+    stream = small.stream(_arrays(), workers=2, buffer=1)
     next(stream)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
@@ -234,11 +233,12 @@ def test_workers_end_when_the_run_is_killed(tmp_path):
         textwrap.dedent("""
         import multiprocessing, os, signal
         import numpy as np
-        from ijepa_jax.data import pipeline, sources
+        from ijepa_jax.data import arrays, pipeline
 
         if __name__ == "__main__":
-            source = sources.ArraySource(np.zeros((9, 8, 8, 1), np.uint8), {}, "zeros")
-            stream = pipeline.train_batches(source, None, seed=0, batch_size=4, image_size=(8, 8), channels=1, workers=2)
+            source = arrays.ArraySource(np.zeros((9, 8, 8, 1), np.uint8), {}, "zeros")
+            stream = pipeline.train_batches(
+                source, None, pipeline.View((8, 8), 1), seed=0, batch_size=4, loading=pipeline.Loading(workers=2))
             next(stream)
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -262,19 +262,18 @@ def test_batches_that_cannot_be_made_are_refused():
     with pytest.raises(DataError, match="7 images, which is less than one batch of 8"):
         _train(_arrays(7), 1)
     with pytest.raises(DataError, match="batch of 8 cannot be divided among 3 processes"):
-        _train(_arrays(), 1, process_count=3)
+        _train(_arrays(), 1, count=3)
 
 
-def _evaluate(source, indices, **settings):
-    return list(
-        pipeline.eval_batches(source, indices=indices, **{"batch_size": 8, "image_size": (12, 14), "channels": 1} | settings)
-    )
+def _evaluate(source, indices, loading=pipeline.BY_THREADS, **view):
+    shown = pipeline.View(**{"size": (12, 14), "channels": 1, **view})
+    return list(pipeline.eval_batches(source, indices, shown, batch_size=8, loading=loading))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_each_example_once_in_order(workers):
     source, indices = _arrays(), np.arange(40, 11, -1)
-    batches = _evaluate(source, indices, workers=workers)
+    batches = _evaluate(source, indices, loading=pipeline.Loading(workers))
     assert [len(batch["image"]) for batch in batches] == [8] * 4
     valid = np.concatenate([batch["valid"] for batch in batches])
     assert np.concatenate([batch["index"] for batch in batches])[valid].tolist() == indices.tolist()
@@ -285,7 +284,7 @@ def test_evaluation_shows_each_example_once_in_order(workers):
 
 
 def test_evaluation_leaves_out_bad_images_and_names_them():
-    batches = _evaluate(Files(19, bad=(2, 18)), range(19), channels=3, image_size=(8, 8), crop_fraction=0.9)
+    batches = _evaluate(Files(19, bad=(2, 18)), range(19), channels=3, size=(8, 8), center=0.9)
     index, valid, bad = (np.concatenate([batch[key] for batch in batches]) for key in ("index", "valid", "bad"))
     assert index[valid].tolist() == [i for i in range(19) if i not in (2, 18)]
     assert bad[bad >= 0].tolist() == [2, 18]
@@ -300,12 +299,12 @@ def test_workers_need_no_absl_application(tmp_path):
         import sys
         import numpy as np
         from absl import app
-        from ijepa_jax.data import pipeline, sources
+        from ijepa_jax.data import arrays, pipeline
 
         def main(argv):
-            source = sources.ArraySource(np.zeros((9, 8, 8, 1), np.uint8), {}, "zeros")
+            source = arrays.ArraySource(np.zeros((9, 8, 8, 1), np.uint8), {}, "zeros")
             stream = pipeline.train_batches(
-                source, None, seed=0, batch_size=4, image_size=(8, 8), channels=1, workers=1, start_step=7)
+                source, None, pipeline.View((8, 8), 1), seed=0, batch_size=4, start_step=7, loading=pipeline.Loading(1))
             print(next(stream)["index"][0])
             stream.close()
 

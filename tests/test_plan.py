@@ -11,9 +11,9 @@ import pytest
 
 import launch
 from ijepa_jax import build
-from ijepa_jax import plan as planning
-from ijepa_jax.flops import index_padding, lane_padding, step_flops
-from ijepa_jax.vit import parameter_count
+from ijepa_jax.measure import plan as planning
+from ijepa_jax.model.flops import index_padding, lane_padding, step_flops
+from ijepa_jax.model.vit import parameter_count
 from tests import small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ SCRIPT = """
 import json
 import jax
 jax.config.update("jax_platforms", "cpu")
-from ijepa_jax import plan
+from ijepa_jax.measure import plan
 from tests import small
 results = {}
 for name, changes in {

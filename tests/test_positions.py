@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa_jax.optim import moving_average
-from ijepa_jax.positions import INTERPOLATIONS, resized, sincos
-from ijepa_jax.step import init, train_step
-from ijepa_jax.vit import ViT
+from ijepa_jax.methods.optim import moving_average
+from ijepa_jax.model.positions import resized, sincos
+from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.architectures import INTERPOLATIONS
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 

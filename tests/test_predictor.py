@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax.predictor import Predictor
+from ijepa_jax.model.predictor import Predictor
 
 GRID = (4, 4)
 

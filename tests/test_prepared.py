@@ -15,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ijepa_jax.data import images, sources
+from ijepa_jax.data import images, open
+from ijepa_jax.data import source as sources
 from tests import object_store
 
 PIXELS = {split: np.random.default_rng(n).integers(0, 256, (n, 6, 7, 3), np.uint8) for split, n in (("train", 20), ("test", 5))}
@@ -62,7 +63,7 @@ def directory(written, tmp_path) -> Path:
 
 
 def _open(name: str, split: str = "train", directory: Path | None = None):
-    return sources.open_source(name, split, size=0, seed=0, directory=directory and str(directory))
+    return open.open_source(name, split, size=0, seed=0, directory=directory and str(directory))
 
 
 def _refused(name: str, match: str, split: str = "train", directory: Path | None = None) -> None:
@@ -254,7 +255,7 @@ def test_fingerprints_are_of_the_part_and_its_shards(written, directory):
 
 def test_fingerprints_agree_between_processes(written):
     script = f"""
-from ijepa_jax.data.sources import open_source
+from ijepa_jax.data.open import open_source
 print(open_source("tfds:{written}/tiny", "train", size=0, seed=0).fingerprint())
 """
     root = Path(__file__).parents[1]

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import ijepa_jax
-from ijepa_jax import train
-from ijepa_jax.checkpoint import CheckpointError
 from ijepa_jax.data.images import BadImage, center_crop
-from ijepa_jax.vit import normalise
+from ijepa_jax.model.vit import normalise
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.train.checkpoint import CheckpointError
 from tests import small
 
 # The same numbers computed in batches of another size are summed in another order: float32 rounding of features of size 1.

@@ -1,15 +1,16 @@
 """The probe harness: features counted once, comparisons, baselines; the encoder's features on any batch size."""
 
-import itertools
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from ijepa_jax import build, sharding
-from ijepa_jax.data.sources import DataError
-from ijepa_jax.encoder import Encoder
+from ijepa_jax import build
+from ijepa_jax.data.source import DataError
+from ijepa_jax.devices import sharding
 from ijepa_jax.evaluate import features, logistic, probe
+from ijepa_jax.model.encoder import Encoder
 from tests import small
 
 
@@ -39,12 +40,9 @@ def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
     sources = [Labelled(np.asarray(split) % classes) for split in (train, test)]
     mesh = sharding.make_mesh()
 
-    def crops(source, batch_size, steps):
-        settings = small.config(data__image_size=(24, 24), optim__batch_size=batch_size)
-        return itertools.islice(build.train_batches(settings, source, None, 0, 0, 1), steps)
-
-    batches = lambda s, rows: build.eval_batches(config, s, rows, mesh)  # noqa: E731
-    return probe.ProbeData(*sources, batches, crops, mesh, 1000, 1000, 20, 0.07, lidar_images=8, lidar_views=3)
+    loader = build.loader(config)
+    batches = lambda s, rows: loader.eval_batches(s, rows, mesh.size)  # noqa: E731
+    return probe.ProbeData(*sources, batches, loader, mesh, 1000, 1000, 20, 0.07, lidar_images=8, lidar_views=3)
 
 
 def test_probes_measure_what_features_hold():
@@ -61,7 +59,7 @@ def test_every_image_is_counted_once():
     config = small.config(probe__batch_size=32)
     source = Labelled(np.arange(70))
     mesh = sharding.make_mesh()
-    batches = build.eval_batches(config, source, np.arange(70), mesh)
+    batches = build.loader(config).eval_batches(source, np.arange(70), mesh.size)
     found, rows = features.collect(batches, lambda images: {"last": images[:, 0, 0]}, mesh)
     assert len(found["last"]) == 70 and rows.tolist() == list(range(70))
 
@@ -69,7 +67,7 @@ def test_every_image_is_counted_once():
 def test_views_are_crops_of_the_image_they_stand_for():
     of = data(test=range(9), classes=3)
     shade = lambda images: {"last": images.mean(axis=(1, 2, 3))[:, None]}  # noqa: E731
-    views = features.collect_views(of.test, 9, 4, 8, of.crops, shade, of.mesh)
+    views = features.collect_views(dataclasses.replace(of.loader, batch_size=8), of.test, 9, 4, shade, of.mesh)
     assert views.shape == (8, 4, 1)  # whole batches of two images
     expected = 60 * of.test.labels_at(features.sample(9, 8))["label"] + 9.5
     np.testing.assert_allclose(views[..., 0], expected[:, None] * np.ones(4), atol=3)

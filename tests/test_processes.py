@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from ijepa_jax import checkpoint, processes, workdir
-from ijepa_jax.commandline import UsageError, parse_mesh
-from ijepa_jax.metrics import MetricsWriter, read
+from ijepa_jax.cli import UsageError, parse_mesh
+from ijepa_jax.devices import processes
+from ijepa_jax.train import checkpoint, workdir
+from ijepa_jax.train.metrics import MetricsWriter, read
 from tests import equivalence, object_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -4,11 +4,10 @@ import math
 
 import pytest
 
-from ijepa_jax import config, ranges
-from ijepa_jax.evaluate import settings as evaluation
+from ijepa_jax.settings import evaluation, plain, ranges, run
 
-TREES = {"run": config.SETTINGS, "evaluation": evaluation.SETTINGS}
-EVERY = [(kind, key, setting) for kind, tree in TREES.items() for key, setting in ranges.flat(tree)]
+TREES = {"run": run.SETTINGS, "evaluation": evaluation.SETTINGS}
+EVERY = [(kind, key, setting) for kind, tree in TREES.items() for key, setting in plain.flat(tree)]
 NUMBERS = [entry for entry in EVERY if entry[2].kind in (int, float)]
 _PAIR = ranges.whole((1, 2), 0, 9, length=2, rising=True)
 

@@ -10,8 +10,8 @@ import pytest
 
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.decode.rcdm import Rcdm, scaled, schedule
-from ijepa_jax.masks import MaskSampler
-from ijepa_jax.step import init, train_step
+from ijepa_jax.methods.masks import MaskSampler
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 

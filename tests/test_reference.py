@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from ijepa_jax import build, checkpoint, optim, pretrained, step
-from ijepa_jax.interop import convert, layout, reference
+from ijepa_jax import build
+from ijepa_jax.interop import convert, layout, pretrained, reference
 from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.methods import optim
+from ijepa_jax.train import checkpoint, step
 from tests import small
 
 TRAINED, MODULES = ("encoder", "predictor"), ("encoder", "predictor", "target_encoder")

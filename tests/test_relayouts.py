@@ -2,7 +2,7 @@
 
 import pytest
 
-from ijepa_jax.relayouts import count_relayouts
+from ijepa_jax.measure.relayouts import count_relayouts
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

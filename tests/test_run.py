@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax import build, run
-from ijepa_jax.data.prepare import prepare
+from ijepa_jax import build
+from ijepa_jax.data.pack.prepare import prepare
+from ijepa_jax.train import resume, run
 from tests import small
 
 
@@ -30,7 +31,7 @@ def place(tmp_path_factory):
 def start(name: str, kept: dict | None = None) -> tuple[dict, list[str]]:
     """The settings that a run of these data keeps, and what it says when it starts over a checkpoint that has `kept` some."""
     config = small.config(data__name=name)
-    train, said = build.source(config, "train"), []
+    train, said = build.loader(config).open("train"), []
     checkpoints = SimpleNamespace(steps=lambda: [4] if kept else [], notes=lambda step: {"settings": kept})
     fields = {
         "config": config,
@@ -42,7 +43,7 @@ def start(name: str, kept: dict | None = None) -> tuple[dict, list[str]]:
     }
     started = SimpleNamespace(**fields, display=SimpleNamespace(log=said.append))
     settings = run.Run.settings(started)
-    run._refuse_changes(started, settings)
+    resume._refuse_changes(started, settings)
     return settings, said
 
 

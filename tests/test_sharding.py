@@ -15,8 +15,8 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)
 import numpy as np
-from ijepa_jax import sharding
-from ijepa_jax.step import init, train_step
+from ijepa_jax.devices import sharding
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 method, optimizer = small.method(width=64, depth=1, mlp_ratio=16.0), small.optimizer()

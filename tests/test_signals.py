@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ijepa_jax.signals import stop_requests
+from ijepa_jax.host.signals import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

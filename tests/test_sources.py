@@ -13,7 +13,8 @@ import pytest
 from etils.epath import backend
 from PIL import Image
 
-from ijepa_jax.data import images, scenes, sources
+from ijepa_jax.data import arrays, images, open, render
+from ijepa_jax.data import source as sources
 from tests import object_store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,7 +22,7 @@ FASHION_MNIST = ROOT.parent / "shared" / "data" / "fashion-mnist"
 
 
 def _open(name, split="train", **settings):
-    return sources.open_source(str(name), split, **{"size": 8, "seed": 0} | settings)
+    return open.open_source(str(name), split, **{"size": 8, "seed": 0} | settings)
 
 
 def _pixels(count: int, *shape: int) -> np.ndarray:
@@ -469,7 +470,7 @@ def test_scenes_tell_the_segment_of_each_pixel():
     source = _open("scenes", "test", size=300, seed=3, image_size=32)
     everything = source.segments_at(np.arange(300))  # more than are rendered at once
     assert everything.shape == (300, 32, 32) and everything.dtype == np.uint8
-    assert source.segment_names == scenes.SEGMENTS and set(np.unique(everything)) == {0, 1, 2, 3}
+    assert source.segment_names == render.SEGMENTS and set(np.unique(everything)) == {0, 1, 2, 3}
     rows = np.array([299, 4, 4])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).segments_at(rows), everything[rows])
     assert source.segments_at(rows[:0]).shape == (0, 32, 32)
@@ -486,9 +487,9 @@ def _fingerprint(name, split="train", **settings) -> str:
 
 def test_fingerprints_of_pixels_in_memory():
     pixels, labels = _pixels(12, 6, 5, 3), {"a": np.arange(12), "b": np.arange(12)[::-1]}
-    first = sources.ArraySource(pixels, labels, "one").fingerprint()
+    first = arrays.ArraySource(pixels, labels, "one").fingerprint()
     assert len(first) == 32 and int(first, 16) >= 0
-    same = sources.ArraySource(pixels[::-1][::-1], {"b": labels["b"], "a": labels["a"].astype(np.uint8)}, "another")
+    same = arrays.ArraySource(pixels[::-1][::-1], {"b": labels["b"], "a": labels["a"].astype(np.uint8)}, "another")
     assert same.fingerprint() == first == pickle.loads(pickle.dumps(same)).fingerprint()
     pixel, label = pixels.copy(), labels["a"].copy()
     pixel[7, 3, 2, 1] ^= 1
@@ -503,7 +504,7 @@ def test_fingerprints_of_pixels_in_memory():
         (pixels[:11], {task: values[:11] for task, values in labels.items()}),
         (pixels[::-1], labels),
     ]
-    assert len({first, *(sources.ArraySource(*other, "one").fingerprint() for other in others)}) == 1 + len(others)
+    assert len({first, *(arrays.ArraySource(*other, "one").fingerprint() for other in others)}) == 1 + len(others)
 
 
 def test_fingerprints_of_scenes_are_of_what_they_show():
@@ -549,7 +550,7 @@ def test_fingerprints_agree_between_processes(tmp_path):
     np.savez(tmp_path / "a.npz", images=_pixels(30, 4, 4), labels=np.arange(30))
     names = [f"folder:{tmp_path}/photos", f"arrays:{tmp_path}/a.npz", "scenes"]
     script = f"""
-from ijepa_jax.data.sources import open_source
+from ijepa_jax.data.open import open_source
 print(*(open_source(name, "train", size=8, seed=0).fingerprint() for name in {names}))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)

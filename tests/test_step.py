@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ijepa_jax.methods import IJepa
-from ijepa_jax.step import init, train_step
+from ijepa_jax.train.step import init, train_step
 from tests import small
 
 

@@ -11,14 +11,14 @@ import safetensors.torch
 from safetensors.numpy import load_file, save_file
 
 import ijepa_jax
-from ijepa_jax import checkpoint
-from ijepa_jax import config as config_lib
-from ijepa_jax.encoder import Encoder
 from ijepa_jax.interop import convert, layout, tensor_files
 from ijepa_jax.interop import timm as timm_files
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
-from ijepa_jax.positions import sincos
-from ijepa_jax.vit import SIZES
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.positions import sincos
+from ijepa_jax.settings import plain
+from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.train import checkpoint
 from tests import small
 from tests.partners import timm, torch
 
@@ -258,7 +258,7 @@ def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     for name, scan in (("plain", False), ("scanned", True)):
         settings.model.scan = scan
         checkpoints = checkpoint.Checkpoints(tmp_path / name)
-        checkpoints.save({"target": layout.stacked(params) if scan else params}, 7, config_lib.to_plain(settings))
+        checkpoints.save({"target": layout.stacked(params) if scan else params}, 7, plain.to_plain(settings))
         checkpoints.close()
         convert.export_weights(str(tmp_path / name), str(tmp_path / f"{name} exported"), "timm")
     _assert_same_bits(*(load_file(tmp_path / f"{name} exported" / "model.safetensors") for name in ("scanned", "plain")))
@@ -288,7 +288,7 @@ def test_other_epsilons_cannot_be_exported(saved, tmp_path):
     settings = small.config(model__epsilon=1e-12)
     with contextlib.closing(checkpoint.Checkpoints(tmp_path / "ours")) as checkpoints:
         params = Encoder.from_settings(settings).init(jax.random.key(0))
-        checkpoints.save({"target": params}, 1, config_lib.to_plain(settings))
+        checkpoints.save({"target": params}, 1, plain.to_plain(settings))
     with pytest.raises(WeightsError, match="layer norms have epsilon 1e-6, this encoder's 1e-12: export to huggingface"):
         convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "theirs"), "timm")
     assert not [*(tmp_path / "theirs").glob("*")]

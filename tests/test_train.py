@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax import build, checkpoint, metrics, processes, train
-from ijepa_jax.data.sources import DataError
+from ijepa_jax import build
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.source import DataError
+from ijepa_jax.devices import processes
 from ijepa_jax.evaluate import probe
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.train import checkpoint, metrics
+from ijepa_jax.train.loop import Stopped
+from ijepa_jax.train.recorder import Diverged
 from ijepa_jax.visualize import curves
 from tests import small
 from tests.test_metrics import events, wandb  # noqa: F401 (a fixture)
@@ -164,15 +170,15 @@ def test_probes_never_disturb_training(whole, tmp_path):
 
 def at_batch(monkeypatch, step: int, act: Callable[[], None]) -> None:
     """Acts where the batch of a step is asked for: the step before it is at work, the metrics of that one not yet read."""
-    plain = build.train_batches
+    plain = Loader.train_batches
 
-    def batches(*arguments):
-        for at, batch in enumerate(plain(*arguments), arguments[3] + 1):
+    def batches(loader, source, sampler, start_step=0):
+        for at, batch in enumerate(plain(loader, source, sampler, start_step), start_step + 1):
             if at == step:
                 act()
             yield batch
 
-    monkeypatch.setattr(build, "train_batches", batches)
+    monkeypatch.setattr(Loader, "train_batches", batches)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -180,7 +186,7 @@ def test_a_signal_saves_and_the_run_ends_with_the_same_bits(whole, tmp_path, mon
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_batch(patch, 7, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(train.Stopped, match=rf"stopped by {number.name} at step 7, saved"):
+        with pytest.raises(Stopped, match=rf"stopped by {number.name} at step 7, saved"):
             train.pretrain(small.config(), tmp_path)
     report = train.pretrain(small.config(), tmp_path)
     assert report["resumed_from"] == 7 and report["params_digest"] == whole[1]["params_digest"]
@@ -270,15 +276,15 @@ def test_other_schedules_are_allowed_and_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    plain = build.train_batches
+    plain = Loader.train_batches
 
-    def poisoned(*arguments):
-        for step, batch in enumerate(plain(*arguments), arguments[3] + 1):
+    def poisoned(loader, source, sampler, start_step=0):
+        for step, batch in enumerate(plain(loader, source, sampler, start_step), start_step + 1):
             image = batch["image"].astype(np.float32) / 128 - 1
             yield {**batch, "image": np.where(step == 6, np.nan, image).astype(np.float32)}
 
-    monkeypatch.setattr(build, "train_batches", poisoned)
-    with pytest.raises(train.Diverged, match=r"loss.* not finite at step 6.* Checkpoint 4 is good"):
+    monkeypatch.setattr(Loader, "train_batches", poisoned)
+    with pytest.raises(Diverged, match=r"loss.* not finite at step 6.* Checkpoint 4 is good"):
         train.pretrain(small.config(), tmp_path)
     assert checkpoint.Checkpoints(tmp_path, read_only=True).steps() == [4]
 

@@ -18,15 +18,19 @@ import pytest
 
 import ijepa_jax
 import launch
-from ijepa_jax import build, checkpoint, commandline, config, methods, run, train
+from ijepa_jax import build, methods
+from ijepa_jax import cli as commandline
 from ijepa_jax.evaluate import suite
 from ijepa_jax.evaluate.extract import extract
-from ijepa_jax.evaluate.settings import default
 from ijepa_jax.interop import card, convert
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
-from ijepa_jax.methods import IJepa, Method
-from ijepa_jax.optim import Optimizer, warmup_cosine
-from ijepa_jax.step import init, train_step
+from ijepa_jax.methods import IJepa, Method, config
+from ijepa_jax.methods.optim import Optimizer, warmup_cosine
+from ijepa_jax.pretrain import command as train
+from ijepa_jax.settings import plain
+from ijepa_jax.settings.evaluation import default
+from ijepa_jax.train import checkpoint, digests, run
+from ijepa_jax.train.step import init, train_step
 from ijepa_jax.visualize.explore import explore
 from tests import small
 
@@ -43,9 +47,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from ijepa_jax.encoder import Encoder
+from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.methods import Method
-from ijepa_jax.vit import normalise
+from ijepa_jax.model.vit import normalise
 
 
 class Patches(nn.Module):
@@ -207,7 +211,7 @@ class Mine(IJepa):
 def test_settings_may_have_ranges_and_sections_of_other_methods(tmp_path):
     text = FILES["tokens.py"].replace(
         "    def target(self",
-        "    @classmethod\n    def settings(cls):\n        from ijepa_jax.ranges import number\n"
+        "    @classmethod\n    def settings(cls):\n        from ijepa_jax.settings.ranges import number\n"
         "        return {**super().settings(), 'custom': {'variance': number(1.0, 0, 10), 'covariance': 0.04}}\n\n"
         "    def target(self",
     )
@@ -219,8 +223,8 @@ def test_settings_may_have_ranges_and_sections_of_other_methods(tmp_path):
     assert config.fixed_on_resume("custom.covariance", given.method)
     assert not config.fixed_on_resume("custom.variance", given.method)
     back = config.with_method(given, "ijepa")
-    assert "custom" not in back and config.flatten(back) == config.flatten(small.config())
-    assert config.flatten(config.from_plain(config.to_plain(given))) == config.flatten(given)
+    assert "custom" not in back and plain.flatten(back) == plain.flatten(small.config())
+    assert plain.flatten(config.from_plain(plain.to_plain(given))) == plain.flatten(given)
 
 
 @pytest.mark.parametrize(
@@ -499,7 +503,7 @@ def test_an_encoder_that_is_computed_is_probed_restored_and_evaluated(tmp_path):
     both = trees["params"]["encoder"]["norm"]["bias"], trees["target"]["norm"]["bias"]
     np.testing.assert_allclose(encoder["norm"]["bias"], sum(both) / 2, rtol=1e-6)
     method = build.trained_method(mine)
-    assert report["encoder_digest"] == checkpoint.encoder_digest(encoder, method.backbone()) and report["probes"]
+    assert report["encoder_digest"] == digests.encoder_digest(encoder, method.backbone()) and report["probes"]
     with pytest.raises(ValueError, match="the encoder of Between is computed, so there is no place for weights"):
         train.pretrain(_changed(mine, warm_start=str(tmp_path / "run")), tmp_path / "warm")
 
@@ -507,7 +511,7 @@ def test_an_encoder_that_is_computed_is_probed_restored_and_evaluated(tmp_path):
 def test_an_encoder_in_a_list_is_picked_too(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     nets = [{"a": np.zeros(2, np.float32)}, {"a": np.ones(2, np.float32)}]
-    checkpoints.save({"params": {"nets": nets}, "step": np.int32(1)}, 1, config.to_plain(config.default()))
+    checkpoints.save({"params": {"nets": nets}, "step": np.int32(1)}, 1, plain.to_plain(config.default()))
     checkpoints.wait()
     assert checkpoints.encoder(1, lambda params, _: params["nets"][1])["a"].tolist() == [1, 1]
     checkpoints.close()
@@ -559,7 +563,7 @@ def test_an_encoder_that_computes_is_restored_too(tmp_path):
         "target": {"a": np.full(3, 2, np.float32)},
     }
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    checkpoints.save({**trees, "step": np.int32(1)}, 1, config.to_plain(config.default()))
+    checkpoints.save({**trees, "step": np.int32(1)}, 1, plain.to_plain(config.default()))
     checkpoints.wait()
     read_parts = []
     parts = checkpoints.parts

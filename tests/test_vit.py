@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax import layers
-from ijepa_jax.attention import attend
-from ijepa_jax.vit import SIZES, ViT, drop_path, normalise, parameter_count, patch_grid, take_tokens
+from ijepa_jax.model import layers
+from ijepa_jax.model.attention import attend
+from ijepa_jax.model.vit import ViT, drop_path, normalise, parameter_count, patch_grid, take_tokens
+from ijepa_jax.settings.architectures import SIZES
 
 # METHOD: published parameter counts of the encoders, positions not counted
 COUNTS = {

@@ -7,8 +7,9 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from ijepa_jax import workdir
-from ijepa_jax.console import Display
+from ijepa_jax.host import files
+from ijepa_jax.host.console import Display
+from ijepa_jax.train import workdir
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -52,7 +53,7 @@ def test_an_owner_that_is_no_text_is_another(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     place = epath.Path(tmp_path / "table.json")
-    workdir.write_whole(place, b"first")
+    files.write_whole(place, b"first")
     plain = type(place).write_bytes
 
     def half(path, content):
@@ -61,7 +62,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(place), "write_bytes", half)
     with pytest.raises(OSError, match="No space left"):
-        workdir.write_whole(place, b"second")
+        files.write_whole(place, b"second")
     assert place.read_bytes() == b"first" and [path.name for path in tmp_path.iterdir()] == ["table.json"]
 
 
@@ -69,7 +70,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_full_disk_is_named(number):
     with (
         pytest.raises(OSError, match=r"^cannot write to /a/place \(disk full\?\): no room$"),
-        workdir.full_disk_named("/a/place"),
+        files.full_disk_named("/a/place"),
     ):
         raise OSError(number, "no room")
 
@@ -78,7 +79,7 @@ def test_a_full_disk_is_named(number):
     "error", [OSError(errno.ENOSPC, "full", "/a/file"), PermissionError(errno.EACCES, "no"), ValueError("x")]
 )
 def test_other_errors_stay_as_they_are(error):
-    with pytest.raises(type(error)) as caught, workdir.full_disk_named("/a/place"):
+    with pytest.raises(type(error)) as caught, files.full_disk_named("/a/place"):
         raise error
     assert caught.value is error
 

@@ -7,7 +7,7 @@ Hardware: GPUs or a TPU slice. Not run yet.
 
 import ml_collections
 
-from ijepa_jax.evaluate import settings
+from ijepa_jax.settings import evaluation as settings
 
 
 def get_config() -> ml_collections.ConfigDict:

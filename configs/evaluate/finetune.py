@@ -7,7 +7,7 @@ Hardware: two CPU cores.
 
 import ml_collections
 
-from ijepa_jax.evaluate import settings
+from ijepa_jax.settings import evaluation as settings
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Hardware: one pass of the encoder over ImageNet; the bank takes 4 bytes a featur
 
 import ml_collections
 
-from ijepa_jax.evaluate import settings
+from ijepa_jax.settings import evaluation as settings
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from ijepa_jax.data.sources import DataError, Source
-from ijepa_jax.workdir import set_aside
+from ijepa_jax.data.source import DataError, Source
+from ijepa_jax.host.files import set_aside
 
 
 class BadImages:

@@ -32,7 +32,6 @@ Chooser = Callable[[int, int], images.Box]  # (height, width) of the image -> th
 _SPARE = 1.5  # how much larger than asked for a crop stays that is decoded at reduced size
 _WIDEST = 2.5  # reduction up to which three taps stand in for the triangle filter
 _LARGEST_TAP = 1 / 3
-_EXIF_ORIENTATION = 0x0112
 _EXIF_OR_XMP, _START_OF_SCAN = b"\xe1", b"\xda"  # markers of JPEG segments
 
 _scratch = threading.local()
@@ -141,6 +140,6 @@ def _upright(data: bytes) -> bool:
         return True
     try:
         with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
-            return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+            return images.is_upright(image)
     except Exception:  # Pillow will say what is wrong with it, or ignore it
         return False

@@ -13,16 +13,8 @@ import numpy as np
 from etils import epath
 
 from ijepa_jax.data import images
-from ijepa_jax.data.sources import (
-    DataError,
-    LabelledSource,
-    NoSplit,
-    check_known,
-    file_state,
-    hashed,
-    printable,
-    storage_errors,
-)
+from ijepa_jax.data.source import DataError, LabelledSource, NoSplit, check_known, hashed, printable, storage_errors
+from ijepa_jax.host.files import file_state
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 # Words for splits. Of held-out ones the first kind that has images is taken: a `test` beside a `val` often has no labels.

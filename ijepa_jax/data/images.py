@@ -26,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's readers; tha
 MAX_PIXELS = 110_000_000  # of an encoded image, some telephones' 108 and more: files of some kilobytes can ask for gigabytes
 MAX_BYTES = 1 << 30  # of a file
 _EXIF_ORIENTATION = 0x0112
+_TURNED = range(2, 9)  # its values for pixels that are not upright
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _STRIP = 1 << 20  # pixels at a time
 _LONGEST = 16  # of an enlarged image, as a multiple of what the crop needs, before the crop alone is computed
@@ -205,12 +206,16 @@ def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation. A damaged EXIF block is ignored: the pixels are still good."""
+    """Applies the EXIF orientation."""
+    return image if is_upright(image) else ImageOps.exif_transpose(image)
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Whether an image is to be shown as it is stored. A damaged EXIF block is ignored: the pixels are still good."""
     try:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        return image.getexif().get(_EXIF_ORIENTATION, 1) not in _TURNED
     except Exception:
-        return image
+        return True
 
 
 def _load(image: Image.Image, channels: int) -> Image.Image:

@@ -16,12 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from ijepa_jax import counter
-from ijepa_jax.data import crops, images
-from ijepa_jax.data.sources import ArraySource, DataError, Source
-from ijepa_jax.signals import end_with_parent
-
-Batch = dict[str, np.ndarray]
+from ijepa_jax.data import counter, crops, images
+from ijepa_jax.data.arrays import ArraySource
+from ijepa_jax.data.source import Arrays, DataError, Source
+from ijepa_jax.host.signals import end_with_parent
 
 _SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE, _AUGMENT = range(0x1DA7A00, 0x1DA7A06)  # what a random number is for
 _ROUNDS = 8  # of the shuffle; with 6, small data sets show a pattern
@@ -40,106 +38,110 @@ class Augment(Protocol):
     def __call__(self, image: np.ndarray, u: Sequence[float]) -> np.ndarray: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What is shown of an image, uint8 [*size, channels]: a random crop in training, the centre in an evaluation.
+
+    In training the crop is flipped half the time if `flip`, jittered with strengths 0.8, 0.8, 0.8, 0.2 times `color_jitter`,
+    then changed by `augment`. Crops of files are nearly the exact ones (see `crops.crop_into`), or `exact`: torchvision's.
+    """
+
+    size: images.Size
+    channels: int = 3
+    crop_scale: tuple[float, float] = (0.3, 1.0)  # shares of the image's area
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    color_jitter: float = 0.0
+    augment: Augment | None = None
+    exact: bool = False
+    center: float = 1.0  # share of the short side that an evaluation sees, see `images.center_crop`
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which of several processes this is: each makes its own rows of every batch."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """This process's rows of a global batch. Raises `DataError` where it does not divide."""
+        if batch_size % self.count:
+            raise DataError(f"a batch of {batch_size} cannot be divided among {self.count} processes")
+        local = batch_size // self.count
+        return range(self.index * local, (self.index + 1) * local)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """Who makes batches: `threads` work `buffer` batches ahead.
+
+    By default that is one thread for pixels in memory (small images keep the interpreter's lock, and more threads only fight
+    over it), else one a core, at most 16. With `workers` > 0 that many processes do this, each with `threads` of its own (by
+    default one), together `buffer` batches ahead; as each gets a copy of the source, threads are the better choice for
+    pixels in memory. A script that uses workers needs the usual `if __name__ == "__main__"`, and should close the iterator
+    at the end, as workers left running complain.
+    """
+
+    workers: int = 0
+    threads: int | None = None
+    buffer: int = 2
+
+
+ALONE, BY_THREADS = Share(), Loading()
+
+
 def train_batches(
     source: Source,
-    sampler: Callable[[np.ndarray], Batch] | None,
+    sampler: Callable[[np.ndarray], Arrays] | None,
+    view: View,
     *,
     seed: int,
     batch_size: int,
-    image_size: images.Size,
-    channels: int,
-    crop_scale: tuple[float, float] = (0.3, 1.0),
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: bool = False,
-    color_jitter: float = 0.0,
-    augment: Augment | None = None,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    exact: bool = False,
-    workers: int = 0,
-    threads: int | None = None,
-    buffer: int = 2,
-) -> Iterator[Batch]:
+    share: Share = ALONE,
+    loading: Loading = BY_THREADS,
+) -> Iterator[Arrays]:
     """An endless stream of this process's rows of the global batches from `start_step` on.
 
-    With b = batch_size / process_count rows, a batch holds
+    With b = batch_size / processes rows, a batch holds
 
-    - `image` uint8 [b, h, w, channels]: random resized crops (flipped half the time if `flip`; jittered with strengths
-      0.8, 0.8, 0.8, 0.2 times `color_jitter`; then changed by `augment`), not normalised;
+    - `image` uint8 [b, h, w, channels]: random resized crops as `view` has them, not normalised;
     - `index` int64 [b]: the global example index, step * batch_size + row;
     - `source` int64 [b]: the example of the source that is shown; each appears once an epoch, in an order shuffled anew for
       every epoch, but for the last len(source) % batch_size of that order, which are dropped;
     - `bad` int64 [b]: -1, or the example that should have been shown, had it been readable;
     - whatever `sampler` makes of `index` (masks).
 
-    Crops of files are nearly the exact ones (see `crops.crop_into`), or `exact`: those of torchvision.
-
-    `threads` work `buffer` batches ahead. By default that is one thread for pixels in memory (small images keep the
-    interpreter's lock, and more threads only fight over it), else one a core, at most 16. With `workers` > 0 that many
-    processes do this, each with `threads` of its own (by default one), together `buffer` batches ahead; as each gets a
-    copy of the source, threads are the better choice for pixels in memory. A script that uses workers needs the usual
-    `if __name__ == "__main__"`, and should close the iterator at the end, as workers left running complain.
-
     Raises `DataError` if the source is smaller than a batch, if the batch does not divide among the processes, and, from the
     stream, if ten images in a row are bad or a worker dies.
     """
-    if batch_size % process_count:
-        raise DataError(f"a batch of {batch_size} cannot be divided among {process_count} processes")
+    rows = share.rows(batch_size)
     if len(source) < batch_size:
         raise DataError(f"the data set has {len(source)} images, which is less than one batch of {batch_size}")
-    local = batch_size // process_count
-    make_batch = _TrainBatches(
-        source=source,
-        sampler=sampler,
-        seed=seed,
-        batch_size=batch_size,
-        rows=range(process_index * local, (process_index + 1) * local),
-        image_size=tuple(image_size),
-        channels=channels,
-        crop_scale=crop_scale,
-        crop_aspect=crop_aspect,
-        flip=flip,
-        color_jitter=_ColorJitter(color_jitter) if color_jitter else None,
-        augment=augment,
-        exact=exact,
-    )
-    return _stream(make_batch, start_step, None, local, workers=workers, threads=threads, buffer=buffer)
+    make_batch = _TrainBatches(source, view, rows, sampler, seed, batch_size)
+    return _stream(make_batch, start_step, None, loading)
 
 
 def eval_batches(
     source: Source,
-    *,
     indices: Sequence[int] | np.ndarray,
+    view: View,
+    *,
     batch_size: int,
-    image_size: images.Size,
-    channels: int,
-    crop_fraction: float = 1.0,
-    process_index: int = 0,
-    process_count: int = 1,
-    workers: int = 0,
-    threads: int | None = None,
-    buffer: int = 2,
-) -> Iterator[Batch]:
+    share: Share = ALONE,
+    loading: Loading = BY_THREADS,
+) -> Iterator[Arrays]:
     """This process's rows of batches of the examples `indices` of the source, in order, each once.
 
-    With b = batch_size / process_count rows, a batch holds `image` uint8 [b, h, w, channels] (central crops, see
-    `images.center_crop`), `index` int64 (the example of the source), `valid` bool and `bad` int64, [b] each. The last batch
-    is padded with black images, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1
-    elsewhere: leave rows that are not valid out of every sum.
+    With b = batch_size / processes rows, a batch holds `image` uint8 [b, h, w, channels] (central crops), `index` int64 (the
+    example of the source), `valid` bool and `bad` int64, [b] each. The last batch is padded with black images, marked invalid.
+    An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows that are not valid out of
+    every sum.
     """
-    local = batch_size // process_count
-    make_batch = _EvalBatches(
-        source=source,
-        indices=np.asarray(indices, np.int64),
-        batch_size=batch_size,
-        rows=range(process_index * local, (process_index + 1) * local),
-        image_size=tuple(image_size),
-        channels=channels,
-        crop_fraction=crop_fraction,
-    )
+    make_batch = _EvalBatches(source, view, share.rows(batch_size), np.asarray(indices, np.int64), batch_size)
     batches = -(-len(make_batch.indices) // batch_size)
-    return _stream(make_batch, 0, batches, local, workers=workers, threads=threads, buffer=buffer)
+    return _stream(make_batch, 0, batches, loading)
 
 
 def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -180,25 +182,18 @@ class _TrainBatches:
     """Makes rows of the local batch of a step."""
 
     source: Source
-    sampler: Callable[[np.ndarray], Batch] | None
+    view: View
+    rows: range  # of the global batch, that are this process's
+    sampler: Callable[[np.ndarray], Arrays] | None
     seed: int
     batch_size: int
-    rows: range  # of the global batch, that are this process's
-    image_size: images.Size
-    channels: int
-    crop_scale: tuple[float, float]
-    crop_aspect: tuple[float, float]
-    flip: bool
-    color_jitter: _ColorJitter | None
-    augment: Augment | None
-    exact: bool
 
-    def __call__(self, step: int, part: slice) -> Batch:
+    def __call__(self, step: int, part: slice) -> Arrays:
         rows = np.asarray(self.rows[part], dtype=np.int64)
         index = step * self.batch_size + rows
         epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
         batch = {
-            "image": np.empty((len(index), *self.image_size, self.channels), np.uint8),
+            "image": np.empty((len(index), *self.view.size, self.view.channels), np.uint8),
             "index": index,
             "source": permute(step_of_epoch * self.batch_size + rows, len(self.source), self.seed, epoch),
             "bad": np.full(len(index), -1, np.int64),
@@ -206,25 +201,26 @@ class _TrainBatches:
         uniforms = self._uniforms(_CROP, index, images.CROP_UNIFORMS).tolist()
         for row, u in enumerate(uniforms):
             self._show(batch, row, u)
-        if self.flip:
+        if self.view.flip:
             mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
-        for purpose, augment in ((_JITTER, self.color_jitter), (_AUGMENT, self.augment)):
+        jitter = _ColorJitter(self.view.color_jitter) if self.view.color_jitter else None
+        for purpose, augment in ((_JITTER, jitter), (_AUGMENT, self.view.augment)):
             if augment is not None:
                 self._augment(batch, purpose, augment)
         return batch if self.sampler is None else batch | self.sampler(index)
 
-    def _show(self, batch: Batch, row: int, u: Sequence[float]) -> None:
+    def _show(self, batch: Arrays, row: int, u: Sequence[float]) -> None:
         """Crops the row's image; if it is bad, that of another example drawn for it, which is noted in the batch."""
 
         def choose(height: int, width: int) -> images.Box:
-            return images.random_resized_crop_box(height, width, u, self.crop_scale, self.crop_aspect)
+            return images.random_resized_crop_box(height, width, u, self.view.crop_scale, self.view.crop_aspect)
 
         first, index = int(batch["source"][row]), batch["index"][row]
         chosen = first
         for attempt in range(_MAX_BAD):
             try:
-                crops.crop_into(batch["image"][row], self.source[chosen], choose, self.exact)
+                crops.crop_into(batch["image"][row], self.source[chosen], choose, self.view.exact)
             except (images.BadImage, OSError) as error:
                 problem = f"{self.source.name(chosen)}: {error}"
                 batch["bad"][row] = first
@@ -234,7 +230,7 @@ class _TrainBatches:
                 return
         raise DataError(f"{_MAX_BAD} bad images in a row, the last of them {problem}")
 
-    def _augment(self, batch: Batch, purpose: int, augment: Augment) -> None:
+    def _augment(self, batch: Arrays, purpose: int, augment: Augment) -> None:
         for image, u in zip(batch["image"], self._uniforms(purpose, batch["index"], augment.uniforms).tolist(), strict=True):
             image[:] = augment(image, u)
 
@@ -247,26 +243,24 @@ class _EvalBatches:
     """Makes rows of the local part of one batch of an evaluation."""
 
     source: Source
+    view: View
+    rows: range  # of the global batch, that are this process's
     indices: np.ndarray
     batch_size: int
-    rows: range  # of the global batch, that are this process's
-    image_size: images.Size
-    channels: int
-    crop_fraction: float
 
-    def __call__(self, step: int, part: slice) -> Batch:
+    def __call__(self, step: int, part: slice) -> Arrays:
         positions = step * self.batch_size + np.asarray(self.rows[part], dtype=np.int64)
         index = self.indices[np.minimum(positions, len(self.indices) - 1)]
         valid = positions < len(self.indices)
-        pixels = np.zeros((len(index), *self.image_size, self.channels), np.uint8)
+        pixels = np.zeros((len(index), *self.view.size, self.view.channels), np.uint8)
         bad = np.full(len(index), -1, np.int64)
         for row in np.flatnonzero(valid):
             try:
-                image = images.decode(self.source[int(index[row])], self.channels)
+                image = images.decode(self.source[int(index[row])], self.view.channels)
             except (images.BadImage, OSError):
                 bad[row] = index[row]
             else:
-                pixels[row] = images.center_crop(image, self.image_size, self.crop_fraction)
+                pixels[row] = images.center_crop(image, self.view.size, self.view.center)
         return {"image": pixels, "index": index, "valid": valid & (bad < 0), "bad": bad}
 
 
@@ -277,29 +271,21 @@ class _Parts:
     make: _TrainBatches | _EvalBatches
     slices: Sequence[slice]
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> Arrays:
         batch, part = divmod(number, len(self.slices))
         return self.make(batch, self.slices[part])
 
 
-def _stream(
-    make: _TrainBatches | _EvalBatches,
-    first: int,
-    last: int | None,
-    rows: int,
-    *,
-    workers: int,
-    threads: int | None,
-    buffer: int,
-) -> Iterator[Batch]:
-    """Batches `first` up to `last` (None: endless) of `rows` rows each, made in parts by grain's threads or processes."""
-    per_batch = min(rows, -(-rows * math.prod((*make.image_size, make.channels)) // _PART_BYTES))
+def _stream(make: _TrainBatches | _EvalBatches, first: int, last: int | None, loading: Loading) -> Iterator[Arrays]:
+    """Batches `first` up to `last` (None: endless), made in parts by grain's threads or processes."""
+    rows, workers, threads = len(make.rows), loading.workers, loading.threads
+    per_batch = min(rows, -(-rows * math.prod((*make.view.size, make.view.channels)) // _PART_BYTES))
     edges = np.linspace(0, rows, per_batch + 1).astype(int).tolist()
     parts = _Parts(make, [slice(*edge) for edge in itertools.pairwise(edges)])
     numbers = grain.MapDataset.range(first * per_batch, _ENDLESS if last is None else last * per_batch)
     if threads is None:
         threads = 1 if workers or isinstance(make.source, ArraySource) else min(16, cores())
-    ahead = max(-(-buffer * per_batch // max(workers, 1)), threads, 1)
+    ahead = max(-(-loading.buffer * per_batch // max(workers, 1)), threads, 1)
     # grain's own defaults, 16 threads and 500 elements, would hold 500 parts in memory.
     dataset = numbers.map(parts).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
@@ -310,7 +296,7 @@ def _stream(
     return _join(iter(dataset), per_batch)
 
 
-def _join(parts: Iterator[Batch], per_batch: int) -> Iterator[Batch]:
+def _join(parts: Iterator[Arrays], per_batch: int) -> Iterator[Arrays]:
     """Joins each `per_batch` elements to a batch."""
     try:
         while True:
@@ -329,7 +315,7 @@ def _join(parts: Iterator[Batch], per_batch: int) -> Iterator[Batch]:
         parts.close()
 
 
-def _concatenate(parts: list[Batch]) -> Batch | None:
+def _concatenate(parts: list[Arrays]) -> Arrays | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -15,7 +15,8 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ijepa_jax.data import clevr
-from ijepa_jax.data.sources import DataError, NoSplit, file_state, hashed, storage_errors
+from ijepa_jax.data.source import DataError, NoSplit, hashed, storage_errors
+from ijepa_jax.host.files import file_state
 
 _HELD_OUT = ("val", "validation", "test")  # in this order: a `test` beside a `val` often has no labels
 _FILE_FEATURES = ("file", "file_name", "filename")
@@ -150,7 +151,7 @@ def _spread(count: int) -> range:
 
 
 def open_tfds(place: str, split: str, directory: str) -> TfdsSource:
-    """The source of `tfds:PLACE`, see `sources.open_source`."""
+    """The source of `tfds:PLACE`, see `open.open_source`."""
     where, explicit = _split_off(place)
     folder = _find_prepared(where, directory)
     builder = _builder(folder, f"tfds:{where}")

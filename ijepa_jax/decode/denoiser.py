@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ijepa_jax import positions
-from ijepa_jax.layers import Dense, LayerNorm, gelu
-from ijepa_jax.vit import Blocks
+from ijepa_jax.model import positions
+from ijepa_jax.model.layers import Dense, LayerNorm, gelu
+from ijepa_jax.model.vit import Blocks
 
 _FREQUENCIES = 64  # that a time is shown in
 

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ijepa_jax import processes
+from ijepa_jax.devices import processes
+from ijepa_jax.devices.sharding import replicated
 from ijepa_jax.methods import Look
-from ijepa_jax.sharding import replicated
+from ijepa_jax.model.vit import patch_grid
 from ijepa_jax.visualize.masks import as_rgb, reveal, save_grid, seen_patches
-from ijepa_jax.vit import patch_grid
 
 _TITLES = {"predictor": "predictor", "target": "target encoder", "another image": "another image"}
 _FAINT = 0.55  # how far what is not drawn fades: it is the image's own

@@ -17,14 +17,15 @@ import ml_collections
 import numpy as np
 from einops import rearrange
 
-from ijepa_jax import checkpoint
-from ijepa_jax import config as config_lib
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.methods import Batch, IJepa, Look, Method
-from ijepa_jax.ranges import check_heads, choice, text, whole
-from ijepa_jax.step import State
-from ijepa_jax.vit import normalise, patch_grid, take_tokens
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model.vit import normalise, patch_grid, take_tokens
+from ijepa_jax.settings import plain
+from ijepa_jax.settings.ranges import check_heads, choice, text, whole
+from ijepa_jax.train import checkpoint
+from ijepa_jax.train.step import State
 
 _MOST_SIGNAL = 5.0  # signal-to-noise ratio up to which errors weigh more: beyond it only grain is left to learn
 _LAST = 0.999  # where sampling starts: at 1 nothing of an image is left, and its noise cannot be told from it
@@ -81,7 +82,7 @@ class Rcdm(Method):
         Raises ValueError for settings that were given in vain.
         """
         _check(config)
-        given, default = config_lib.flatten(config), config_lib.flatten(config_lib.default(config.method))
+        given, default = plain.flatten(config), plain.flatten(config_lib.default(config.method))
         data = _DECODED_DATA + (() if config.data.name else _DECODED_NAME[1:])
         taken = (*(f"{section}." for section in _DECODED), *(f"data.{key}" for key in data))
         vain = [key for key in given if key.startswith(taken) and given[key] != default[key]]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ijepa_jax.attention import matmul_precision
-from ijepa_jax.layers import Dense, LayerNorm, gelu
 from ijepa_jax.methods import Method
+from ijepa_jax.model.attention import matmul_precision
+from ijepa_jax.model.layers import Dense, LayerNorm, gelu
 
 
 class Pooler(nn.Module):

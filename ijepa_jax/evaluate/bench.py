@@ -17,17 +17,18 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ijepa_jax import build, processes
-from ijepa_jax.console import Display
 from ijepa_jax.data.bad import BadImages
-from ijepa_jax.data.sources import DataError, Source, Subset
-from ijepa_jax.encoder import Encoder
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.source import Arrays, DataError, Source, Subset
+from ijepa_jax.devices import processes
+from ijepa_jax.devices.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
+from ijepa_jax.host.console import Display
+from ijepa_jax.host.files import write_whole
 from ijepa_jax.methods import Method
-from ijepa_jax.sharding import batch_sharding, place_batch, place_rows
-from ijepa_jax.step import interleaved_parts
-from ijepa_jax.workdir import write_whole
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.train.step import interleaved_parts
 
 _FEW_STEPS = 200  # of a head: the paper's linear probe on 1% of ImageNet-1K, in batches of 16,384, would be 50
 _CACHE_VERSION = 1  # of what features are computed of given weights and images
@@ -54,12 +55,12 @@ class Split:
 class Bench:
     """The data side of an evaluation, the same for all that is evaluated.
 
-    `run` holds the checkpoint's settings, with the evaluation's data in place of its own, `method` is what it was trained by;
+    `loader` reads the evaluation's data as the checkpoint's run would, `method` is what that trained;
     `splits` are the images chosen of `train` and `test`; `tasks` maps the tasks that are evaluated to their numbers of classes.
     """
 
     settings: ml_collections.ConfigDict
-    run: ml_collections.ConfigDict
+    loader: Loader
     method: Method
     encoder: Encoder
     mesh: Mesh
@@ -148,11 +149,11 @@ class Bench:
                 raise DataError(f"task {task!r}: no training image is of the classes {unknown.tolist()} of the test images")
         return found
 
-    def batches(self, source: Source) -> Iterator[features_lib.Batch]:
+    def batches(self, source: Source) -> Iterator[Arrays]:
         """Evaluation batches of all images of a source, with progress shown and unreadable images accounted for."""
         count = -(-len(source) // self.settings.data.batch_size)
         self.display.start("images", len(source))
-        for i, batch in enumerate(build.eval_batches(self.run, source, np.arange(len(source)), self.mesh)):
+        for i, batch in enumerate(self.loader.eval_batches(source, np.arange(len(source)), self.mesh.size)):
             self.bad.account(source, batch["bad"])
             yield batch
             self.display.update(len(source) * (i + 1) // count)
@@ -160,11 +161,8 @@ class Bench:
 
     def views(self, subject: Subject, images: int, views: int, seed: int) -> np.ndarray:
         """Features [n, views, D] of random crops of test images, as pretraining made them: LiDAR's surrogate classes."""
-        return features_lib.collect_views(
-            self.test, images, views, self.settings.data.batch_size,
-            lambda source, batch_size, steps: self._stream(source, batch_size, steps, seed, self.run.data),
-            self.extract(subject, ("last",)), self.mesh,
-        )  # fmt: skip
+        loader = dataclasses.replace(self.loader, seed=seed, batch_size=self.settings.data.batch_size)
+        return features_lib.collect_views(loader, self.test, images, views, self.extract(subject, ("last",)), self.mesh)
 
     def training_images(self, batch_size: int, steps: int, seed: int, augment: Any = None) -> Iterator[dict[str, jax.Array]]:
         """Randomly cropped training batches on the devices: `image`, and `label` [B] by task."""
@@ -176,18 +174,13 @@ class Bench:
         chosen = self.chosen(seed)
         labels = {task: values[chosen].astype(np.int32) for task, values in self.labels("train").items()}
         source = Subset(self.train, chosen)
-        for batch in self._stream(source, batch_size, steps, seed, self.settings.augment, augment):
+        crops = self.settings.augment
+        loader = dataclasses.replace(self.loader, seed=seed, batch_size=batch_size).with_view(
+            crop_scale=tuple(crops.crop_scale), crop_aspect=tuple(crops.crop_aspect), flip=crops.flip, augment=augment
+        )
+        for batch in loader.crops(source, steps):
             self.bad.account(source, batch["bad"])
             yield {"image": batch["image"], **{task: values[batch["source"]] for task, values in labels.items()}}
-
-    def _stream(
-        self, source: Source, batch_size: int, steps: int, seed: int, crops: ml_collections.ConfigDict, augment: Any = None
-    ) -> Iterator[features_lib.Batch]:
-        """This process's rows of so many batches of random crops of a source, made as `crops` says."""
-        run = self.run.copy_and_resolve_references()
-        run.seed = seed
-        run.data.crop_scale, run.data.crop_aspect, run.data.flip = crops.crop_scale, crops.crop_aspect, crops.flip
-        return build.crops(run, source, batch_size, steps, augment)
 
     def chosen(self, seed: int) -> np.ndarray:
         """The rows of training images that `data.fraction` and the seed choose, of every class of the first task alike."""
@@ -232,7 +225,7 @@ class Bench:
     def _account(self, split: str, unreadable: int, count: int) -> None:
         """Keeps the number of unreadable images of a split; too many stop the evaluation, also where features were kept."""
         self.unreadable[split] = max(unreadable, self.unreadable.get(split, 0))
-        limit = self.run.data.max_bad_fraction
+        limit = self.loader.max_bad_fraction
         if unreadable > limit * count:
             raise DataError(f"{unreadable} of {count} {split} images are unreadable, more than data.max_bad_fraction {limit:g}")
 
@@ -272,14 +265,14 @@ class Bench:
         """Where these features are kept: the name covers weights, images and how these are prepared."""
         if self.cache is None:
             return None
-        data, encoder = self.run.data, self.encoder
+        encoder = self.encoder
         facts = {
             "version": _CACHE_VERSION,
             "weights": subject.digest,
             "network": str(encoder.network),
             "kinds": list(kinds),
             "data": [self._fingerprint(split), count],
-            "image": [*encoder.image_size, encoder.channels, *encoder.mean, *encoder.std, data.eval_crop],
+            "image": [*encoder.image_size, encoder.channels, *encoder.mean, *encoder.std, self.loader.view.center],
         }
         name = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
         return self.cache / f"{name}.npz"

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ijepa_jax import processes
-from ijepa_jax.console import Display
-from ijepa_jax.data.sources import NoSplit
-from ijepa_jax.encoder import KINDS
+from ijepa_jax.data.source import NoSplit
+from ijepa_jax.devices import processes
 from ijepa_jax.evaluate.bench import Bench, Subject, save_arrays
-from ijepa_jax.evaluate.settings import default
 from ijepa_jax.evaluate.suite import open_bench
+from ijepa_jax.host.console import Display
+from ijepa_jax.model.encoder import KINDS
+from ijepa_jax.settings.evaluation import default
 
 SPLITS = ("train", "test", "all")
 
@@ -46,7 +46,7 @@ def extract(
     )
     parts = [_part(bench, Subject("checkpoint", params, digest), kind, name) for name in bench.splits]
     if not parts:
-        raise NoSplit(f"{bench.run.data.name} has no split {split!r}")
+        raise NoSplit(f"{bench.loader.name} has no split {split!r}")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if all(key in part for part in parts)}
     names = next(iter(bench.splits.values())).class_names
     arrays |= {f"classes_{task}": np.array(names[task]) for task in names if f"label_{task}" in arrays}

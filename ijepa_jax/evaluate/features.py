@@ -1,6 +1,7 @@
 """Frozen features of images: representations of an encoder, or raw pixels, collected over a data set."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,15 +10,14 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from ijepa_jax.data.images import resize
-from ijepa_jax.data.sources import DataError, Source, Subset
-from ijepa_jax.encoder import Encoder
-from ijepa_jax.sharding import all_rows, place_batch, replicated
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.source import Arrays, DataError, Source, Subset
+from ijepa_jax.devices.sharding import all_rows, place_batch, replicated
+from ijepa_jax.model.encoder import Encoder
 
 PIXEL_SIZE = (32, 32)
 
-Batch = dict[str, np.ndarray]
 Features = dict[str, np.ndarray]  # by kind, see `Encoder.represent`
-Crops = Callable[[Source, int, int], Iterator[Batch]]  # (source, batch size, steps) -> training batches, one epoch
 Extract = Callable[[np.ndarray], Features]  # this process's images uint8 [b, H, W, C] -> features of all processes' images
 
 
@@ -55,7 +55,7 @@ def pixel_features(images: np.ndarray, patch: int, kinds: Sequence[str]) -> Feat
     return {kind: values.astype(np.float32) / 255 for kind, values in found.items()}
 
 
-def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
+def collect(batches: Iterable[Arrays], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
     """Features [N, ...] by kind, and source indices int64 [N], of all valid rows of evaluation batches, each example once.
 
     Each process gives its own rows of the batches; all get all features, in the order of the examples.
@@ -77,22 +77,20 @@ def collect(batches: Iterable[Batch], extract: Extract, mesh: Mesh) -> tuple[Fea
     return joined, np.concatenate(indices)[order].astype(np.int64)
 
 
-def collect_views(
-    source: Source, images: int, views: int, batch_size: int, crops: Crops, extract: Extract, mesh: Mesh
-) -> np.ndarray:
-    """Features [n, views, D] of random crops of images of a source, spread evenly over it.
+def collect_views(loader: Loader, source: Source, images: int, views: int, extract: Extract, mesh: Mesh) -> np.ndarray:
+    """Features [n, views, D] of random crops of images of a source, spread evenly over it, as `loader` makes them.
 
-    `n` is `images`, or as many as there are, rounded down to what makes whole batches of about `batch_size` crops. An image
-    that cannot be read is left out. Raises DataError where there are not two.
+    `n` is `images`, or as many as there are, rounded down to what makes whole batches of about its `batch_size` crops. An
+    image that cannot be read is left out. Raises DataError where there are not two.
     """
     count = min(images, len(source))
-    each = max(1, min(batch_size // views, count) // mesh.size) * mesh.size  # images a batch
+    each = max(1, min(loader.batch_size // views, count) // mesh.size) * mesh.size  # images a batch
     count = count // each * each
     if count < 2:
         raise DataError(f"LiDAR needs two images, and one for each of {mesh.size} devices: there are {len(source)}")
     rows = np.repeat(sample(len(source), count), views)
     found, whole = None, np.ones(count, bool)
-    for batch in crops(Subset(source, rows), each * views, count // each):
+    for batch in dataclasses.replace(loader, batch_size=each * views).crops(Subset(source, rows), count // each):
         features = extract(batch["image"])["last"]
         position = np.where(batch["bad"] < 0, batch["source"], batch["bad"])  # what should have been shown
         given = all_rows({"position": position.astype(np.int32), "bad": batch["bad"].astype(np.int32)}, mesh)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from ijepa_jax.encoder import Encoder
 from ijepa_jax.evaluate.augment import mix
-from ijepa_jax.layers import Dense
 from ijepa_jax.methods import Method
-from ijepa_jax.optim import Optimizer, decay_mask, scale_by_layer, warmup_cosine
-from ijepa_jax.vit import normalise
+from ijepa_jax.methods.optim import Optimizer, decay_mask, scale_by_layer, warmup_cosine
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.layers import Dense
+from ijepa_jax.model.vit import normalise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,8 @@ import numpy as np
 import optax
 
 from ijepa_jax.evaluate.knn import checked_features, checked_labels
+from ijepa_jax.settings.evaluation import L2
 
-# Pixels want strengths up to 10, encoders that use few directions as little as 1e-7 (docs/evaluation.md).
-L2 = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 # By which held-out logits are scaled before strengths are compared: without, log-loss takes too strong a penalty.
 _TEMPERATURES = tuple(2.0 ** (-i / 2) for i in range(13))
 STEPS = 200  # a bound for each strength: L-BFGS mostly ends at its tolerance long before

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ijepa_jax.devices.sharding import place_batch, place_rows, replicated
 from ijepa_jax.methods import Arrays, Batch
-from ijepa_jax.sharding import place_batch, place_rows, replicated
-from ijepa_jax.vit import normalise
+from ijepa_jax.model.vit import normalise
 
 MEASURES = ("cosine", "centred", "other", "other_centred", "position_mean")
 _IMAGES = 32  # at a time

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from ijepa_jax.data.sources import DataError, Source
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.source import Arrays, DataError, Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import knn, logistic, rank, statistics
 
@@ -20,8 +21,8 @@ class ProbeData:
 
     train: Source
     test: Source
-    batches: Callable[[Source, np.ndarray], Iterator[features_lib.Batch]]  # of the examples at some indices
-    crops: features_lib.Crops
+    batches: Callable[[Source, np.ndarray], Iterator[Arrays]]  # of the examples at some indices
+    loader: Loader  # of random crops
     mesh: Mesh
     train_images: int
     test_images: int
@@ -37,8 +38,8 @@ class ProbeData:
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
         count = min(self.lidar_images, len(self.test))
         if count >= max(2, self.mesh.size):
-            crops = count * self.lidar_views  # one batch of them
-            views = features_lib.collect_views(self.test, count, self.lidar_views, crops, self.crops, extract, self.mesh)
+            loader = dataclasses.replace(self.loader, batch_size=count * self.lidar_views)  # one batch of them
+            views = features_lib.collect_views(loader, self.test, count, self.lidar_views, extract, self.mesh)
             results["lidar"] = rank.lidar(views)
         basis, correct, strengths = logistic.prepare(train), {}, {}
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ijepa_jax import sharding
 from ijepa_jax.data.segments import patch_classes
-from ijepa_jax.data.sources import DataError
+from ijepa_jax.data.source import DataError
+from ijepa_jax.devices import sharding
 from ijepa_jax.evaluate import attentive, finetune, knn, linear, logistic, rank
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate.augment import RandAugment
 from ijepa_jax.evaluate.bench import Bench, Split, Subject
 from ijepa_jax.methods import Method
-from ijepa_jax.optim import Optimizer, decay_mask, warmup_cosine
-from ijepa_jax.step import init, train_step
-from ijepa_jax.vit import ViT
+from ijepa_jax.methods.optim import Optimizer, decay_mask, warmup_cosine
+from ijepa_jax.model.vit import ViT
+from ijepa_jax.train.step import init, train_step
 
 CKA_IMAGES = 2000  # whose layers are compared
 HELD_OUT = 10  # one of so many training images, where a head is chosen on them
@@ -157,8 +157,8 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
     names, segments = getattr(bench.train, "segment_names", None), {}
     if names is None:
         raise DataError("segmentation needs images with masks: of the data known here, the generated scenes have them")
-    if bench.run.data.eval_crop != 1:
-        raise ValueError(f"segmentation needs data.crop 1.0, as masks are of whole images: it is {bench.run.data.eval_crop}")
+    if bench.loader.view.center != 1:
+        raise ValueError(f"segmentation needs data.crop 1.0, as masks are of whole images: it is {bench.loader.view.center}")
     splits = {}
     for split in ("train", "test"):
         features, rows = bench.features(subject, ("patches",), split)

@@ -14,19 +14,23 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from ijepa_jax import build, checkpoint, processes, sharding
-from ijepa_jax import config as config_lib
-from ijepa_jax.console import Display
+from ijepa_jax import build
 from ijepa_jax.data.bad import BadImages
-from ijepa_jax.data.sources import DataError, NoSplit, Source, Subset
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.pipeline import Loading
+from ijepa_jax.data.source import DataError, NoSplit, Subset
+from ijepa_jax.devices import processes, sharding
 from ijepa_jax.evaluate import features as features_lib
-from ijepa_jax.evaluate import settings as settings_lib
 from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
 from ijepa_jax.evaluate.protocols import PROTOCOLS, Outcome
 from ijepa_jax.evaluate.statistics import paired_difference, summarise
 from ijepa_jax.evaluate.table import write_tables
-from ijepa_jax.step import random_encoder
-from ijepa_jax.vit import patch_grid
+from ijepa_jax.host.console import Display
+from ijepa_jax.model.vit import patch_grid
+from ijepa_jax.settings import evaluation as settings_lib
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint, digests
+from ijepa_jax.train.step import initial_encoder, random_encoder
 
 _LABELS = ("knn", "logistic", "linear", "attentive", "finetune")  # protocols that need them
 
@@ -68,14 +72,14 @@ def evaluate(
         "name": bench.method.title,
         "step": step,
         "encoder_digest": digest,
-        "data": bench.run.data.name,
+        "data": bench.loader.name,
         **_counts(bench),
         "warnings": list(dict.fromkeys(bench.warnings)),
         "bad_images": sum(bench.unreadable.values()),
         "image_size": list(bench.encoder.image_size),
         "command": command,
         "details": {name: [dict(one.details) for one in found] for name, found in outcomes.items()},
-        "settings": config_lib.to_plain(settings),
+        "settings": plain.to_plain(settings),
     }
     if processes.is_first():
         write_tables(folder, _file_name(settings, bench), result)
@@ -99,62 +103,61 @@ def open_bench(
     Both splits are opened, or, where given, those `optional` ones that the data have.
     """
     weights, saved = checkpoint.restore_encoder(path, settings.step)
-    method, run = saved.method(), _with_data(saved.config(), settings)
+    method, loader = saved.method(), _loader(saved.config(), settings)
     trained = method.backbone()
-    encoder = dataclasses.replace(trained, image_size=tuple(run.data.image_size))
+    encoder = dataclasses.replace(trained, image_size=loader.view.size)
     patch_grid(encoder.image_size, encoder.network.patch)  # refuses images that do not divide
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-    shapes = jax.eval_shape(functools.partial(random_encoder, method, 0))
+    shapes = jax.eval_shape(functools.partial(initial_encoder, method, 0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
         raise checkpoint.CheckpointError(f"{path}: the weights are not of the architecture that its settings name")
     params = jax.tree.map(jax.device_put, weights, sharding.state_shardings(shapes, mesh))
     opened = {}
     for split in optional or ("train", "test"):
         try:
-            opened[split] = _open(run, split, settings.data[f"{split}_images"], display)
+            opened[split] = _open(loader, split, settings.data[f"{split}_images"], display)
         except NoSplit:
             if len(optional) < 2:
                 raise
     tasks = chosen_tasks(settings, opened["train"], opened["test"]) if settings.protocol in _LABELS else {}
     counts = {split: len(source) for split, source in opened.items()}
-    processes.check_agreement({**counts, **config_lib.flatten(settings), "code": processes.code_digest()})
+    processes.check_agreement({**counts, **plain.flatten(settings), "code": processes.code_digest()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}. Give another folder with --out") from error
     listing = folder / f"bad_images{'' if processes.is_first() else f'_{jax.process_index()}'}.txt"
     listing.unlink(missing_ok=True)  # of another evaluation
-    bad = BadImages(listing, sum(counts.values()), run.data.max_bad_fraction, display.log)
+    bad = BadImages(listing, sum(counts.values()), loader.max_bad_fraction, display.log)
     cache = checkpoint.locate(path)[0] / "features" if settings.cache else None
-    bench = Bench(settings, run, method, encoder, mesh, opened, tasks, display, bad, cache)
-    return bench, params, checkpoint.encoder_digest(weights, trained), saved.step
+    bench = Bench(settings, loader, method, encoder, mesh, opened, tasks, display, bad, cache)
+    return bench, params, digests.encoder_digest(weights, trained), saved.step
 
 
-def _with_data(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The checkpoint's settings with the evaluation's choice of data."""
-    data = settings.data
-    for key in ("name", "directory"):
-        if data[key]:
-            run.data[key] = data[key]
-    for key, value in (("size", data.size), ("test_size", data.test_size), ("eval_crop", data.crop)):
-        if value is not None:
-            run.data[key] = value
-    if data.image_size is not None:
-        run.data.image_size = (data.image_size, data.image_size)
-    for key in ("workers", "threads", "buffer", "max_bad_fraction"):
-        run.data[key] = data[key]
-    run.data.color_jitter = 0.0
-    run.probe.batch_size = data.batch_size
-    return run
+def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Loader:
+    """How the checkpoint's run would read the evaluation's choice of data."""
+    data, own = settings.data, build.loader(run)
+    view = {"size": data.image_size and (data.image_size,) * 2, "center": data.crop}
+    view = {name: value for name, value in view.items() if value is not None}
+    sizes = {"train": data.size, "test": data.test_size}
+    return dataclasses.replace(
+        own.with_view(color_jitter=0.0, **view),
+        name=data.name or own.name,
+        directory=data.directory or own.directory,
+        scenes={split: own.scenes[split] if size is None else size for split, size in sizes.items()},
+        loading=Loading(data.workers, data.threads, data.buffer),
+        max_bad_fraction=data.max_bad_fraction,
+        eval_batch_size=data.batch_size,
+    )
 
 
-def _open(run: ml_collections.ConfigDict, split: str, wanted: int, display: Display) -> Subset:
+def _open(loader: Loader, split: str, wanted: int, display: Display) -> Subset:
     begun = time.monotonic()
-    source: Source = build.source(run, split)
+    source = loader.open(split)
     rows = features_lib.sample(len(source), wanted or len(source))
     if not len(rows):
-        raise DataError(f"{run.data.name} has no images in its {split} split")
-    display.log(f"{run.data.name} {split}: {len(rows)} of {len(source)} images ({time.monotonic() - begun:.1f} s)")
+        raise DataError(f"{loader.name} has no images in its {split} split")
+    display.log(f"{loader.name} {split}: {len(rows)} of {len(source)} images ({time.monotonic() - begun:.1f} s)")
     return Subset(source, rows)
 
 
@@ -165,9 +168,8 @@ def _baselines(bench: Bench, protocol, seed: int) -> list[Subject]:
 
 def random_init(bench: Bench, name: str, seed: int) -> Subject:
     """An encoder of the same shape with random weights, as pretraining would start with this seed."""
-    fresh = jax.jit(functools.partial(random_encoder, bench.method, seed))
-    params = jax.jit(fresh, out_shardings=sharding.state_shardings(jax.eval_shape(fresh), bench.mesh))()
-    return Subject(name, params, checkpoint.digest_of(params))
+    params = random_encoder(bench.method, seed, bench.mesh)
+    return Subject(name, params, digests.digest_of(params))
 
 
 def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
@@ -212,6 +214,6 @@ def _rounded(value: Any) -> Any:
 
 
 def _file_name(settings: ml_collections.ConfigDict, bench: Bench) -> str:
-    place = bench.run.data.name.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
-    mark = hashlib.blake2b(json.dumps(config_lib.to_plain(settings), sort_keys=True).encode(), digest_size=3).hexdigest()
+    place = bench.loader.name.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
+    mark = hashlib.blake2b(json.dumps(plain.to_plain(settings), sort_keys=True).encode(), digest_size=3).hexdigest()
     return f"{settings.protocol}-{Path(place).stem}-{mark}"

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 from rich.table import Table
 
-from ijepa_jax.workdir import write_whole
+from ijepa_jax.host.files import write_whole
 
 _COLUMNS = {"random_init": "random init", "supervised": "from scratch", "pixels": "pixels"}
 

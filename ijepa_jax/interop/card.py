@@ -8,10 +8,11 @@ from typing import Any
 import jax
 from etils import epath
 
-from ijepa_jax import build, checkpoint
-from ijepa_jax import config as config_lib
+from ijepa_jax import build
 from ijepa_jax.interop.weights import Weights, architecture_of
 from ijepa_jax.methods import Method
+from ijepa_jax.settings import plain
+from ijepa_jax.train import picking
 from ijepa_jax.visualize.report import probe_rows, read_report
 
 _LIBRARIES = {"huggingface": "transformers", "timm": "timm", "reference": "pytorch"}
@@ -57,7 +58,7 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
 def _is_of_target(method: Method) -> bool:
     """Whether the encoder is the target's, beside which there is another."""
     trees = jax.eval_shape(lambda key: (params := method.init(key), method.init_target(params, key)), jax.random.key(0))
-    chosen = checkpoint.picked(dict(zip(("params", "target"), trees, strict=True)), method.encoder)
+    chosen = picking.picked(dict(zip(("params", "target"), trees, strict=True)), method.encoder)
     return chosen is not None and all(place.path.startswith("target/") for place in jax.tree.leaves(chosen))
 
 
@@ -84,7 +85,7 @@ def _training(weights: Weights) -> str:
         masks = config.masks
         parts.append(f"{masks.num_targets} target blocks of {list(masks.target_scale)} of the image")
         parts += [f"{masks.context_patches} context patches ({masks.mode})", f"predictor {config.predictor.width} wide"]
-    parts += [f"{key} {value}" for key, value in config_lib.flatten(config).items() if key.startswith("custom.")]
+    parts += [f"{key} {value}" for key, value in plain.flatten(config).items() if key.startswith("custom.")]
     return (
         f"Pretrained for {weights.step} steps of {config.optim.batch_size} images on `{config.data.name}` without labels; "
         f"{', '.join(parts)}, seed {config.seed}."

@@ -11,13 +11,16 @@ import ml_collections
 import numpy as np
 import optax
 
-from ijepa_jax import build, checkpoint, positions
-from ijepa_jax import config as config_lib
+from ijepa_jax import build
+from ijepa_jax.host.files import UNFINISHED, full_disk_named
 from ijepa_jax.interop import card, huggingface, layout, places, reference, tensor_files, timm, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
-from ijepa_jax.step import State
-from ijepa_jax.workdir import full_disk_named
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model import positions
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint, digests
+from ijepa_jax.train.step import State
 
 FORMATS = ("huggingface", "timm", "reference")
 ENCODERS = ("target", "context")
@@ -153,7 +156,7 @@ def import_weights(
     if places.is_ours(source):
         raise WeightsError(f"{source} is a workdir already: give it to the other commands as it is")
     weights = read_foreign(source, heads, base)
-    digest = checkpoint.digest_of(weights.encoder)  # as `encoder_digest`: blocks by number, with the positions that came along
+    digest = digests.digest_of(weights.encoder)  # as `encoder_digest`: blocks by number, with the positions that came along
     read = {
         "out": out, **{name: weights.origin[name] for name in ("format", "file", "epoch") if name in weights.origin},
         "step": weights.step,
@@ -169,7 +172,7 @@ def import_weights(
     with places.left_as_it_was(out), sparingly(), contextlib.closing(checkpoint.Checkpoints(out)) as checkpoints:
         if checkpoints.steps():
             raise ValueError(f"--out {out} holds checkpoints already: give another folder")
-        checkpoints.save(state, weights.step, config_lib.to_plain(weights.settings), **notes)
+        checkpoints.save(state, weights.step, plain.to_plain(weights.settings), **notes)
         checkpoints.wait()  # here and not in closing: what interrupts it is followed by closing, which waits for the writers
     return read
 
@@ -214,7 +217,7 @@ def export_weights(
     if "://" in out:
         raise ValueError(f"--out {out}: exports are written to local disks: give a folder there, and copy it")
     folder = Path(out).expanduser()
-    if folder.is_dir() and not {file.name.removesuffix(".tmp") for file in folder.iterdir()} <= _WRITTEN:
+    if folder.is_dir() and not {file.name for file in folder.iterdir() if file.suffix != UNFINISHED} <= _WRITTEN:
         raise ValueError(f"--out {out} holds files already: give another folder")
     whole = fmt == "reference" and encoder == "target"
     weights = from_workdir(path, step, encoder, training=whole)
@@ -225,7 +228,7 @@ def export_weights(
         left_out.append("the classifier, for which the authors' format has no place")
     if fmt == "reference" and not weights.training:
         left_out.append("the training state: the authors' loader needs one, and will not go on from this file")
-    digest = checkpoint.digest_of(weights.encoder)  # as `encoder_digest`
+    digest = digests.digest_of(weights.encoder)  # as `encoder_digest`
     facts = {"format": fmt, "encoder": encoder, "step": weights.step, "encoder_digest": digest}
     write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
     with places.left_as_it_was(out), full_disk_named(folder):

@@ -18,15 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ijepa_jax.interop.weights import (
-    Architecture,
-    Tensors,
-    WeightsError,
-    check_names,
-    checked_heads,
-    heads_of,
-    square_grid,
-)
+from ijepa_jax.interop.weights import Architecture, Tensors, WeightsError, check_names, checked_heads, heads_of, square_grid
 
 _RENAMES = (
     (r"^(predictor_)?pos_embed$", "positions"),

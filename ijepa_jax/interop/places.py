@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ijepa_jax import checkpoint
+from ijepa_jax.host.files import absolute
 from ijepa_jax.interop import tensor_files
 from ijepa_jax.interop.weights import WeightsError
-from ijepa_jax.workdir import absolute
+from ijepa_jax.train import checkpoint
 
 _SUFFIXES = (".tar", ".pth", ".pt", ".bin", ".safetensors")
 _FETCH = {  # how weights that are elsewhere come here

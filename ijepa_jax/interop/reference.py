@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from ijepa_jax.host.files import unfinished
 from ijepa_jax.interop.layout import (
     architecture,
     check_shapes,
@@ -232,12 +233,11 @@ def write_reference(weights: Weights, folder: Path) -> str:
     if weights.training and weights.settings.predictor.context != "joint":
         raise WeightsError("--format reference is for predictors with predictor.context 'joint', which theirs is, not 'alone'")
     file = folder / "checkpoint.pth.tar"
-    unfinished = file.with_name(f"{file.name}.tmp")
-    try:
-        torch.save(_as_torch(_checkpoint(weights), torch), unfinished)
-    except RuntimeError as error:  # torch's writer of zip archives, which does not tell why
-        raise OSError(f"cannot write {unfinished} (disk full?): {' '.join(str(error).split())[:200]}") from error
-    unfinished.replace(file)
+    with unfinished(file) as place:
+        try:
+            torch.save(_as_torch(_checkpoint(weights), torch), place)
+        except RuntimeError as error:  # torch's writer of zip archives, which does not tell why
+            raise OSError(f"cannot write {file} (disk full?): {' '.join(str(error).split())[:200]}") from error
     return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from ijepa_jax import checkpoint
+from ijepa_jax.train import checkpoint
 
 _AT_ONCE = 4  # arrays that are there twice, as they are and encoded
 _LARGE = 1 << 18  # bytes

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from ijepa_jax.host.files import unfinished
 from ijepa_jax.interop import torch_files
 from ijepa_jax.interop.weights import WeightsError, can_be, check_pointer, shown
 
@@ -150,12 +151,10 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
         header[name] = {"dtype": kinds[tensor.dtype], "shape": [*tensor.shape], "data_offsets": offsets}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("wb") as file:
+    with unfinished(path) as place, place.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(_bytes(np.ascontiguousarray(tensor)))
-    unfinished.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

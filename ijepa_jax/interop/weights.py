@@ -10,8 +10,9 @@ import ml_collections
 import numpy as np
 
 from ijepa_jax import build
-from ijepa_jax import config as config_lib
-from ijepa_jax.vit import SIZES, ViT
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.architectures import SIZES
 
 Tensors = Mapping[str, np.ndarray]
 

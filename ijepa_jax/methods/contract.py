@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ijepa_jax.encoder import Encoder
-from ijepa_jax.optim import Optimizer, make_optimizer, moving_average
+from ijepa_jax.data.source import Arrays
+from ijepa_jax.methods.optim import Optimizer, make_optimizer, moving_average
+from ijepa_jax.model.encoder import Encoder
 
 Params = dict[str, dict]
 Batch = dict[str, jax.Array]
-Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ijepa_jax import flops
-from ijepa_jax.encoder import Encoder
-from ijepa_jax.masks import MODES, STRATEGIES, MaskSampler
 from ijepa_jax.methods.contract import Batch, Method, nothing
-from ijepa_jax.predictor import CONTEXTS, Predictor
-from ijepa_jax.ranges import check_heads, choice, flag, number, whole
-from ijepa_jax.vit import SIZES, ViT, from_settings, normalise, patch_grid, take_tokens
+from ijepa_jax.methods.masks import MODES, STRATEGIES, MaskSampler
+from ijepa_jax.model import flops
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.predictor import CONTEXTS, Predictor
+from ijepa_jax.model.vit import ViT, from_settings, normalise, patch_grid, take_tokens
+from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.settings.ranges import check_heads, choice, flag, number, whole
 
 TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output
 

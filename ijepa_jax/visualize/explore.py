@@ -8,15 +8,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from ijepa_jax import checkpoint, processes, sharding
-from ijepa_jax.console import Display
-from ijepa_jax.data.sources import Subset
+from ijepa_jax.data.source import Subset
+from ijepa_jax.devices import processes, sharding
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import prediction
 from ijepa_jax.evaluate.bench import Bench, Subject
-from ijepa_jax.evaluate.settings import default
 from ijepa_jax.evaluate.suite import open_bench, random_init
+from ijepa_jax.host.console import Display
+from ijepa_jax.host.files import absolute
 from ijepa_jax.methods import Method
+from ijepa_jax.settings.evaluation import default
+from ijepa_jax.train import checkpoint
 from ijepa_jax.visualize import explore_page
 from ijepa_jax.visualize.features import draw_pca, label_agreement, nearest_others
 from ijepa_jax.visualize.gallery import Gallery
@@ -24,7 +26,6 @@ from ijepa_jax.visualize.map import draw_map, project
 from ijepa_jax.visualize.page import write_page
 from ijepa_jax.visualize.prediction import draw_prediction, token_mean
 from ijepa_jax.visualize.similarity import draw_similarity
-from ijepa_jax.workdir import absolute
 
 SPLITS = ("train", "test")
 _SIMILAR = 4  # images whose similarity maps are drawn
@@ -100,7 +101,7 @@ def explore(
     origin = saved.notes.get("origin", {"warm_start": True})
     look = _look(bench, Subject("checkpoint", params, digest), saved.trees, split, images, seed)
     result = {
-        "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.run.data.name,
+        "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.loader.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
         "own_masks": "warm_start" in origin, "command": command, "name": bench.method.title,
         "left_out": look.left_out,
@@ -129,7 +130,7 @@ def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, i
     subjects = {"trained": trained, "random_init": random_init(bench, "random_init", seed)}
     pooled = {name: bench.features(subject, ("last",), split) for name, subject in subjects.items()}
     rows = pooled["trained"][1]
-    gallery = Gallery(bench.run, bench.method, bench.splits[split], rows, _drawn(len(rows), images, seed))
+    gallery = Gallery(bench.loader.view, bench.method, bench.splits[split], rows, _drawn(len(rows), images, seed))
     encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
     masks = gallery.masks(min(len(rows), max(_MEASURED, images)), seed)
     left_out = _cannot_predict(bench.method, learned, gallery, masks)

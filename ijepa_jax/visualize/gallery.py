@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import ml_collections
 import numpy as np
 
 from ijepa_jax.data.images import center_crop, decode
-from ijepa_jax.data.sources import Source
+from ijepa_jax.data.pipeline import View
+from ijepa_jax.data.source import Source
 from ijepa_jax.methods import Method
 from ijepa_jax.visualize.features import draw_neighbours, nearest_others
 from ijepa_jax.visualize.masks import draw_masks
@@ -19,10 +19,10 @@ _NEIGHBOURS = 6  # drawn beside an image
 class Gallery:
     """A bank of images, those of a source at `rows` (int64 [N], all readable), some of which are drawn: `chosen`, int [n].
 
-    `config` holds the settings of a run, which say how images are prepared, and `method` what it trains.
+    `view` says how images are prepared, `method` is what is trained of them.
     """
 
-    config: ml_collections.ConfigDict
+    view: View
     method: Method
     source: Source
     rows: np.ndarray
@@ -30,9 +30,8 @@ class Gallery:
 
     def images(self, places: np.ndarray) -> np.ndarray:
         """The images at some places of the bank as an evaluation gives them to the encoder: uint8 [n, H, W, C]."""
-        data = self.config.data
-        decoded = (decode(self.source[int(row)], data.channels) for row in self.rows[places])
-        return np.stack([center_crop(image, tuple(data.image_size), data.eval_crop) for image in decoded])
+        decoded = (decode(self.source[int(row)], self.view.channels) for row in self.rows[places])
+        return np.stack([center_crop(image, self.view.size, self.view.center) for image in decoded])
 
     def masks(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
         """The method's masks of so many images, see `MaskSampler`; empty where it has none."""
@@ -42,7 +41,7 @@ class Gallery:
     def draw_masks(self, path, masks: dict[str, np.ndarray]) -> None:
         """Draws the chosen images with their contexts and targets, the first rows of `masks`."""
         first = {name: values[: len(self.chosen)] for name, values in masks.items()}
-        draw_masks(path, self.images(self.chosen), **first, patch=self.config.model.patch)
+        draw_masks(path, self.images(self.chosen), **first, patch=self.method.backbone().network.patch)
 
     def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
         """Draws the chosen images, each with those of the bank that are nearest by pooled features, float [N, D].

@@ -1,14 +1,15 @@
 """Pictures while a run trains: a few test images above their patch features as colours, without matplotlib."""
 
-import ml_collections
+import dataclasses
+
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from ijepa_jax import build
-from ijepa_jax.data.sources import Source
+from ijepa_jax.data.loader import Loader
+from ijepa_jax.data.source import Source
+from ijepa_jax.devices.sharding import all_rows
 from ijepa_jax.evaluate import features as features_lib
-from ijepa_jax.sharding import all_rows
 from ijepa_jax.visualize.features import as_colours
 from ijepa_jax.visualize.masks import as_rgb
 
@@ -16,22 +17,19 @@ _IMAGES = 8
 _SIDE = 96  # at least so many pixels an image
 
 
-def feature_strip(
-    config: ml_collections.ConfigDict, test: Source, extract: features_lib.Extract, grid: tuple[int, int], mesh: Mesh
-) -> np.ndarray:
+def feature_strip(loader: Loader, test: Source, extract: features_lib.Extract, grid: tuple[int, int], mesh: Mesh) -> np.ndarray:
     """Some test images and, below each, its patches' first three principal components as colours: uint8 [2 H, n W, 3].
 
     `extract` gives `patches` of images, which lie on `grid` (rows, columns). With several processes all must call this
     and get the picture.
     """
-    small = config.copy_and_resolve_references()
-    small.probe.batch_size, small.data.workers = _IMAGES, 0
+    few = dataclasses.replace(loader, eval_batch_size=_IMAGES, loading=dataclasses.replace(loader.loading, workers=0))
     rows = features_lib.sample(len(test), _IMAGES)
 
     def with_images(images: np.ndarray) -> features_lib.Features:
         return {**extract(images), **all_rows({"image": images}, mesh)}
 
-    found, _ = features_lib.collect(build.eval_batches(small, test, rows, mesh), with_images, mesh)
+    found, _ = features_lib.collect(few.eval_batches(test, rows, mesh.size), with_images, mesh)
     return side_by_side(found["image"], found["patches"], grid)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from etils import epath
 from rich.table import Table
 
-from ijepa_jax import config as config_lib
-from ijepa_jax import ranges
+from ijepa_jax.host.files import write_whole
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.settings import plain, ranges, run
 from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
-from ijepa_jax.workdir import write_whole
 
 _COLUMNS = ("trained", "random_init", "pixels")
 _ONCE = {"ijepa": "trained"}  # columns that older reports call otherwise
@@ -227,9 +227,9 @@ def _settings_section(settings: dict) -> list[str]:
 def _defaults(method: str) -> dict[str, Any]:
     """The default settings of a method; without those of its own where it cannot be found from here."""
     try:
-        return config_lib.flatten(config_lib.default(method))
+        return plain.flatten(config_lib.default(method))
     except ValueError:
-        return config_lib.flatten(ranges.defaults(config_lib.SETTINGS))
+        return plain.flatten(ranges.defaults(run.SETTINGS))
 
 
 def _folded(values: dict) -> str:

@@ -1,0 +1,54 @@
+"""Data sets by the names that configurations use."""
+
+import functools
+
+from ijepa_jax.data.arrays import open_arrays, open_idx
+from ijepa_jax.data.folders import open_folder
+from ijepa_jax.data.prepared import open_tfds
+from ijepa_jax.data.scenes import Progress, open_scenes
+from ijepa_jax.data.source import DataError, Source, storage_errors
+
+_SPLITS = ("train", "test")
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    size: int,
+    seed: int,
+    directory: str | None = None,
+    image_size: int | tuple[int, int] = 64,
+    progress: Progress | None = None,
+) -> Source:
+    """Opens the split `train` or `test` of a data set.
+
+    - `scenes`: `size` scenes (a `ScenesSource`), a function of `seed`, of `image_size` pixels, rendered here (`progress` is
+      called as that goes on). Tasks count, distance (8 quantile bins, the same for all splits, seeds and sizes), shape, colour.
+    - `folder:PATH`: JPEG, PNG and WebP files at any depth, in the order of their paths. Where PATH holds `train` (`training`)
+      and `val` (`valid`, `validation`, `dev`) or else `test` (`testing`), in any case, these are the splits; otherwise a hash
+      of its path below PATH puts every tenth file into the test split. The first sub-folder on a file's way is its label
+      (task `label`, classes in sorted order).
+    - `arrays:FILE.npz`: `images` (uint8 [N, H, W] or [N, H, W, C]) and optionally `labels`, of which a hash of the
+      index puts every tenth into the test split; or `train_images`, `test_images` and optionally `train_labels`, `test_labels`.
+    - `idx:DIR`: MNIST-format files `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` and so on, gzipped or not.
+    - `tfds:NAME[/CONFIG][/VERSION][:SPLIT]`: a data set that TFDS has prepared as ArrayRecord files in `directory` (by default
+      ~/tensorflow_datasets). SPLIT replaces `train` and may be a part of it (`train[:1%]`); the test split is `validation` or
+      else `test`, or the last tenth of `train` where that is the only split and no SPLIT is given.
+    - `tfds:PATH[:SPLIT]`: likewise, of the folder that holds the data set or its versions, as `launch.py prepare` writes it.
+
+    `size`, `seed` and `image_size` are for scenes only. Paths may be local, gs:// or s3:// (tfds: not s3://). Raises
+    `DataError`, and of its kind `NoSplit` where the data hold nothing for this split.
+    """
+    if split not in _SPLITS:
+        raise DataError(f"no split {split!r}: the splits are 'train' and 'test'")
+    kind, _, place = name.partition(":")
+    if kind == "scenes" and not place:
+        return open_scenes(split, size, seed, image_size, progress)
+    tfds = functools.partial(open_tfds, directory=directory or "~/tensorflow_datasets")
+    openers = {"folder": open_folder, "arrays": open_arrays, "idx": open_idx, "tfds": tfds}
+    if not place or kind not in openers:
+        known = "scenes, folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME[/CONFIG][:SPLIT], tfds:PATH[:SPLIT]"
+        raise DataError(f"no data named {name!r}: use one of {known}")
+    with storage_errors(f"{name} {directory or ''}"):
+        return openers[kind](place, split)

@@ -1,0 +1,303 @@
+"""The real training step, timed: images a second, share of the chip's peak, compilation, memory.
+
+Needs the core's libraries only, so that it runs on a bare GPU image; feeding the step from a data set needs the others too.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ijepa_jax.devices.sharding import jit_step, make_mesh, place_batch, state_shardings
+from ijepa_jax.measure.hlo import op_name, parse
+from ijepa_jax.methods import IJepa, Method
+from ijepa_jax.methods.optim import Optimizer
+from ijepa_jax.model.flops import peak_tflops
+from ijepa_jax.model.predictor import Predictor
+from ijepa_jax.model.vit import REMAT, ViT
+from ijepa_jax.settings.architectures import ATTENTION, SIZES
+from ijepa_jax.train.step import State, init, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedMasks:
+    """Contexts and targets of one length, drawn at random from each image's patches: what a step costs depends on no more.
+
+    Targets are drawn from outside of the context as far as there are patches.
+    """
+
+    grid: tuple[int, int]
+    context_length: int
+    target_length: int
+    num_targets: int = 4
+    num_context_blocks: int = 1
+    mode: str = "subset"
+
+    def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Masks of the images with these global indices, as `MaskSampler` gives them."""
+        patches, count = self.grid[0] * self.grid[1], len(index)
+        if max(self.context_length, self.target_length) > patches:
+            raise ValueError(f"a grid of {self.grid} has {patches} patches, fewer than a context or target is to have")
+        rng = np.random.default_rng(int(index[0]))
+
+        def cells(blocks: int, length: int, last: np.ndarray | float = 0) -> np.ndarray:
+            order = (rng.random((count, blocks, patches)) + last).argsort(axis=-1)
+            return np.sort(order[..., :length], axis=-1).astype(np.int32)
+
+        context = cells(self.num_context_blocks, self.context_length)
+        inside = (context[..., None] == np.arange(patches)).any(axis=(1, 2))[:, None]  # [B, 1, N]
+        return {
+            "context": context,
+            "target": cells(self.num_targets, self.target_length, last=inside),
+            "target_length": np.full((count, self.num_targets), self.target_length, np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step works on: sizes of the model, of images in pixels, of contexts and targets in patches."""
+
+    model: str = "vit_huge"
+    image: int = 224
+    patch: int = 14
+    batch: int = 128
+    context: int = 72
+    target: int = 42
+    blocks: int = 4
+    predictor_width: int = 384
+    predictor_depth: int = 12
+    dtype: str = "bfloat16"
+    attention: str = "xla"
+    scan: bool = False
+    remat: str = "none"
+    context_blocks: int = 1
+    predictor_context: str = "joint"
+    target_last_block: str = "all"
+    target_float8: bool = False
+    width: int = 0  # these two override the named size
+    depth: int = 0
+
+    def method(self) -> IJepa:
+        """The method of these sizes. Raises ValueError, naming the flag, for what there is not."""
+        known = {"model": tuple(SIZES), "dtype": ("float32", "bfloat16"), "attention": ATTENTION, "remat": tuple(REMAT)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"--{name} {getattr(self, name)!r} is not known: it must be one of {', '.join(values)}")
+        size = SIZES[self.model]
+        shared = {"dtype": jnp.dtype(self.dtype), "attention": self.attention, "scan": self.scan, "remat": self.remat}
+        encoder = ViT(self.patch, self.width or size.width, self.depth or size.depth, size.heads, size.mlp_ratio, **shared)
+        predictor = Predictor(
+            self.predictor_width, self.predictor_depth, size.heads, **shared, context_mode=self.predictor_context
+        )
+        grid = (self.image // self.patch,) * 2
+        masks = FixedMasks(grid, self.context, self.target, self.blocks, self.context_blocks)
+        less_work = {"target_last_block": self.target_last_block, "target_float8": self.target_float8}
+        return IJepa(encoder, predictor, masks, (self.image, self.image), **less_work)
+
+    def optimizer(self, method: Method) -> Optimizer:
+        """The optimiser; its numbers do not matter."""
+        return method.optimiser(
+            total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
+            final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
+        )  # fmt: skip
+
+    @property
+    def mesh(self) -> Mesh:
+        """All devices, along the batch."""
+        return make_mesh()
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """The shape of an image."""
+        return self.image, self.image, 3
+
+    @property
+    def parts(self) -> int:
+        """That a batch is computed in."""
+        return 1
+
+    def facts(self, method: IJepa) -> dict[str, Any]:
+        """What tells it from others."""
+        return {**dataclasses.asdict(self), "width": method.network.width, "depth": method.network.depth}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    """What a step works on where a run's settings say it, see `of_run`."""
+
+    config: Any  # the settings, completed
+    made: Method
+    optimiser: Optimizer
+    mesh: Mesh
+    batch: int  # images a step
+    pixels: tuple[int, int, int]  # the shape of an image
+    parts: int  # that a batch is computed in
+    told: dict[str, Any]
+
+    def method(self) -> Method:
+        """The run's method."""
+        return self.made
+
+    def optimizer(self, method: Method) -> Optimizer:
+        """The run's optimiser."""
+        return self.optimiser
+
+    def facts(self, method: Method) -> dict[str, Any]:
+        """What tells it from others."""
+        return self.told
+
+
+def of_run(config: Any) -> Configured:
+    """The step of a run's settings, of any method. Raises ValueError for settings that do not fit."""
+    from ijepa_jax import build  # needs libraries of data and configurations, which a bare GPU image lacks
+
+    parts = build.parts(config)
+    config, method, mesh, optim, data = parts.config, parts.method, parts.mesh, parts.config.optim, parts.config.data
+    model = {name: config.model[name] for name in ("size", "patch", "dtype", "attention", "scan", "remat")}
+    pixels = (*data.image_size, data.channels)
+    told = {"method": method.title, **model, "image": list(pixels), "batch": optim.batch_size, "parts": optim.accumulation}
+    told["mesh"] = dict(mesh.shape)
+    return Configured(config, method, parts.optimizer(), mesh, optim.batch_size, pixels, optim.accumulation, told)
+
+
+def benchmark(
+    work: Workload | Configured, *, steps: int = 20, warmup: int = 5, data: str = "", compiler_options: dict | None = None
+) -> dict[str, Any]:
+    """Times a method's training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
+
+    Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
+    share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
+    longer than others it took), `compilations`, `peak_gib` (of one device, None where it does not tell) and `loss`. With
+    `data`, a name of a data set, the step is fed by the loader as well: `fed` has its `images_per_s`, their share of the rate
+    without, and the share of the time that the step waited.
+    """
+    method, mesh = work.method(), work.mesh
+    if work.batch % mesh.size:
+        raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
+    state, step = _prepared(work, method, mesh, compiler_options)
+    batch = _random_batch(work, method, mesh)
+    begun = time.perf_counter()
+    state, metrics = jax.block_until_ready(step(state, batch))
+    first = time.perf_counter() - begun
+    state, seconds, metrics = _timed(step, state, batch, steps, warmup)
+    parts, peak = method.flops(), peak_tflops(jax.devices()[0].device_kind)
+    flops = sum(parts.values()) if parts else None
+    rate = work.batch / seconds
+    result = {
+        "peer": "ijepa_jax", "jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": mesh.size,
+        **work.facts(method),
+        "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops and flops / 1e9,
+        "model_tflop_per_s": flops and flops * rate / 1e12,
+        "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak and flops else None,
+        "first_step_s": first, "compile_s": max(0.0, first - seconds), "compilations": step._cache_size(),
+        "peak_gib": _peak_gib(), "loss": float(metrics["loss"]),
+    }  # fmt: skip
+    if data:
+        result["fed"] = _fed(work, data, method, mesh, step, state, steps, warmup, rate)
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in result.items()}
+
+
+def _prepared(work: Workload | Configured, method: Method, mesh: Mesh, compiler_options: dict | None) -> tuple[State, Callable]:
+    optimizer = work.optimizer(method)
+    fresh = jax.jit(partial(init, method, optimizer, 0))
+    state = jax.jit(fresh, out_shardings=state_shardings(jax.eval_shape(fresh), mesh))()
+    step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=work.parts)
+    return state, jit_step(step, state, mesh, compiler_options)
+
+
+def _random_batch(work: Workload | Configured, method: Method, mesh: Mesh) -> dict[str, jax.Array]:
+    images = np.random.default_rng(0).integers(0, 256, (work.batch, *work.pixels), np.uint8)
+    return place_batch({"image": images, **method.prepare()(np.arange(work.batch))}, mesh)
+
+
+def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:
+    """The state after them, the median of the seconds of `steps` steps, each waited for, and the last one's metrics."""
+    times = []
+    for _ in range(warmup + steps):
+        begun = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        times.append(time.perf_counter() - begun)
+    return state, statistics.median(times[warmup:]), metrics
+
+
+def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, dict[str, float]]:
+    """Where the time of a step goes, by JAX's profiler: its milliseconds, and those of its operations.
+
+    Operations are named by what they come from in the program (`transpose` is backward; numbers of blocks are *), a fusion
+    by its result, the longest first. Devices and threads that work at once are added up. Empty where a device tells nothing.
+    """
+    method, mesh = work.method(), work.mesh
+    state, step = _prepared(work, method, mesh, None)
+    batch = _random_batch(work, method, mesh)
+    compiled = step.lower(state, batch).compile()
+    lines = {line.name: line for line in parse(compiled.as_text())[0]}
+    state = _timed(compiled, state, batch, warmup, 0)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            seconds = _timed(compiled, state, batch, steps, 0)[1]
+        (trace,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    spent = Counter()
+    for event in events:
+        if event.get("ph") == "X" and (line := lines.get(event.get("args", {}).get("hlo_op"))):
+            spent[op_name(line, lines) or line.operation] += event["dur"] / 1e3 / steps
+    return 1e3 * seconds, dict(spent.most_common())
+
+
+def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, warmup: int, rate: float) -> dict[str, Any]:
+    """The same steps fed by the loader, as training feeds them: the next batch is placed while a step runs."""
+    stream = _batches(work, data, method)
+    waited, late, count = 0.0, None, 0
+    with contextlib.closing(stream):
+        for index in range(warmup + steps):
+            if index == warmup:
+                jax.block_until_ready(late)
+                begun, waited = time.perf_counter(), 0.0
+            asked = time.perf_counter()
+            batch = place_batch(next(stream), mesh)
+            waited += time.perf_counter() - asked
+            state, metrics = step(state, batch)
+            if late is not None:
+                jax.device_get(late)  # of the step before: this one runs meanwhile
+            late = metrics
+            count += index >= warmup
+        jax.block_until_ready(late)
+    seconds = time.perf_counter() - begun
+    fed = work.batch * count / seconds
+    return {
+        "data": data,
+        "images_per_s": round(fed, 1),
+        "share": round(fed / rate, 4),
+        "wait_share": round(waited / seconds, 4),
+    }
+
+
+def _batches(work: Workload | Configured, data: str, method: Method) -> Iterator[dict[str, np.ndarray]]:
+    from ijepa_jax import build
+    from ijepa_jax.methods import config as config_lib
+
+    loader = build.loader(config_lib.default() if isinstance(work, Workload) else work.config)
+    scenes = {"train": max(loader.scenes["train"], 4 * work.batch)} if data == "scenes" else loader.scenes
+    loader = dataclasses.replace(loader, name=data, batch_size=work.batch, scenes=scenes)
+    loader = loader.with_view(size=work.pixels[:2], channels=work.pixels[2])
+    with contextlib.closing(loader.train_batches(loader.open("train"), method.prepare())) as stream:
+        for batch in stream:
+            yield {name: batch[name] for name in batch.keys() - {"index", "source", "bad"}}
+
+
+def _peak_gib() -> float | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None
