@@ -21,6 +21,7 @@ class Denoiser(nn.Module):
     depth: int
     heads: int
     dtype: jnp.dtype = jnp.float32
+    automatic: bool = False  # whether gradients are JAX's, see layers.py
 
     @nn.compact
     def __call__(
@@ -46,15 +47,18 @@ class Denoiser(nn.Module):
         """
         table = jnp.asarray(positions.sincos(self.width, grid), self.dtype)
         told = self._embedded("time", _waves(times)) + self._embedded("condition", condition)
-        tokens = Dense(self.width, self.dtype, name="patch_embed")(noisy) + table[index] + told[:, None]
-        tokens = Blocks(self.depth, self.heads, 4.0, dtype=self.dtype, name="blocks")(tokens, lengths)[-1]
-        tokens = LayerNorm(1e-6, self.dtype, name="norm")(tokens)
-        return Dense(noisy.shape[-1], self.dtype, name="proj")(tokens).astype(jnp.float32)
+        tokens = self._dense(self.width, "patch_embed")(noisy) + table[index] + told[:, None]
+        stack = Blocks(self.depth, self.heads, 4.0, dtype=self.dtype, automatic=self.automatic, name="blocks")
+        tokens = stack(tokens, lengths)[-1]
+        tokens = LayerNorm(1e-6, self.dtype, self.automatic, name="norm")(tokens)
+        return self._dense(noisy.shape[-1], "proj")(tokens).astype(jnp.float32)
 
     def _embedded(self, name: str, x: jax.Array) -> jax.Array:
         """Two linear layers, [n, F] -> [n, width]."""
-        hidden = gelu(Dense(self.width, self.dtype, name=f"{name}_in")(x))
-        return Dense(self.width, self.dtype, name=f"{name}_out")(hidden)
+        return self._dense(self.width, f"{name}_out")(gelu(self._dense(self.width, f"{name}_in")(x)))
+
+    def _dense(self, width: int, name: str) -> Dense:
+        return Dense(width, self.dtype, automatic=self.automatic, name=name)
 
 
 def _waves(times: jax.Array) -> jax.Array:

@@ -32,6 +32,7 @@ _LAST = 0.999  # where sampling starts: at 1 nothing of an image is left, and it
 _SAMPLE = 1024  # images by which representations are standardised
 _SMALL = 1e-12  # variance that a constant feature is taken to have
 _DECODED = ("model", "predictor", "target", "masks")  # sections of settings that are those of what is decoded
+_OWN = "model.gradients"  # of these the decoder's
 _DECODED_DATA = ("image_size", "channels", "mean", "std", "eval_crop")
 _DECODED_NAME = ("name", "directory", "size", "test_size")  # likewise, unless data are named
 
@@ -85,7 +86,7 @@ class Rcdm(Method):
         given, default = plain.flatten(config), plain.flatten(config_lib.default(config.method))
         data = _DECODED_DATA + (() if config.data.name else _DECODED_NAME[1:])
         taken = (*(f"{section}." for section in _DECODED), *(f"data.{key}" for key in data))
-        vain = [key for key in given if key.startswith(taken) and given[key] != default[key]]
+        vain = [key for key in given if key.startswith(taken) and key != _OWN and given[key] != default[key]]
         if vain:
             raise ValueError(f"{', '.join(vain)}: a decoder takes these from decoder.checkpoint {config.decoder.checkpoint}")
         saved = checkpoint.restore_encoder(config.decoder.checkpoint, config.decoder.step)[1]
@@ -104,7 +105,7 @@ class Rcdm(Method):
         if masks is None:
             raise ValueError(f"decoder.checkpoint {config.decoder.checkpoint}: its grid is too small for masks")
         config.masks.mode, config.masks.context_patches = masks.mode, masks.context_patches
-        config.model.drop_path = 0.0
+        config.model.drop_path, config.model.gradients = 0.0, given[_OWN]
         for key in (*_DECODED_DATA, *(() if config.data.name else _DECODED_NAME)):
             config.data[key] = decoded.data[key]
         return config
@@ -116,7 +117,7 @@ class Rcdm(Method):
         decoder = config.decoder
         check_heads("decoder", decoder.width, decoder.heads)
         teacher = IJepa.from_settings(config)
-        denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, teacher.network.dtype)
+        denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, teacher.network.dtype, teacher.network.automatic)
         return cls(denoiser, teacher, decoder.checkpoint, decoder.step, decoder.teacher == _KEPT[1], decoder.sample_steps)
 
     @property

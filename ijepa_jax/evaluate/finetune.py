@@ -56,9 +56,8 @@ class FineTuned(Method):
         train = {} if drop_key is None else {"train": True, "rngs": {"drop_path": drop_key}}
         tokens = self.tuned.network.apply({"params": params["encoder"]}, images, **train)
         pooled = tokens.astype(jnp.float32).mean(axis=1)
-        return {
-            task: Dense(classes, jnp.float32).apply({"params": params["heads"][task]}, pooled) for task, classes in self.tasks
-        }
+        heads = {task: Dense(classes, jnp.float32, automatic=self.tuned.network.automatic) for task, classes in self.tasks}
+        return {task: head.apply({"params": params["heads"][task]}, pooled) for task, head in heads.items()}
 
 
 def make_optimizer(settings: ml_collections.ConfigDict, steps_per_epoch: int, steps: int, depth: int) -> Optimizer:

@@ -104,7 +104,7 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
         width, heads = network.patch**2 * bench.encoder.channels, settings.heads or 1
     if width % heads:
         raise ValueError(f"attentive.heads {heads} do not divide features of width {width}")
-    method = attentive.Attentive(tuple(bench.tasks.items()), heads, width)
+    method = attentive.Attentive(tuple(bench.tasks.items()), heads, width, getattr(network, "automatic", False))
     batch_size = bench.batch_size(settings.batch_size, count)
     steps = bench.check_steps(settings.epochs * (count // batch_size), "attentive")
     rate = warmup_cosine(settings.learning_rate, settings.learning_rate, 0.0, 0, steps)

@@ -4,9 +4,9 @@ Scores are numbers per test image, such as 1 where a probe was right and 0 where
 """
 
 import numpy as np
+from scipy.stats import bootstrap
 
-_CHUNK = 2**20  # resampled indices held at once
-_FEW = 64  # distinct scores, up to which counting how often each is drawn is faster than drawing images
+_AT_ONCE = 2**20  # resampled scores held at once
 
 
 def interval(scores, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -75,18 +75,10 @@ def _interval(scores: np.ndarray, level: float, resamples: int, seed: int) -> tu
         raise ValueError(f"the level of an interval must be between 0 and 1; got {level}")
     if resamples < 1:
         raise ValueError(f"an interval needs at least 1 resample; got {resamples}")
-    means = _resampled_means(scores, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _resampled_means(scores: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means [resamples] of as many scores [N] as there are, drawn with replacement."""
-    count = len(scores)
-    values, times = np.unique(scores, return_counts=True)
-    if len(values) <= _FEW:  # how often each value is drawn is multinomial: the same distribution, without drawing images
-        return rng.multinomial(count, times / count, size=resamples) @ values / count
-    rows = max(1, _CHUNK // count)
-    starts = range(0, resamples, rows)
-    draws = (rng.integers(count, size=(min(rows, resamples - start), count)) for start in starts)
-    return np.concatenate([scores[drawn].mean(axis=1) for drawn in draws])
+    if len(scores) == 1:  # of which SciPy makes none
+        return float(scores[0]), float(scores[0])
+    found = bootstrap(
+        (scores,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", axis=-1, vectorized=True,
+        batch=max(1, _AT_ONCE // len(scores)), rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)

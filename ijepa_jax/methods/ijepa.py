@@ -277,6 +277,7 @@ def predictor_of(config: Any) -> Predictor:
         remat=encoder.remat,
         positions=encoder.positions,
         context_mode=section.context,
+        automatic=encoder.automatic,
     )
 
 

@@ -27,6 +27,7 @@ class Predictor(nn.Module):
     remat: str = "none"
     positions: str = "sincos"  # or table, see ViT
     context_mode: str = "joint"  # a name of CONTEXTS
+    automatic: bool = False  # whether gradients are JAX's, see layers.py
 
     @nn.compact
     def __call__(
@@ -55,7 +56,7 @@ class Predictor(nn.Module):
             raise ValueError(f"predictor.context {self.context_mode!r} must be one of {', '.join(CONTEXTS)}")
         positions = jnp.asarray(position_table(self, self.positions, self.width, grid), self.dtype)
         width = context.shape[-1]
-        context = Dense(self.width, self.dtype, name="embed")(context) + positions[context_index]
+        context = Dense(self.width, self.dtype, automatic=self.automatic, name="embed")(context) + positions[context_index]
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
         # added in float32, so that its gradient, a sum over all target tokens of the batch, is summed in float32 too
         queries = (mask_token + positions[target_index]).astype(self.dtype)
@@ -68,11 +69,13 @@ class Predictor(nn.Module):
             self.attention,
             self.scan,
             self.remat,
+            automatic=self.automatic,
             name="blocks",
         )
         lengths = (context_length, target_length)
         tokens_bmct = (_together if self.context_mode == "joint" else _context_alone)(stack, context, queries, *lengths)
-        return Dense(width, self.dtype, name="proj")(LayerNorm(self.epsilon, self.dtype, name="norm")(tokens_bmct))
+        tokens_bmct = LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(tokens_bmct)
+        return Dense(width, self.dtype, automatic=self.automatic, name="proj")(tokens_bmct)
 
 
 def _together(stack: Blocks, context: jax.Array, queries: jax.Array, context_length, target_length) -> jax.Array:

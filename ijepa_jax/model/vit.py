@@ -75,22 +75,24 @@ class Block(nn.Module):
     attention: str
     stochastic: bool  # whether drop path acts; it then needs a "drop_path" key
     float8: bool = False  # whether linear layers multiply in eight bits, see Dense
+    automatic: bool = False  # whether gradients are JAX's, see layers.py
     select: Select | None = None  # picks the tokens that an output is wanted for; None: all
 
     @nn.compact
     def __call__(
         self, x_bsd: jax.Array, drop_rate: jax.Array, lengths: jax.Array | None, visible: jax.Array | None
     ) -> jax.Array:
-        width, dense = x_bsd.shape[-1], partial(Dense, dtype=self.dtype, float8=self.float8)
+        width, dense = x_bsd.shape[-1], partial(Dense, dtype=self.dtype, float8=self.float8, automatic=self.automatic)
+        norm = partial(LayerNorm, self.epsilon, self.dtype, self.automatic)
         # Of three products TPUs need not take an output of tiles apart; float32 is summed as in the reference, of one.
         parts = 1 if self.dtype == jnp.float32 else 3
-        y = dense(3 * width, parts=parts, name="qkv")(LayerNorm(self.epsilon, self.dtype, name="norm1")(x_bsd))
+        y = dense(3 * width, parts=parts, name="qkv")(norm(name="norm1")(x_bsd))
         q, k, v = jnp.split(y, 3, axis=-1) if parts == 1 else y
         if self.select:
             q, x_bsd, visible = (None if x is None else self.select(x) for x in (q, x_bsd, visible))
-        y = dense(width, name="proj")(attend(q, k, v, self.heads, lengths, self.attention, visible))
+        y = dense(width, name="proj")(attend(q, k, v, self.heads, lengths, self.attention, visible, self.automatic))
         x_bsd = x_bsd + self._drop(y, drop_rate)
-        y = dense(self.mlp_hidden, name="fc1")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x_bsd))
+        y = dense(self.mlp_hidden, name="fc1")(norm(name="norm2")(x_bsd))
         y = dense(width, name="fc2")(gelu(y))
         return x_bsd + self._drop(y, drop_rate)
 
@@ -111,6 +113,7 @@ class Blocks(nn.Module):
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
     float8: bool = False
+    automatic: bool = False
 
     @nn.compact
     def __call__(
@@ -141,6 +144,7 @@ class Blocks(nn.Module):
             attention=self.attention,
             stochastic=train and self.drop_path > 0,
             float8=self.float8,
+            automatic=self.automatic,
         )
         rates = jnp.linspace(0, self.drop_path, self.depth)
         if self.scan:
@@ -186,6 +190,7 @@ class ViT(nn.Module):
     trained_grid: tuple[int, int] | None = None
     interpolation: str = "bicubic"  # a name of positions.INTERPOLATIONS
     float8: bool = False  # whether the blocks' linear layers multiply in eight bits, see Dense
+    automatic: bool = False  # whether gradients are JAX's, see layers.py
 
     @nn.compact
     def __call__(
@@ -222,7 +227,7 @@ class ViT(nn.Module):
         else:
             # Embedding acts on each patch by itself, so selecting first gives the same numbers for less work.
             patches, positions = take_tokens(patches, keep), positions[keep]
-        x_bnd = Dense(self.width, self.dtype, name="patch_embed")(patches) + positions
+        x_bnd = Dense(self.width, self.dtype, automatic=self.automatic, name="patch_embed")(patches) + positions
         stack = Blocks(
             self.depth,
             self.heads,
@@ -234,11 +239,12 @@ class ViT(nn.Module):
             self.remat,
             self.drop_path,
             self.float8,
+            self.automatic,
             name="blocks",
         )
         select = None if wanted is None else partial(take_tokens, index=wanted)
         outputs = stack(x_bnd, lengths, train=train, select=select)
-        x_bnd = LayerNorm(self.epsilon, self.dtype, name="norm")(outputs[-1])
+        x_bnd = LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(outputs[-1])
         return [*outputs, x_bnd] if layers else x_bnd
 
 
@@ -248,7 +254,8 @@ def from_settings(model: Any) -> ViT:
     given = {name: getattr(model, name) for name in ("width", "depth", "heads", "mlp_ratio")}
     named = {name: getattr(size, name) if value is None else value for name, value in given.items()}
     same = ("patch", "epsilon", "attention", "scan", "remat", "drop_path", "positions", "interpolation")
-    return ViT(**named, **{name: getattr(model, name) for name in same}, dtype=jnp.dtype(model.dtype))
+    given = {name: getattr(model, name) for name in same}
+    return ViT(**named, **given, dtype=jnp.dtype(model.dtype), automatic=model.gradients == "automatic")
 
 
 def parameter_count(params) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from ijepa_jax.settings import ranges
-from ijepa_jax.settings.architectures import ATTENTION, INTERPOLATIONS, REMAT, SIZES
+from ijepa_jax.settings.architectures import ATTENTION, GRADIENTS, INTERPOLATIONS, REMAT, SIZES
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, text, whole
 
 SETTINGS = {
@@ -26,6 +26,7 @@ SETTINGS = {
         # of the computation; parameters, optimiser and EMA are float32
         "dtype": choice("bfloat16", ("bfloat16", "float32"), fixed=True),
         "attention": choice("xla", ATTENTION),
+        "gradients": choice("written", GRADIENTS),  # automatic: jax.jvp and jax.hessian of the loss work; slower
         "scan": flag(False, fixed=True),  # one scanned block instead of unrolled ones: compiles faster
         "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory
         "init": choice("normal", ("normal", "depth_scaled")),
@@ -127,6 +128,8 @@ def check(config: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
     check_heads("model", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
+    if model.attention == "cudnn" and model.gradients == "automatic":
+        raise ValueError("model.gradients 'automatic' needs model.attention 'xla': cudnn has gradients of its own")
     if data.color_jitter and data.channels not in (1, 3):
         raise ValueError(f"data.color_jitter {data.color_jitter} needs data.channels 1 or 3, not {data.channels}")
     for key in ("mean", "std"):
