@@ -16,10 +16,13 @@ from ijepa_jax.model.predictor import Predictor
 from ijepa_jax.model.vit import ViT
 
 
-def method(*, masks: dict | None = None, channels: int = 3, image: tuple[int, int] = (24, 24), **encoder) -> IJepa:
+def method(
+    *, masks: dict | None = None, predictor: dict | None = None, channels: int = 3, image: tuple[int, int] = (24, 24), **encoder
+) -> IJepa:
     """A method on a 6x6 grid, 16 wide and 2 deep."""
     vit = ViT(patch=4, **{"width": 16, "depth": 2, "heads": 2, **encoder})
-    predictor = Predictor(width=8, depth=1, heads=2, dtype=vit.dtype, scan=vit.scan, remat=vit.remat, positions=vit.positions)
+    alike = {name: getattr(vit, name) for name in ("dtype", "scan", "remat", "positions", "automatic")}
+    predictor = Predictor(width=8, depth=1, heads=2, **alike, **(predictor or {}))
     sampler = MaskSampler((image[0] // 4, image[1] // 4), **{"context_patches": 9, **(masks or {})})
     return IJepa(vit, predictor, sampler, image, channels, (0.5,) * channels, (0.25,) * channels)
 

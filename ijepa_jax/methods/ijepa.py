@@ -14,6 +14,7 @@ from ijepa_jax.methods.masks import MODES, STRATEGIES, MaskSampler
 from ijepa_jax.model import flops
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.predictor import CONTEXTS, Predictor
+from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import ViT, from_settings, normalise, patch_grid, take_tokens
 from ijepa_jax.settings.architectures import SIZES
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, whole
@@ -212,7 +213,9 @@ class IJepa(Method):
         outside = jnp.argsort(inside, axis=1, stable=True)[:, : patches - self.masks.context_length]
         return outside, jnp.take_along_axis(place, target.reshape(b, m * t), axis=1).reshape(b, m, t)
 
-    def encode_target(self, target: dict, images: jax.Array, wanted: jax.Array | None = None) -> jax.Array:
+    def encode_target(
+        self, target: dict, images: Float[Array, "b h w c"], wanted: Int[Array, "b q"] | None = None
+    ) -> Float[Array, "b n d"]:
         """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient.
 
         With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
@@ -221,12 +224,14 @@ class IJepa(Method):
         encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
         return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
 
-    def gather_targets(self, encoded_bnd: jax.Array, target_bmt: jax.Array) -> jax.Array:
+    def gather_targets(self, encoded_bnd: Float[Array, "b n d"], target_bmt: Int[Array, "b m t"]) -> Float[Array, "b m t d"]:
         """The encoded tokens of each target block: [B, M, T, D]. Masking the output, not the input, is essential (T11)."""
         b, m, t = target_bmt.shape
         return take_tokens(encoded_bnd, target_bmt.reshape(b, m * t)).reshape(b, m, t, -1)
 
-    def encode_context(self, encoder: dict, images: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
+    def encode_context(
+        self, encoder: dict, images: Float[Array, "b h w ch"], batch: Batch, key: jax.Array
+    ) -> Float[Array, "b c k d"]:
         """The context encoder's view of each context block: [B, C, K, D]."""
         b, c, k = batch["context"].shape
         images = images if c == 1 else jnp.repeat(images, c, axis=0)
@@ -236,7 +241,7 @@ class IJepa(Method):
         )
         return tokens.reshape(b, c, k, -1)
 
-    def predict(self, predictor: dict, context_bckd: jax.Array, batch: Batch) -> jax.Array:
+    def predict(self, predictor: dict, context_bckd: Float[Array, "b c k d"], batch: Batch) -> Float[Array, "b m c t d"]:
         """The predictor's guess of every target block from every context block: float32 [B, M, C, T, D]."""
         prediction = self.predictor.apply(
             {"params": predictor},

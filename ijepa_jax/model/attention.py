@@ -3,19 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.settings.architectures import ATTENTION
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b s d"],
+    v: Float[Array, "b s d"],
     heads: int,
-    lengths: jax.Array | None = None,
+    lengths: Int[Array, " b"] | None = None,
     implementation: str = "xla",
-    visible: jax.Array | None = None,
+    visible: Float[Array, "#b q s"] | None = None,
     automatic: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b q d"]:
     """Softmax attention with scale `head_dim ** -0.5`.
 
     Args:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ijepa_jax.model.layers import LayerNorm
+from ijepa_jax.model.shapes import Array, Shaped
 from ijepa_jax.model.vit import ViT, from_settings, normalise, patch_grid
 
 KINDS = ("last", "last4", "patches", "layers")
@@ -46,7 +47,7 @@ class Encoder:
         """Fresh parameters, float32."""
         return self.network.init(key, jnp.zeros((1, *self.image_size, self.channels)))["params"]
 
-    def layers(self, params: dict, images: jax.Array) -> list[jax.Array]:
+    def layers(self, params: dict, images: Shaped[Array, "b h w c"]) -> list[jax.Array]:
         """Every block's patches [B, N, D], first to last, before the final norm; images as for `represent`."""
         return self._outputs(params, images)[:-1]
 
@@ -54,7 +55,9 @@ class Encoder:
         outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True)
         return [tokens.astype(jnp.float32) for tokens in outputs]
 
-    def represent(self, params: dict, images: jax.Array, kinds: Sequence[str] = ("last",)) -> dict[str, jax.Array]:
+    def represent(
+        self, params: dict, images: Shaped[Array, "b h w c"], kinds: Sequence[str] = ("last",)
+    ) -> dict[str, jax.Array]:
         """Representations of images [B, H, W, C], uint8, or float already normalised; all of them float32.
 
         - `last`: [B, D], the patches of the last layer, averaged;

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ijepa_jax.model.layers import Dense, LayerNorm
+from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import Blocks, position_table, take_tokens
 
 # What a context token attends to: the context and the mask tokens of one target block, as in the paper, so that it is computed
@@ -32,13 +33,13 @@ class Predictor(nn.Module):
     @nn.compact
     def __call__(
         self,
-        context: jax.Array,
-        context_index: jax.Array,
-        target_index: jax.Array,
+        context: Float[Array, "b c k d"],
+        context_index: Int[Array, "b c k"],
+        target_index: Int[Array, "b m t"],
         grid: tuple[int, int],
-        context_length: jax.Array | None = None,
-        target_length: jax.Array | None = None,
-    ) -> jax.Array:
+        context_length: Int[Array, "b c"] | None = None,
+        target_length: Int[Array, "b m"] | None = None,
+    ) -> Float[Array, "b m c t d"]:
         """Predicts every target block from every context block, each pair by itself.
 
         Args:

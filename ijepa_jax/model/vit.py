@@ -16,6 +16,7 @@ from einops import rearrange
 from ijepa_jax.model import positions as tables
 from ijepa_jax.model.attention import attend
 from ijepa_jax.model.layers import Dense, LayerNorm, gelu
+from ijepa_jax.model.shapes import Array, Float, Int, Shaped
 from ijepa_jax.settings.architectures import SIZES
 
 # What the backward pass of a block finds kept of the forward pass, and what it computes again: keeping less takes less memory.
@@ -34,7 +35,7 @@ def patch_grid(image: Sequence[int], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalise(images: Shaped[Array, "*b h w c"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "*b h w c"]:
     """[..., H, W, C] images as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
@@ -53,7 +54,7 @@ def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, in
 Select = Callable[[jax.Array], jax.Array]  # picks tokens: [B, S, ...] -> [B, Q, ...]
 
 
-def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
+def take_tokens(x: Shaped[Array, "b n ..."], index: Int[Array, "b k"]) -> Shaped[Array, "b k ..."]:
     """Selects tokens: [B, N, ...], int [B, K] -> [B, K, ...]."""
     return jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
 
@@ -195,14 +196,14 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
-        keep: jax.Array | None = None,
-        lengths: jax.Array | None = None,
+        images: Float[Array, "b h w c"],
+        keep: Int[Array, "b k"] | None = None,
+        lengths: Int[Array, " b"] | None = None,
         *,
-        wanted: jax.Array | None = None,
+        wanted: Int[Array, "b q"] | None = None,
         train: bool = False,
         layers: bool = False,
-    ) -> jax.Array | list[jax.Array]:
+    ) -> Float[Array, "b n d"] | list[jax.Array]:
         """Encodes patches.
 
         Args:
