@@ -7,10 +7,11 @@ takes a run's report, and prints which pages it changed; without a name it only 
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def pages(results: Mapping[str, Any]) -> dict[Path, str]:
     scenes, clothes = results["quickstart"], results["fashion_mnist"]
     mean = {column: sum(probe[column] for probe in scenes["probes"].values()) / len(scenes["probes"]) for column in _COLUMNS}
     readme = (ROOT / "README.md").read_text()
-    readme = _replaced(readme, r"```\nscenes train: .*?```", "```\n" + "\n".join(scenes["log"]) + "\n```")
+    readme = _replaced(readme, r"```\nstarting from step .*?```", _block(_in_short(scenes["log"])))
     row = _row(
         "generated scenes, mean of four linear probes, %", {name: f"{value:.1f}" for name, value in mean.items()}, scenes
     )
@@ -54,11 +55,25 @@ def pages(results: Mapping[str, Any]) -> dict[Path, str]:
         "Fashion-MNIST, kNN and linear probe, %", {name: f"{knn[name]:.1f}, {linear[name]:.1f}" for name in _COLUMNS}, clothes
     )
     readme = _replaced(readme, r"\| Fashion-MNIST, kNN and linear probe.*?\n", row)
+    whole = (ROOT / "docs" / "visualize.md").read_text()
+    whole = _replaced(whole, r"```\nscenes train: .*?```", _block(scenes["log"]))
     return {
         ROOT / "README.md": readme,
+        ROOT / "docs" / "visualize.md": whole,
         ROOT / "configs" / "quickstart.py": _docstring("quickstart", scenes),
         ROOT / "configs" / "fashion_mnist.py": _docstring("fashion_mnist", clothes),
     }
+
+
+def _block(lines: Sequence[str]) -> str:
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def _in_short(log: Sequence[str]) -> list[str]:
+    """What the README shows of a log: where the run starts, its last line of progress, and from the table of probes on."""
+    start = [line for line in log if line.startswith("starting from step")]
+    progress = [line for line in log if re.match(r"step \d+/\d+ loss", line)]
+    return [*start, *progress[-1:], *itertools.dropwhile(lambda line: not line.startswith("┏"), log)]
 
 
 def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
@@ -67,7 +82,6 @@ def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
     cells = (
         what,
         shown["trained"],
-        "–",
         beside,
         f"{entry['seconds']:.0f} s, {entry['hardware']}",
         f"`{entry['command']}`",

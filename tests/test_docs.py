@@ -1,5 +1,9 @@
-"""README and docs: every command is right and, unless it needs hardware or data that are not here, run; links lead on."""
+"""README and docs: every command is right and, unless it needs hardware or data that are not here, run; links lead on.
 
+What docs/architecture.md says of rooms and files is what there is.
+"""
+
+import ast
 import contextlib
 import io
 import os
@@ -141,7 +145,7 @@ def place(tmp_path):
 
 @pytest.mark.slow
 def test_every_command_runs(place, monkeypatch):
-    """In the order of the table: later ones need what earlier ones wrote. At the end the first Python block of the README."""
+    """In the order of the table: later ones need what earlier ones wrote. At the end the Python block of the README."""
     for line, smaller in RUN.items():
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8" if "--mesh data=4" in line else "1"}
         command = [sys.executable, "launch.py", *shlex.split(f"{line} {smaller}")]
@@ -150,17 +154,19 @@ def test_every_command_runs(place, monkeypatch):
     monkeypatch.chdir(place)
     for name in ("a.jpg", "b.png"):
         Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(place / name)
-    exec(python_blocks()[0], {})
+    [block] = python_blocks("README.md")
+    exec(block, {})
 
 
-def test_the_second_python_block_of_the_readme_runs():
+def test_training_by_hand_runs_as_the_page_has_it():
+    [block] = [block for block in python_blocks("docs/variants.md") if "ijepa_jax.train_step" in block]
     names = {}
-    exec(python_blocks()[1], names)
+    exec(block, names)
     assert int(names["state"].step) == 1 and np.isfinite(jax.device_get(names["metrics"]["loss"]))
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +184,63 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
-def test_the_readme_leads_to_every_page_and_names_every_file():
+def test_headings_that_links_name_are_there():
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text()):
+            text = (page.parent / target if target else page).read_text()
+            there = {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
+            assert heading in there, f"{page.name}: {target}#{heading}"
+
+
+def test_the_readme_is_short_and_leads_to_every_page_and_room():
     readme = (ROOT / "README.md").read_text()
+    assert len(readme.split()) <= 1200
     assert not [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme]
-    tree = readme[readme.index("## Files") :]
-    modules = [path for path in (ROOT / "ijepa_jax").rglob("*.py") if path.name != "__init__.py"]
-    assert not [str(path) for path in modules if not re.search(rf"\b{path.name}\b", tree)]
+    assert not [room for room in rooms() if f"`{room}`" not in readme]
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted((ROOT / "ijepa_jax").rglob("*.py")) if path.name != "__init__.py"]
+
+
+def rooms() -> dict[str, set[str]]:
+    """What lies in the package's folder, by its name in the pages, and the rooms that it imports from."""
+    found = {}
+    for path in modules():
+        name = path.relative_to(ROOT / "ijepa_jax").parts[0]
+        imports = found.setdefault(name if name.endswith(".py") else f"{name}/", set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "ijepa_jax":
+                imports |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ijepa_jax."):
+                imports.add(node.module.split(".")[1])
+        imports -= {name.removesuffix(".py")}
+    return found
+
+
+def test_the_architecture_page_lists_every_file_of_the_package_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = re.search(r"## Files\n\n```\n(.*?)```", page, re.S)[1]
+    folders, listed = [], []
+    for indent, name in re.findall(r"^( *)(\S+)", tree, re.M):
+        folders = folders[: len(indent) // 2] + [name]
+        listed.append("".join(folders))
+    assert not [name for name in listed if not (ROOT / name).exists()]
+    assert sorted(name for name in listed if name.startswith("ijepa_jax/") and name.endswith(".py")) == sorted(
+        str(path.relative_to(ROOT)) for path in modules()
+    )
+    tests = {path.name for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")}
+    programs = tests - {"__init__.py", "conftest.py"}
+    assert {name.removeprefix("tests/") for name in listed if re.fullmatch(r"tests/\w+\.py", name)} == programs
+
+
+def test_the_architecture_page_tells_which_room_imports_which():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page[page.index("| room |") : page.index("## Where do I put")]
+    rows = re.findall(r"^\| `([\w/.]+)` \| .* \|(.*)\|$", table, re.M)
+    told = {room: {*re.findall(r"`(\w+)`", imports)} for room, imports in rows}
+    assert told == rooms()
+    before: set[str] = set()
+    for room, imports in told.items():  # arrows run one way
+        assert imports <= before, room
+        before.add(room.rstrip("/").removesuffix(".py"))

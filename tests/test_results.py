@@ -18,6 +18,17 @@ def test_a_changed_result_changes_every_page_that_quotes_it():
     kept["quickstart"]["seconds"] = 9876.0
     changed = {path.name for path, text in results.pages(kept).items() if path.read_text() != text}
     assert changed == {"README.md", "quickstart.py"}
+    kept["quickstart"]["log"][-1] = "9876.0 s in all"
+    written = {path.name: text for path, text in results.pages(kept).items() if path.read_text() != text}
+    assert {*written} == {"README.md", "visualize.md", "quickstart.py"}
+    assert all("\n9876.0 s in all\n```" in written[name] for name in ("README.md", "visualize.md"))
+
+
+def test_the_readme_shows_a_log_in_short():
+    progress = [f"step {i}/8 loss 0.1" for i in range(1, 9)]
+    log = ["scenes train: 8 images", "starting from step 0 of 8", *progress, "step 8 probes: 1"]
+    table = ["probes", "┏━┓", "│1│", "└─┘", "5.0 s in all"]
+    assert results._in_short(log + table) == ["starting from step 0 of 8", "step 8/8 loss 0.1", *table[1:]]
 
 
 def test_a_run_is_read_from_its_report_and_its_log(tmp_path):

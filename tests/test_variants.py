@@ -37,7 +37,7 @@ from tests import small
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "variants.md").read_text()
 SEEDS = itertools.count()  # of the order of sets, another in each process
-FILES = {re.match(r"# (\w+\.py)", block)[1]: block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)}
+FILES = {name: block for block, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", PAGE, re.DOTALL)}
 # A method that shares nothing with I-JEPA: no target, no masks, and an encoder that is no ViT.
 DENOISE = '''
 import dataclasses
