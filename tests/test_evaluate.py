@@ -35,7 +35,7 @@ def workdir(tmp_path_factory):
 def settings(name, **changes):
     """An evaluation of the committed configuration on few images; `changes` are dotted keys with __ for the dot."""
     config = CONFIGS[name].get_config()
-    few = {"data.train_images": 64, "data.test_images": 32, "data.batch_size": 32, "interval.resamples": 50, "linear.epochs": 2}
+    few = {"data.train_images": 64, "data.test_images": 32, "data.batch_size": 32, "linear.epochs": 2}
     few |= {
         "attentive.epochs": 1,
         "attentive.batch_size": 32,

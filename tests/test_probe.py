@@ -42,7 +42,7 @@ def data(train=range(90), test=range(45), classes=3) -> probe.ProbeData:
 
     loader = build.loader(config)
     batches = lambda s, rows: loader.eval_batches(s, rows, mesh.size)  # noqa: E731
-    return probe.ProbeData(*sources, batches, loader, mesh, 1000, 1000, 20, 0.07, lidar_images=8, lidar_views=3)
+    return probe.ProbeData(*sources, batches, loader, mesh, 1000, 1000, lidar_images=8)
 
 
 def test_probes_measure_what_features_hold():

@@ -11,6 +11,7 @@ from etils import epath
 
 from ijepa_jax.data import counter
 from ijepa_jax.data.source import DataError, LabelledSource, NoSplit, check_known, hashed
+from ijepa_jax.host.errors import one_line
 
 _MOST_CLASSES = 100_000
 _SPARSE = 10  # times as many numbers as classes: a probe has weights for each
@@ -57,7 +58,7 @@ def open_arrays(place: str, split: str) -> ArraySource:
     except DataError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
-        raise DataError(f"arrays:{place} is not a readable .npz file: {' '.join(str(error).split())}") from error
+        raise DataError(f"arrays:{place} is not a readable .npz file: {one_line(error)}") from error
 
 
 def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> ArraySource:

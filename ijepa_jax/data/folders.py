@@ -14,6 +14,7 @@ from etils import epath
 
 from ijepa_jax.data import images
 from ijepa_jax.data.source import DataError, LabelledSource, NoSplit, check_known, hashed, printable, storage_errors
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import file_state
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -55,7 +56,7 @@ class FolderSource(LabelledSource):
         except images.BadImage as error:  # a link to a device, say
             raise OSError(f"cannot read {path}: {error}") from error
         except Exception as error:  # object stores' libraries have exceptions of their own
-            raise OSError(f"cannot read {path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise OSError(f"cannot read {path}: {type(error).__name__}: {one_line(error)}") from error
 
     def name(self, index: int) -> str:
         return printable(str(self._folder / self.files[index]))

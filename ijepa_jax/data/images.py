@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from ijepa_jax.host.errors import one_line
+
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 
@@ -80,7 +82,7 @@ def open_upright(data: bytes | Image.Image, channels: int) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImage(f"cannot decode {name}: it is none of {', '.join(FORMATS)}, or its beginning is damaged") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError and more
-        reason = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split())) or type(error).__name__
+        reason = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", one_line(error)) or type(error).__name__
         raise BadImage(f"cannot decode {name}: {reason}") from error
 
 

@@ -16,6 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ijepa_jax.data import clevr
 from ijepa_jax.data.source import DataError, NoSplit, hashed, storage_errors
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import file_state
 
 _HELD_OUT = ("val", "validation", "test")  # in this order: a `test` beside a `val` often has no labels
@@ -141,7 +142,7 @@ class TfdsSource:
             return parse(record)
         except Exception as error:  # RuntimeError from array_record, and whatever TFDS meets in a record that is none
             shard = self._shards[min(int(np.searchsorted(self._ends, index, side="right")), len(self._shards) - 1)]
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise OSError(f"cannot read {self._title} image {index} from {shard}: {reason}") from error
 
 
@@ -249,7 +250,7 @@ def _builder(folder: epath.Path, title: str):
         builder = tfds.builder_from_directory(folder)
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
     except Exception as error:  # JSON's and protobuf's errors and TFDS's own
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"{title}: the metadata in {folder} cannot be read: {reason}") from error
     if "array_record" not in formats:
         raise DataError(
@@ -295,7 +296,7 @@ def _damage(shard: Any) -> str:
         whole, records = reader.ok(), reader.num_records()
         reader.close()
     except RuntimeError as error:
-        return f"{shard.filename}: {' '.join(str(error).split()) or 'it was cut off'}"
+        return f"{shard.filename}: {one_line(error) if str(error) else 'it was cut off'}"
     if whole and records == shard.examples_in_shard:
         return ""
     return f"{shard.filename}: {records} records, expected {shard.examples_in_shard}"

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ijepa_jax.host.errors import one_line
+
 Arrays = dict[str, np.ndarray]  # of examples, by name: what is made on the host
 
 
@@ -80,7 +82,7 @@ def storage_errors(place: str) -> Iterator[None]:
     except Exception as error:
         if "://" not in place:
             raise
-        raise DataError(f"cannot use {place.strip()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot use {place.strip()}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def check_known(tested: Iterable[str], trained: Iterable[str], title: str) -> None:

@@ -12,6 +12,8 @@ from ijepa_jax.data.source import Arrays, DataError, Source
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import knn, logistic, rank, statistics
 
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07  # of kNN
+_VIEWS = 4  # crops of an image that LiDAR is computed of
 _IMAGES_OF_A_CLASS = 8  # of which one is missed by chance in fewer than one of a thousand samples
 
 
@@ -26,10 +28,7 @@ class ProbeData:
     mesh: Mesh
     train_images: int
     test_images: int
-    knn_k: int
-    knn_temperature: float
     lidar_images: int  # 0: no LiDAR
-    lidar_views: int
 
     def measure(self, extract: features_lib.Extract) -> "Measured":
         """Probes features on all tasks."""
@@ -38,8 +37,8 @@ class ProbeData:
         results = {"rankme": rank.rankme(test), "feature_std": rank.feature_std(test)}
         count = min(self.lidar_images, len(self.test))
         if count >= max(2, self.mesh.size):
-            loader = dataclasses.replace(self.loader, batch_size=count * self.lidar_views)  # one batch of them
-            views = features_lib.collect_views(loader, self.test, count, self.lidar_views, extract, self.mesh)
+            loader = dataclasses.replace(self.loader, batch_size=count * _VIEWS)  # one batch of them
+            views = features_lib.collect_views(loader, self.test, count, _VIEWS, extract, self.mesh)
             results["lidar"] = rank.lidar(views)
         basis, correct, strengths = logistic.prepare(train), {}, {}
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
@@ -52,7 +51,7 @@ class ProbeData:
                     f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
                 )
             linear = logistic.classify(basis, labels, test, classes=classes, room=room)
-            nearest = knn.predict(train, labels, test, classes=classes, k=self.knn_k, temperature=self.knn_temperature)
+            nearest = knn.predict(train, labels, test, classes=classes, k=_NEIGHBOURS, temperature=_TEMPERATURE)
             correct |= {f"linear/{task}": linear.classes == truth, f"knn/{task}": nearest == truth}
             strengths[task] = linear.l2
         results |= {name: 100.0 * float(right.mean()) for name, right in correct.items()}

@@ -193,14 +193,13 @@ def _headline(settings: ml_collections.ConfigDict, outcomes: Mapping[str, Sequen
 
 def _compared(settings: ml_collections.ConfigDict, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One task's accuracy of the checkpoint [seeds, N], with its interval, beside the baselines'."""
-    options = {"level": settings.interval.level, "resamples": settings.interval.resamples, "seed": settings.seed}
-    found = {name: summarise(values, **options) for name, values in scores.items()}
+    found = {name: summarise(values, seed=settings.seed) for name, values in scores.items()}
     ours = found.pop("checkpoint")
     compared = {"accuracy": ours["mean"], **{key: value for key, value in ours.items() if key != "mean"}}
     compared["baselines"] = {name: value["mean"] for name, value in found.items()}
     compared["better_by"] = {}
     for name in found:
-        gain, interval = paired_difference(scores["checkpoint"], scores[name], **options)
+        gain, interval = paired_difference(scores["checkpoint"], scores[name], seed=settings.seed)
         compared["better_by"][name] = {"points": gain, "interval": list(interval)}
     return _rounded(compared)
 

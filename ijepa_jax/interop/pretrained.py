@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ijepa_jax import build
+from ijepa_jax.data.images import BadImage, center_crop, decode, read
 from ijepa_jax.devices.sharding import batch_sharding, make_mesh, replicated
+from ijepa_jax.host.errors import one_line
+from ijepa_jax.interop import convert, layout
 from ijepa_jax.model.encoder import Encoder
 
 Images = Any  # arrays, what `np.asarray` makes arrays of, or Pillow images
@@ -133,9 +137,6 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
-    from ijepa_jax import build
-    from ijepa_jax.interop import convert, layout
-
     path = os.fspath(path)
     path = path if "://" in path else str(Path(path).expanduser())
     weights = convert.read(path, step=step, encoder=encoder, heads=heads)
@@ -169,8 +170,6 @@ def preprocess(
     Raises:
         BadImage (ValueError): for what is no image, naming the file. ValueError: no images, or settings out of range.
     """
-    from ijepa_jax.data.images import center_crop
-
     size = np.ravel(np.array(image_size, object)).tolist() * (2 if np.ndim(image_size) == 0 else 1)
     if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side is not True and side > 0 for side in size):
         raise ValueError(f"image_size {image_size!r} must be a whole number of pixels, or two: (height, width)")
@@ -211,7 +210,7 @@ def _pixel_array(images: Any) -> np.ndarray:
         ragged = "images of different sizes are no batch, ijepa_jax.preprocess makes one of them"
         tensor = "tensors are taken from the CPU, without gradients, as uint8 or float32: tensor.detach().cpu().float()"
         reason = tensor if hasattr(images, "detach") else ragged
-        raise ValueError(f"{reason} ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{reason} ({one_line(error)})") from None
 
 
 def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
@@ -247,8 +246,6 @@ def _is_pillow(image: Any) -> bool:
 
 
 def _pixels(image: Any, channels: int) -> np.ndarray:
-    from ijepa_jax.data.images import BadImage, decode, read
-
     name = str(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
     try:
         if isinstance(image, (str, os.PathLike)):

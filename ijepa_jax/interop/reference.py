@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import unfinished
 from ijepa_jax.interop.layout import (
     architecture,
@@ -237,7 +238,7 @@ def write_reference(weights: Weights, folder: Path) -> str:
         try:
             torch.save(_as_torch(_checkpoint(weights), torch), place)
         except RuntimeError as error:  # torch's writer of zip archives, which does not tell why
-            raise OSError(f"cannot write {file} (disk full?): {' '.join(str(error).split())[:200]}") from error
+            raise OSError(f"cannot write {file} (disk full?): {one_line(error, 200)}") from error
     return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
 
 

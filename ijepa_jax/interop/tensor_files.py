@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import unfinished
 from ijepa_jax.interop import torch_files
 from ijepa_jax.interop.weights import WeightsError, can_be, check_pointer, shown
@@ -163,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON: {' '.join(str(error).split())}") from None
+        raise WeightsError(f"{path} is not JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
         raise WeightsError(f"{path} is not a JSON object")
     return found

@@ -16,6 +16,7 @@ from ijepa_jax.settings.run import SETTINGS
 # Kept with the settings in checkpoints: how many training images there were, which (see `data.source.Source.contents`), and
 # what tells a method of one's own from another (see `methods.identity`).
 EXAMPLES, CONTENTS, CODE = "examples", "contents", "method_code"
+_GONE = ("probe.knn_k", "probe.knn_temperature", "probe.lidar_views")  # settings of older checkpoints that changed no weight
 
 
 def sections(method: str) -> dict[str, Any]:
@@ -86,12 +87,13 @@ def from_plain(settings: dict[str, Any]) -> ml_collections.ConfigDict:
     if any(section not in config for section in settings):  # once every run had the sections of all methods
         others = {section for name in TABLE for section in own_sections(name)} - {*config}
         settings = {section: value for section, value in settings.items() if section not in others}
-    if unknown := [f"{key}={value!r}" for key, value in flat(settings) if key not in known]:
+    if unknown := [f"{key}={value!r}" for key, value in flat(settings) if key not in {*known, *_GONE}]:
         whose = "" if method in TABLE else f", or of {method},"
         raise ValueError(f"unknown settings {', '.join(unknown)}: use the version of ijepa_jax{whose} that has them")
     for section, value in settings.items():
         if isinstance(value, dict):
-            config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
+            kept = {key: v for key, v in value.items() if f"{section}.{key}" not in _GONE}
+            config[section].update({key: tuple(v) if isinstance(v, list) else v for key, v in kept.items()})
         else:
             config[section] = value
     return config.lock()

@@ -14,6 +14,7 @@ from ijepa_jax import build
 from ijepa_jax.data.source import DataError
 from ijepa_jax.devices import processes
 from ijepa_jax.host.console import Display
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute, full_disk_named
 from ijepa_jax.host.signals import stop_requests
 from ijepa_jax.methods import identity
@@ -120,7 +121,7 @@ def _lost_processes_named() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # gathering through gloo raises ValueError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(error, 300)
         if "RESOURCE_EXHAUSTED" in reason:
             advice = "try model.remat=full, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
             raise OutOfMemory(f"not enough device memory: {advice} ({reason})") from error

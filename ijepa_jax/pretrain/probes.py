@@ -104,8 +104,7 @@ class Probes:
             run.train, run.test, run.eval_batches, run.loader, run.mesh,
             train_images=settings.during_train_images if during else settings.train_images,
             test_images=settings.during_test_images if during else settings.test_images,
-            knn_k=settings.knn_k, knn_temperature=settings.knn_temperature,
-            lidar_images=settings.lidar_images, lidar_views=settings.lidar_views,
+            lidar_images=settings.lidar_images,
         )  # fmt: skip
 
     def _show_features(self, step: int, encoder: Any) -> None:

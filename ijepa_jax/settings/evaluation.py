@@ -88,7 +88,6 @@ SETTINGS = {
     },
     # for LiDAR; RankMe and CKA take the test images
     "rank": {"images": whole(1000, 1, 10_000_000), "views": whole(10, 2, 1000)},
-    "interval": {"level": number(0.95, 0, 1, "()"), "resamples": whole(1000, 1, 1_000_000)},
     "mesh": {"data": whole(-1, -1, 1_000_000, never=0), "fsdp": whole(1, -1, 1_000_000, never=0)},
 }
 

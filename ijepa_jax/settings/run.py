@@ -83,10 +83,7 @@ SETTINGS = {
         "during_train_images": whole(2000, 1, 100_000_000),  # smaller samples while training goes on
         "during_test_images": whole(1000, 1, 100_000_000),
         "batch_size": whole(250, 1, 1_000_000),
-        "knn_k": whole(20, 1, 1_000_000),
-        "knn_temperature": number(0.07, 1e-3, 1000),
         "lidar_images": whole(128, 0, 1_000_000),  # test images whose crops LiDAR is computed of; 0: not computed
-        "lidar_views": whole(4, 2, 1000),  # crops of each
     },
     "checkpoint": {
         "every": whole(1000, 1, 1_000_000_000),  # steps

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ijepa_jax import build
 from ijepa_jax.devices import processes
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute, set_aside
 from ijepa_jax.methods import Method, identity
 from ijepa_jax.methods import config as config_lib
@@ -201,7 +202,7 @@ class Checkpoints:
             try:
                 return choose(*(trees.get(key) for key in TRAINED))
             except Exception as error:
-                reason = f"{type(error).__name__}: {_first_line(error)}"
+                reason = f"{type(error).__name__}: {one_line(error, 200)}"
                 raise CheckpointError(
                     f"{_shown(folder)} does not hold what the method takes for its encoder ({reason})"
                 ) from error
@@ -242,7 +243,7 @@ class Checkpoints:
         except Exception as error:
             if processes.lost(error):
                 raise
-            raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {_first_line(error)}") from error
+            raise CheckpointError(f"cannot write checkpoints to {self.folder} (disk full?): {one_line(error, 200)}") from error
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted with a checkpoint: its settings, its fingerprint, and where imported weights came from.
@@ -307,11 +308,11 @@ def _named(folder: epath.Path):
     except CheckpointError:
         raise
     except (PermissionError, MemoryError) as error:
-        raise CheckpointError(f"cannot read {_shown(folder)}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot read {_shown(folder)}: {one_line(error, 200)}") from error
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error) or processes.lost(error):
             raise
-        raise _damaged(folder, _first_line(error)) from error
+        raise _damaged(folder, one_line(error, 200)) from error
 
 
 def _shown(folder: epath.Path) -> str:
@@ -390,7 +391,7 @@ def locate(path: epath.PathLike, step: int = 0) -> tuple[epath.Path, int | None]
     try:
         found = (folder / "checkpoints").is_dir()
     except Exception as error:  # object stores' libraries have exceptions of their own, and may be missing
-        raise CheckpointError(f"cannot look into {path}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot look into {path}: {one_line(error, 200)}") from error
     if not found:
         how = f"; foreign weights become one by: python launch.py import --from {path} --out DIR" if folder.exists() else ""
         raise CheckpointError(f"{path} is not a workdir: it has no folder 'checkpoints'{how}")
@@ -482,8 +483,3 @@ def _opened(path: str, step: int, log: Log) -> Iterator[tuple[Checkpoints, int]]
 
 def _score(metrics) -> float:
     return metrics["score"]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

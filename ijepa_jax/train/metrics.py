@@ -17,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import set_aside, unfinished
 from ijepa_jax.train.workdir import owner
 
@@ -140,7 +141,7 @@ class WandbRun:
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
         except Exception as error:  # of kinds of its own
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ValueError(f"log.wandb {project!r}: Weights & Biases did not start ({reason})") from error
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ import fsspec.config
 from etils import epath
 
 from ijepa_jax.devices import processes
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import ASIDE, set_aside
 
 _LOCK, _OWNER = ".lock", "owner"
@@ -36,7 +37,7 @@ def claim(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -
     except Exception as error:  # object stores' libraries have exceptions of their own
         if "://" not in str(workdir):
             raise
-        raise OSError(f"cannot use {workdir}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise OSError(f"cannot use {workdir}: {one_line(error)}") from error
     with contextlib.ExitStack() as stack:
         free = True
         if processes.is_first() and "://" not in str(workdir):

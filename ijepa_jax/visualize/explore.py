@@ -15,6 +15,7 @@ from ijepa_jax.evaluate import prediction
 from ijepa_jax.evaluate.bench import Bench, Subject
 from ijepa_jax.evaluate.suite import open_bench, random_init
 from ijepa_jax.host.console import Display
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute
 from ijepa_jax.methods import Method
 from ijepa_jax.settings.evaluation import default
@@ -150,7 +151,7 @@ def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, m
     try:
         prediction.check(method, learned["params"], learned.get("target"), gallery.images(gallery.chosen[:1]), masks)
     except Exception as error:  # whatever a method of one's own raises where it predicts something else
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         return f"what {method.title} predicts cannot be compared with what its target encoder gives ({reason})"
     return ""
 

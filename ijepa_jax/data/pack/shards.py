@@ -17,6 +17,7 @@ from PIL import Image
 from ijepa_jax.data import images
 from ijepa_jax.data.pipeline import permute
 from ijepa_jax.data.source import Source, printable, storage_errors
+from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import unfinished, write_whole
 
 VERSION = "1.0.0"
@@ -81,7 +82,7 @@ def write_shard(packing: Packing, shard: Shard, report: Callable[[int], None], s
             finally:
                 writer.close()
     except RuntimeError as error:
-        raise OSError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+        raise OSError(f"cannot write {path}: {one_line(error)}") from error
     with storage_errors(str(path)):
         write_whole(packing.account(shard), json.dumps(account))
     return account
@@ -113,7 +114,7 @@ def _write_records(
         try:
             example = _example(packing, source, row)
         except (images.BadImage, OSError) as error:
-            skipped.append([printable(_file(source, row)), printable(" ".join(str(error).split()))])
+            skipped.append([printable(_file(source, row)), printable(one_line(error))])
         else:
             record = _serialize(packing.features, example)
             size += len(record)
