@@ -40,7 +40,7 @@ import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("grain", "tensorflow_datasets", "ml_collections", "tensorboardX", "array_record", "cv2",
-                                  "PIL", "matplotlib", "simplejpeg", "safetensors", "sklearn"):
+                                  "PIL", "matplotlib", "simplejpeg", "safetensors", "sklearn", "jaxtyping"):
             raise ImportError("blocked " + name)
 sys.meta_path.insert(0, Block())
 sys.argv = ["launch.py", "benchmark", *{SIZES}]

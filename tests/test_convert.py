@@ -20,7 +20,7 @@ from ijepa_jax import build
 from ijepa_jax.interop import convert, layout, pretrained, tensor_files, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import WeightsError
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command, result
 from ijepa_jax.settings import plain
 from ijepa_jax.train import checkpoint, metrics, step
 from tests import memory, small
@@ -33,8 +33,8 @@ def run(tmp_path_factory):
     """(workdir of a run with checkpoints of steps 8 and 12, its report)."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
-        return workdir, train.pretrain(small.config(), workdir)
+        patch.setattr(result, "draw_pictures", lambda *arguments: {"pictures": []})
+        return workdir, command.pretrain(small.config(), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def encoder_only(run, tmp_path_factory):
 @pytest.fixture
 def briefly(monkeypatch):
     """Runs end after their last step, without probes and pictures."""
-    monkeypatch.setattr(train, "_finish", lambda run, state, start_step, *rest: {"resumed_from": start_step})
+    monkeypatch.setattr(command, "finish", lambda run, start_step, *rest: {"resumed_from": start_step})
 
 
 def _saved(workdir: Path, step: int = 0) -> dict:
@@ -77,9 +77,9 @@ def _assert_same(ours, theirs) -> None:
 def _start(config, workdir: Path, monkeypatch):
     """The state that training would start from."""
     states = []
-    monkeypatch.setattr(train, "_train", lambda run, state, *rest: states.append(jax.device_get(state)) or state)
-    monkeypatch.setattr(train, "_finish", lambda *arguments: {})
-    train.pretrain(config, workdir)
+    monkeypatch.setattr(command, "train", lambda run, start, *rest: states.append(jax.device_get(start.state)) or start.state)
+    monkeypatch.setattr(command, "finish", lambda *arguments: {})
+    command.pretrain(config, workdir)
     return states[0]
 
 
@@ -90,7 +90,7 @@ def _continue_by_their_file(file: Path, workdir: Path, config) -> dict:
     continued = config.copy_and_resolve_references()
     continued.model.positions = "table"
     table = _saved(workdir)["target"]["positions"]
-    report = train.pretrain(continued, workdir)
+    report = command.pretrain(continued, workdir)
     after = _saved(workdir, 12)
     assert report["resumed_from"] == 8
     for found in (after["target"], after["params"]["encoder"], _saved(workdir, 8)["target"]):
@@ -183,7 +183,7 @@ def test_an_imported_encoder_starts_a_run_and_is_never_one(run, encoder_only, tm
     config = small.config(model__positions="table")
     convert.import_weights(str(encoder_only.parent / "theirs"), str(tmp_path / "ours"), base=config)
     with pytest.raises(checkpoint.CheckpointError, match=f"--config.warm_start={tmp_path}/ours and another --workdir"):
-        train.pretrain(config, tmp_path / "ours")
+        command.pretrain(config, tmp_path / "ours")
     for kind in ("sincos", "table"):
         state = _start(small.config(warm_start=str(encoder_only), model__positions=kind), tmp_path / kind, monkeypatch)
         for found in (state.target, state.params["encoder"]):
@@ -199,7 +199,7 @@ def test_positions_that_are_not_computed_ones_are_kept_or_refused(exported, tmp_
     convert.import_weights(str(tmp_path / "x.pth.tar"), str(tmp_path / "ours"))
     warm = functools.partial(small.config, warm_start=str(tmp_path / "ours"))
     with pytest.raises(ValueError, match="not the sine-cosine ones of a grid of .8, 8.: set model.positions=table"):
-        train.pretrain(warm(), tmp_path / "run")
+        command.pretrain(warm(), tmp_path / "run")
     state = _start(warm(model__positions="table"), tmp_path / "other", monkeypatch)
     _assert_same(state.target, checkpoint.restore_parts(str(tmp_path / "ours")).trees["target"])
 
@@ -316,9 +316,9 @@ def test_weights_that_are_elsewhere_are_fetched_first(tmp_path, monkeypatch, sou
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commands = [lambda: convert.import_weights(source, str(tmp_path / "new" / "ours"))]
     commands += [lambda: ijepa_jax.load(source)] * (source != "s3://bucket/weights")  # that might be a workdir of ours
-    for command in commands:
+    for asked in commands:
         with pytest.raises((WeightsError, FileNotFoundError), match=line) as caught:
-            command()
+            asked()
         assert "workdir already" not in str(caught.value) and "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
 
@@ -486,7 +486,7 @@ def test_what_a_workdir_has_not_is_not_taken_silently(encoder_only, arguments, l
 )
 def test_a_warm_start_that_would_change_the_function_is_refused(encoder_only, tmp_path, change, line):
     with pytest.raises(ValueError, match=line):
-        train.pretrain(small.config(warm_start=str(encoder_only), **change), tmp_path)
+        command.pretrain(small.config(warm_start=str(encoder_only), **change), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_a_configuration_that_contradicts_the_file_is_refused(exported, tmp_path
 
 def test_where_weights_came_from_stays_with_them(exported, encoder_only, tmp_path, briefly):
     _continue_by_their_file(exported, tmp_path / "continued", small.config())
-    train.pretrain(small.config(warm_start=str(encoder_only)), tmp_path / "warm")
+    command.pretrain(small.config(warm_start=str(encoder_only)), tmp_path / "warm")
     for workdir, line in (
         ("continued", "Imported from checkpoint.pth.tar (reference), there after 8 steps. Pretrained for 12 steps"),
         ("warm", "Started from theirs (huggingface). Pretrained for 12 steps"),

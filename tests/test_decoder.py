@@ -17,8 +17,9 @@ from ijepa_jax import build
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.rcdm import Rcdm
 from ijepa_jax.interop import convert
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command, result
 from ijepa_jax.train import checkpoint
+from ijepa_jax.train.loop import Stopped
 from ijepa_jax.train.step import State, init
 from tests import small
 
@@ -28,8 +29,8 @@ def encoder(tmp_path_factory):
     """The workdir of a small I-JEPA run."""
     workdir = tmp_path_factory.mktemp("encoder")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
-        train.pretrain(small.config(optim__steps=4), workdir)
+        patch.setattr(result, "draw_pictures", lambda *arguments: {"pictures": []})
+        command.pretrain(small.config(optim__steps=4), workdir)
     return workdir
 
 
@@ -47,7 +48,7 @@ def settings(encoder, **changes):
 def decoded(encoder, tmp_path_factory):
     """A decoder's run: (workdir, report)."""
     workdir = tmp_path_factory.mktemp("decoded")
-    return workdir, train.pretrain(settings(encoder), workdir)
+    return workdir, command.pretrain(settings(encoder), workdir)
 
 
 def decoder_of(encoder) -> tuple[Rcdm, State]:
@@ -130,12 +131,12 @@ def test_the_run_of_a_decoder_ends_with_pictures_and_figures(decoded):
 
 def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path, monkeypatch):
     requests = [SimpleNamespace(name="SIGTERM")]
-    monkeypatch.setattr(train, "stop_requests", lambda *_, **__: contextlib.nullcontext(requests))
-    with pytest.raises(train.Stopped):
-        train.pretrain(settings(encoder), tmp_path)
+    monkeypatch.setattr(command, "stop_requests", lambda *_, **__: contextlib.nullcontext(requests))
+    with pytest.raises(Stopped):
+        command.pretrain(settings(encoder), tmp_path)
     requests.clear()
     monkeypatch.setattr(Rcdm, "begin", None)  # what was decoded, and its statistics, must be those that were kept
-    again = train.pretrain(settings(encoder), tmp_path)
+    again = command.pretrain(settings(encoder), tmp_path)
     assert again["resumed_from"] == 1 and again["params_digest"] == decoded[1]["params_digest"]
 
 
@@ -144,36 +145,36 @@ def test_an_imported_encoder_alone_is_decoded_too(encoder, tmp_path):
     convert.export_weights(str(encoder), str(tmp_path / "theirs"), "huggingface")
     convert.import_weights(str(tmp_path / "theirs"), str(tmp_path / "imported"))
     config = settings(tmp_path / "imported", data__name="scenes", data__size=64, data__test_size=32)
-    report = train.pretrain(config, tmp_path / "run")
+    report = command.pretrain(config, tmp_path / "run")
     assert report["decoded"].keys() == {"target", "another image"} and "decoded.png" in report["pictures"]
 
 
 def test_a_decoder_goes_on_with_the_weights_that_it_began_with(encoder, decoded, tmp_path):
     config = settings(encoder, decoder__step=4)
     config.optim.steps = 4
-    train.pretrain(config, tmp_path / "run")
+    command.pretrain(config, tmp_path / "run")
     shutil.copytree(encoder, tmp_path / "encoder")
     longer = small.config(optim__steps=8)  # the same run, which has learned more since
-    train.pretrain(longer, tmp_path / "encoder")
+    command.pretrain(longer, tmp_path / "encoder")
     with pytest.raises(ValueError, match=r"checkpoints of other settings: decoder\.step was 4, now 8"):
-        train.pretrain(settings(tmp_path / "encoder", decoder__step=-1), tmp_path / "run")
+        command.pretrain(settings(tmp_path / "encoder", decoder__step=-1), tmp_path / "run")
 
 
 def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
     with pytest.raises(ValueError, match=r"decoder\.checkpoint is missing"):
-        train.pretrain(settings(""), tmp_path)
+        command.pretrain(settings(""), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not a workdir"):
-        train.pretrain(settings(tmp_path), tmp_path / "run")
+        command.pretrain(settings(tmp_path), tmp_path / "run")
     with pytest.raises(checkpoint.CheckpointError, match="holds no encoder but what method 'rcdm' trains"):
-        train.pretrain(settings(decoded[0]), tmp_path)
+        command.pretrain(settings(decoded[0]), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="holds no encoder"):
         ijepa_jax.load(decoded[0])
     with pytest.raises(ValueError, match=r"decoder\.width 30 must be a multiple of 4 and of decoder\.heads 2"):
-        train.pretrain(settings(encoder, decoder__width=30), tmp_path)
+        command.pretrain(settings(encoder, decoder__width=30), tmp_path)
     with pytest.raises(ValueError, match="a decoder starts afresh"):
-        train.pretrain(settings(encoder, warm_start="runs/x"), tmp_path)
+        command.pretrain(settings(encoder, warm_start="runs/x"), tmp_path)
     with pytest.raises(ValueError, match="another workdir"):
-        train.pretrain(settings(encoder, decoder__depth=2), decoded[0])
+        command.pretrain(settings(encoder, decoder__depth=2), decoded[0])
 
 
 def test_only_the_block_is_drawn_and_measured(encoder):

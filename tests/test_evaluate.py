@@ -14,7 +14,7 @@ from ijepa_jax.data.source import DataError
 from ijepa_jax.evaluate import bench as bench_lib
 from ijepa_jax.evaluate import suite, table
 from ijepa_jax.host.console import Display
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.train.checkpoint import CheckpointError
 from tests import small
@@ -28,7 +28,7 @@ QUIET = Display(quiet=True)
 def workdir(tmp_path_factory):
     """A run of twelve steps."""
     place = tmp_path_factory.mktemp("run")
-    train.pretrain(small.config(checkpoint__keep=5), place)
+    command.pretrain(small.config(checkpoint__keep=5), place)
     return place
 
 

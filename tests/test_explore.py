@@ -15,7 +15,7 @@ from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import make_mesh
 from ijepa_jax.evaluate import prediction
 from ijepa_jax.interop import convert
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command, result
 from tests import small
 from tests.test_launch import launch
 
@@ -29,8 +29,8 @@ PICTURES = [
 def workdir(tmp_path_factory):
     place = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
-        train.pretrain(small.config(), place)
+        patch.setattr(result, "draw_pictures", lambda *arguments: {"pictures": []})
+        command.pretrain(small.config(), place)
     return place
 
 
@@ -100,8 +100,8 @@ def test_grey_arrays_without_labels_that_are_not_square(tmp_path, capsys):
     data = {"data__name": f"arrays:{tmp_path / 'grey.npz'}", "data__channels": 1, "data__mean": (0.5,), "data__std": (0.25,)}
     config = small.config(**data, data__image_size=(24, 40), optim__steps=2, optim__warmup=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_finish", lambda *arguments: {})
-        train.pretrain(config, tmp_path / "run")
+        patch.setattr(command, "_finish", lambda *arguments: {})
+        command.pretrain(config, tmp_path / "run")
     code, result, err = visualize(capsys, "--checkpoint", tmp_path / "run", "--images=20")
     assert code == 0 and not err, err
     assert result["images"] == result["bank"] == 9 and result["neighbours"] == {}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command
 from tests import small
 from tests.test_launch import launch
 
@@ -16,7 +16,7 @@ FEW = ("--config.data.train_images=64", "--config.data.test_images=32")
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     place = tmp_path_factory.mktemp("run")
-    train.pretrain(small.config(), place)
+    command.pretrain(small.config(), place)
     return place
 
 

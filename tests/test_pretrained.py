@@ -17,7 +17,7 @@ from PIL import Image
 import ijepa_jax
 from ijepa_jax.data.images import BadImage, center_crop
 from ijepa_jax.model.vit import normalise
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command
 from ijepa_jax.train.checkpoint import CheckpointError
 from tests import small
 
@@ -33,7 +33,7 @@ def workdir(tmp_path_factory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), np.uint8)
     np.savez(folder / "unlabelled.npz", train_images=pixels[:64], test_images=pixels[64:])  # no labels, no probes: quicker
     data = {"data__name": f"arrays:{folder / 'unlabelled.npz'}", "probe__lidar_images": 0}
-    train.pretrain(small.config(optim__momentum=0.5, optim__steps=8, **data), folder / "tiny")
+    command.pretrain(small.config(optim__momentum=0.5, optim__steps=8, **data), folder / "tiny")
     return folder / "tiny"
 
 

@@ -19,7 +19,7 @@ from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.source import DataError
 from ijepa_jax.devices import processes
 from ijepa_jax.evaluate import probe
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command, result
 from ijepa_jax.train import checkpoint, metrics
 from ijepa_jax.train.loop import Stopped
 from ijepa_jax.train.recorder import Diverged
@@ -35,13 +35,13 @@ TABLE_COLUMNS = {"trained", "random_init", "pixels"}
 def whole(tmp_path_factory):
     """A run that was never stopped: (workdir, report)."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, train.pretrain(small.config(probe__every=4), workdir)
+    return workdir, command.pretrain(small.config(probe__every=4), workdir)
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(whole, monkeypatch):
     """All other runs here draw none: pictures are half the time of so small a run."""
-    monkeypatch.setattr(train, "draw_pictures", lambda *arguments: {"pictures": []})
+    monkeypatch.setattr(result, "draw_pictures", lambda *arguments: {"pictures": []})
 
 
 def test_workdir_holds_what_it_should(whole):
@@ -73,7 +73,7 @@ def test_workdir_holds_what_it_should(whole):
 def test_a_finished_run_is_left_alone(whole, capsys):
     workdir, report = whole
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = train.pretrain(small.config(probe__every=4), workdir)
+    again = command.pretrain(small.config(probe__every=4), workdir)
     assert again["params_digest"] == report["params_digest"] and (workdir / "metrics.jsonl").read_bytes() == before
     assert "finished" in capsys.readouterr().out
 
@@ -89,7 +89,7 @@ def test_a_broken_report_is_said_and_written_anew(whole, tmp_path, capsys):
         (workdir / name).write_bytes(b"\xff\x00")
     lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"\x00\xff\n", *lines[3:], b'{"step": 12, "lo']))
-    again = train.pretrain(small.config(probe__every=4), workdir)
+    again = command.pretrain(small.config(probe__every=4), workdir)
     out = capsys.readouterr().out
     for said in (
         f"{report} is broken: it is no report of a finished run, and is written anew",
@@ -103,7 +103,7 @@ def test_a_broken_report_is_said_and_written_anew(whole, tmp_path, capsys):
     assert json.loads(report.read_bytes())["last_metrics"] == whole[1]["last_metrics"]
     assert (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: len(lines)] == lines
     assert json.loads((workdir / "config.json").read_text())["optim"]["steps"] == 12
-    assert train.pretrain(small.config(probe__every=4), workdir) == json.loads(report.read_bytes())
+    assert command.pretrain(small.config(probe__every=4), workdir) == json.loads(report.read_bytes())
     assert "this run is finished" in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_a_report_of_fewer_steps_is_not_that_of_a_finished_run(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     report = tmp_path / "run" / "report" / "report.json"
     report.write_text(json.dumps({**json.loads(report.read_text()), "steps": 8}))
-    assert train.pretrain(small.config(probe__every=4), tmp_path / "run")["steps"] == 12
+    assert command.pretrain(small.config(probe__every=4), tmp_path / "run")["steps"] == 12
 
 
 def test_damaged_metrics_stop_no_run_that_goes_on(whole, tmp_path, monkeypatch, capsys):
@@ -120,7 +120,7 @@ def test_damaged_metrics_stop_no_run_that_goes_on(whole, tmp_path, monkeypatch, 
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     odd = [b"\xff\x00\n", b"no metrics\n", b'{"step": 2, "probe/linear/count": "high", "loss": [1]}\n']
     (tmp_path / "metrics.jsonl").write_bytes(b"".join([*odd, *lines, b'{"step": 10, ']))
-    report = train.pretrain(small.config(probe__every=4), tmp_path)
+    report = command.pretrain(small.config(probe__every=4), tmp_path)
     assert f"{tmp_path}/metrics.jsonl: 2 of {len(lines) + 3} lines are no metrics and left out" in capsys.readouterr().out
     assert report["params_digest"] == whole[1]["params_digest"] and report["last_metrics"] == whole[1]["last_metrics"]
     assert [line["step"] for line in metrics.read(tmp_path) if line.get("loss")] == list(range(1, 13))
@@ -138,12 +138,12 @@ def test_a_full_disk_ends_the_run_by_its_name_and_the_same_call_continues(whole,
                 metrics.EventsWriter, "write_event", lambda self, event: (full if event.step >= 6 else plain)(self, event)
             )
         else:
-            patch.setattr(train, "write_report", full)
+            patch.setattr(result, "write_report", full)
         before = threading.active_count()
         with pytest.raises(OSError, match=rf"^cannot write to {tmp_path} \(disk full\?\): No space left on device$"):
-            train.pretrain(small.config(), tmp_path)
+            command.pretrain(small.config(), tmp_path)
         assert threading.active_count() <= before  # nothing is left that would fail, or wait, later
-    report = train.pretrain(small.config(), tmp_path)
+    report = command.pretrain(small.config(), tmp_path)
     assert report["resumed_from"] == (4 if where == "metrics" else 12)
     assert report["params_digest"] == whole[1]["params_digest"]
     assert [line["step"] for line in metrics.read(tmp_path) if "loss" in line] == list(range(1, 13))
@@ -159,12 +159,12 @@ def test_of_several_failures_at_the_end_the_first_is_told(tmp_path, monkeypatch)
     monkeypatch.setattr(metrics.MetricsWriter, "close", full)
     kill_at(monkeypatch, 3)
     with pytest.raises(Killed):
-        train.pretrain(small.config(), tmp_path)
+        command.pretrain(small.config(), tmp_path)
     assert ended == [None]
 
 
 def test_probes_never_disturb_training(whole, tmp_path):
-    report = train.pretrain(small.config(probe__every=0), tmp_path)
+    report = command.pretrain(small.config(probe__every=0), tmp_path)
     assert report["params_digest"] == whole[1]["params_digest"]
 
 
@@ -187,8 +187,8 @@ def test_a_signal_saves_and_the_run_ends_with_the_same_bits(whole, tmp_path, mon
     with monkeypatch.context() as patch:
         at_batch(patch, 7, lambda: os.kill(os.getpid(), number))
         with pytest.raises(Stopped, match=rf"stopped by {number.name} at step 7, saved"):
-            train.pretrain(small.config(), tmp_path)
-    report = train.pretrain(small.config(), tmp_path)
+            command.pretrain(small.config(), tmp_path)
+    report = command.pretrain(small.config(), tmp_path)
     assert report["resumed_from"] == 7 and report["params_digest"] == whole[1]["params_digest"]
     assert [line["step"] for line in metrics.read(tmp_path) if "loss" in line] == list(range(1, 13))
     assert signal.getsignal(number) == before
@@ -211,7 +211,7 @@ def stopped_run(tmp_path, monkeypatch, step: int = 11, **changes) -> None:
     with monkeypatch.context() as patch:
         kill_at(patch, step)
         with pytest.raises(Killed):
-            train.pretrain(small.config(**changes), tmp_path)
+            command.pretrain(small.config(**changes), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "notes"])
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(whole, tmp_pat
         for path in files:
             if damage == "empty" or "notes" in str(path):
                 path.write_text("")
-    report = train.pretrain(small.config(), tmp_path)
+    report = command.pretrain(small.config(), tmp_path)
     out = capsys.readouterr().out
     assert "checkpoint 8" in out and "is damaged" in out and "continuing from checkpoint 4" in out
     assert report["resumed_from"] == 4 and report["params_digest"] == whole[1]["params_digest"]
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(whole, tmp_pat
 def test_an_unfinished_checkpoint_is_reported(tmp_path, monkeypatch, capsys):
     stopped_run(tmp_path, monkeypatch, step=6)
     (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
-    train.pretrain(small.config(), tmp_path)
+    command.pretrain(small.config(), tmp_path)
     out = capsys.readouterr().out
     assert "8.orbax-checkpoint-tmp was never finished: ignored" in out and "continuing from checkpoint 4" in out
 
@@ -249,7 +249,7 @@ def test_never_from_zero_over_damaged_checkpoints(tmp_path, monkeypatch):
         if path.is_file():
             path.write_text("")
     with pytest.raises(checkpoint.CheckpointError, match="no readable checkpoint: checkpoint 4 in .* is damaged"):
-        train.pretrain(small.config(), tmp_path)
+        command.pretrain(small.config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -263,12 +263,12 @@ def test_never_from_zero_over_damaged_checkpoints(tmp_path, monkeypatch):
 )
 def test_other_settings_than_the_checkpoints_are_refused(whole, change, message):
     with pytest.raises(ValueError, match=f"holds checkpoints of other settings: {message}"):
-        train.pretrain(small.config(probe__every=4, **change), whole[0])
+        command.pretrain(small.config(probe__every=4, **change), whole[0])
 
 
 def test_other_schedules_are_allowed_and_named(tmp_path, monkeypatch, capsys):
     stopped_run(tmp_path, monkeypatch)
-    train.pretrain(small.config(optim__peak_lr=5e-4, optim__clip=1.0), tmp_path)
+    command.pretrain(small.config(optim__peak_lr=5e-4, optim__clip=1.0), tmp_path)
     assert (
         "continuing with changed settings: optim.clip was 3.0, now 1.0; optim.peak_lr was 0.001, now 0.0005"
         in capsys.readouterr().out
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path
 
     monkeypatch.setattr(Loader, "train_batches", poisoned)
     with pytest.raises(Diverged, match=r"loss.* not finite at step 6.* Checkpoint 4 is good"):
-        train.pretrain(small.config(), tmp_path)
+        command.pretrain(small.config(), tmp_path)
     assert checkpoint.Checkpoints(tmp_path, read_only=True).steps() == [4]
 
 
@@ -301,7 +301,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path, monkeypatch):
 def test_warm_start_takes_the_weights_and_a_fresh_optimiser(whole, tmp_path):
     config = small.config(warm_start=str(whole[0]), optim__steps=1, optim__warmup=0.0, optim__start_lr=0.0,
                           optim__peak_lr=1e-30, optim__final_lr=0.0)  # fmt: skip
-    train.pretrain(config, tmp_path)
+    command.pretrain(config, tmp_path)
     given, _ = checkpoint.restore_encoder(whole[0])
     warm, _ = checkpoint.restore_encoder(tmp_path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), warm, given)
@@ -311,30 +311,30 @@ def test_a_warm_start_that_does_not_fit_is_refused(whole, tmp_path):
     with pytest.raises(
         ValueError, match=r"does not fit the model in \d+ tensors: blocks/0/fc1/bias: wanted \(192,\), given \(128,\)"
     ):
-        train.pretrain(small.config(warm_start=str(whole[0]), model__width=48), tmp_path)
+        command.pretrain(small.config(warm_start=str(whole[0]), model__width=48), tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="is not a workdir"):
-        train.pretrain(small.config(warm_start=str(tmp_path / "nowhere")), tmp_path / "new")
+        command.pretrain(small.config(warm_start=str(tmp_path / "nowhere")), tmp_path / "new")
 
 
 def test_profile_of_chosen_steps(tmp_path):
-    train.pretrain(small.config(profile__start=3, profile__steps=2, optim__steps=6), tmp_path)
+    command.pretrain(small.config(profile__start=3, profile__steps=2, optim__steps=6), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_devices_share_a_batch_evenly(tmp_path):
     with pytest.raises(ValueError, match=r"optim.batch_size 16 does not divide into optim.accumulation 3"):
-        train.pretrain(small.config(optim__accumulation=3), tmp_path)
+        command.pretrain(small.config(optim__accumulation=3), tmp_path)
     with pytest.raises(ValueError, match="optim.accumulation 0 must be a whole number from 1"):
-        train.pretrain(small.config(optim__accumulation=0), tmp_path)
+        command.pretrain(small.config(optim__accumulation=0), tmp_path)
     with pytest.raises(ValueError, match="mesh data=7, fsdp=3 does not make up the"):
-        train.pretrain(small.config(mesh__data=7, mesh__fsdp=3), tmp_path)
+        command.pretrain(small.config(mesh__data=7, mesh__fsdp=3), tmp_path)
     with pytest.raises(DataError, match="scenes has 8 training images, fewer than optim.batch_size 16"):
-        train.pretrain(small.config(data__size=8), tmp_path)
+        command.pretrain(small.config(data__size=8), tmp_path)
 
 
 def test_accumulation_in_a_run(tmp_path):
-    one = train.pretrain(small.config(optim__steps=3), tmp_path / "one")
-    two = train.pretrain(small.config(optim__steps=3, optim__accumulation=2), tmp_path / "two")
+    one = command.pretrain(small.config(optim__steps=3), tmp_path / "one")
+    two = command.pretrain(small.config(optim__steps=3, optim__accumulation=2), tmp_path / "two")
     losses = [[line["loss"] for line in metrics.read(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert one["steps"] == two["steps"] == 3
@@ -360,14 +360,14 @@ def test_the_process_that_waits_for_its_input_is_named(whole, tmp_path, monkeypa
 def test_wandb_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"log\.wandb is set, but its package is not installed: pip install wandb"):
-        train.pretrain(small.config(log__wandb="a project"), tmp_path)
+        command.pretrain(small.config(log__wandb="a project"), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_run_and_its_continuation_are_one_run_of_wandb(tmp_path, monkeypatch, wandb):  # noqa: F811
     stopped_run(tmp_path / "run", monkeypatch, step=7, log__wandb="mine", probe__every=4)
     first = wandb()
-    train.pretrain(small.config(log__wandb="mine", probe__every=4), tmp_path / "run")
+    command.pretrain(small.config(log__wandb="mine", probe__every=4), tmp_path / "run")
     second = wandb()
     assert first[0] == second[0] and first[0][1]["project"] == "mine"
     assert first[1][1]["optim"]["steps"] == 12 and second[-1] == ["finish", None]
@@ -384,10 +384,10 @@ def test_a_run_and_its_continuation_are_one_run_of_wandb(tmp_path, monkeypatch, 
 
 def test_a_run_that_goes_on_shows_what_was_probed_before(tmp_path, monkeypatch):
     shown = {}
-    monkeypatch.setattr(train.Display, "recall_probes", lambda self, name, results: shown.update({name: results}))
+    monkeypatch.setattr(command.Display, "recall_probes", lambda self, name, results: shown.update({name: results}))
     stopped_run(tmp_path, monkeypatch, step=7, probe__every=4)
     assert not shown
-    train.pretrain(small.config(probe__every=4), tmp_path)
+    command.pretrain(small.config(probe__every=4), tmp_path)
     lines = [line for line in metrics.read(tmp_path) if "probe/rankme" in line]
     assert shown["I-JEPA"]["linear/count"] == lines[1]["probe/linear/count"] and lines[1]["step"] == 4
     assert shown["random init"]["rankme"] == lines[0]["baseline/random_init/rankme"]
@@ -396,7 +396,7 @@ def test_a_run_that_goes_on_shows_what_was_probed_before(tmp_path, monkeypatch):
 
 def test_a_run_shorter_than_its_log_interval_has_a_report(tmp_path):
     """The last step is always written down: a report without a loss would have nothing to draw."""
-    report = train.pretrain(small.config(optim__steps=4, log__every=50), tmp_path)
+    report = command.pretrain(small.config(optim__steps=4, log__every=50), tmp_path)
     lines = [line for line in metrics.read(tmp_path) if "loss" in line]
     assert [line["step"] for line in lines] == [4] and report["last_metrics"]["loss"] == lines[0]["loss"]
     assert curves.draw_run(tmp_path, lines, "I-JEPA") == ["curves.png"] and curves.draw_run(tmp_path, [], "I-JEPA") == []

@@ -26,7 +26,7 @@ from ijepa_jax.interop import card, convert
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
 from ijepa_jax.methods import IJepa, Method, config
 from ijepa_jax.methods.optim import Optimizer, warmup_cosine
-from ijepa_jax.pretrain import command as train
+from ijepa_jax.pretrain import command
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.evaluation import default
 from ijepa_jax.train import checkpoint, digests, run
@@ -290,7 +290,7 @@ def denoised(tmp_path_factory):
     place = write(folder, "denoise.py", DENOISE)
     settings = config.with_method(small.config(), f"{place}:Denoise")
     settings.probe.every, settings.data.workers = 6, 1  # a loader process of its own
-    return folder / "run", train.pretrain(settings, folder / "run"), settings
+    return folder / "run", command.pretrain(settings, folder / "run"), settings
 
 
 def test_a_method_of_one_s_own_is_trained_probed_and_reported_under_its_name(denoised):
@@ -314,13 +314,13 @@ def test_it_is_evaluated_written_as_features_drawn_and_loaded(denoised, tmp_path
     assert result["name"] == "Denoise" and result["baselines"].keys() == {"random_init", "pixels"}
     assert "| task | Denoise |" in next(tmp_path.glob("*.md")).read_text()
     assert result["encoder_digest"] == report["encoder_digest"]
-    written = extract(str(workdir), str(tmp_path / "f.npz"), split="test", display=train.Display(quiet=True))
+    written = extract(str(workdir), str(tmp_path / "f.npz"), split="test", display=command.Display(quiet=True))
     assert written["features"] == [32, 32]
-    assert extract(str(workdir), str(tmp_path / "four.npz"), split="test", kind="last4", display=train.Display(quiet=True))
+    assert extract(str(workdir), str(tmp_path / "four.npz"), split="test", kind="last4", display=command.Display(quiet=True))
     encoder = ijepa_jax.load(workdir, step=-1)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert encoder(images).shape == (2, 32) and encoder.patches(images).shape == (2, 64, 32) and "depth" not in repr(encoder)
-    drawn = explore(str(workdir), out=str(tmp_path / "look"), images=2, bank=16, display=train.Display(quiet=True))
+    drawn = explore(str(workdir), out=str(tmp_path / "look"), images=2, bank=16, display=command.Display(quiet=True))
     assert drawn["pictures"][0] == "pca.png" and "prediction.png" not in drawn["pictures"]
     page = (tmp_path / "look" / "index.md").read_text()
     assert page.startswith("# What the encoder of Denoise sees")
@@ -337,10 +337,10 @@ def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
     with pytest.raises(ValueError, match="finetune is for our ViT: the encoder of Denoise is another network"):
         suite.evaluate(finetune, str(workdir), out=str(tmp_path))
     with pytest.raises(ValueError, match=r"the loss of Denoise is not known to be the mean .*additive"):
-        train.pretrain(config.with_method(_changed(settings, optim__accumulation=2), settings.method), tmp_path / "parts")
+        command.pretrain(config.with_method(_changed(settings, optim__accumulation=2), settings.method), tmp_path / "parts")
     (tmp_path / "variance.py").write_text(FILES["pixels.py"])
     other = config.with_method(small.config(optim__steps=4), f"{tmp_path}/variance.py:Pixels")
-    train.pretrain(other, tmp_path / "pixels")
+    command.pretrain(other, tmp_path / "pixels")
     with pytest.raises(ValueError, match=r"is of pixel targets, which has its own init, target: a decoder reads I-JEPA's"):
         methods.find("rcdm").completed(
             _changed(config.default("rcdm"), decoder__checkpoint=f"{tmp_path}/pixels", data__name="")
@@ -359,26 +359,26 @@ def test_a_continued_run_says_that_its_code_changed_and_refuses_another_method(d
     _, _, settings = denoised
     place = Path(write(tmp_path, "mine.py", DENOISE))
     mine = _changed(config.with_method(settings, f"{place}:Denoise"), probe__every=0, data__workers=0, optim__steps=4)
-    train.pretrain(mine, tmp_path / "run")
+    command.pretrain(mine, tmp_path / "run")
     longer = _changed(mine, optim__steps=6)
     place.write_text(DENOISE.replace("jnp.square(", "2.0 * jnp.square("))
-    train.pretrain(longer, tmp_path / "run")
+    command.pretrain(longer, tmp_path / "run")
     assert (
         "continuing with changed settings: the method's code is not what it was; optim.steps was 4, now 6"
         in capfd.readouterr()[0]
     )
     with pytest.raises(ValueError, match=r"checkpoints of other settings: custom\.noise was 0\.5, now 0\.7"):
-        train.pretrain(_changed(longer, custom__noise=0.7), tmp_path / "run")
+        command.pretrain(_changed(longer, custom__noise=0.7), tmp_path / "run")
     with pytest.raises(ValueError, match=r"another method: method was '.*mine\.py:Denoise', now 'ijepa'"):
-        train.pretrain(small.config(), tmp_path / "run")
+        command.pretrain(small.config(), tmp_path / "run")
     place.write_text(DENOISE.replace('"head": head}', '"head": head, "more": {"bias": jnp.zeros(3)}}'))
     with pytest.raises(checkpoint.CheckpointError, match=r"in 3 arrays: .*params/more/bias is missing there"):
-        train.pretrain(_changed(longer, optim__steps=8), tmp_path / "run")
+        command.pretrain(_changed(longer, optim__steps=8), tmp_path / "run")
     place.write_text(DENOISE.replace("    words: str", "    text: str"))
     with pytest.raises(checkpoint.CheckpointError, match=r"unknown settings custom\.words='plain': use .* or of /.*mine\.py"):
-        train.pretrain(_changed(config.with_method(small.config(), longer.method), optim__steps=8), tmp_path / "run")
+        command.pretrain(_changed(config.with_method(small.config(), longer.method), optim__steps=8), tmp_path / "run")
     with pytest.raises(ValueError, match=r"unknown settings custom\.words: method '.*mine\.py:Denoise' has noise, text"):
-        train.pretrain(longer, tmp_path / "run")
+        command.pretrain(longer, tmp_path / "run")
 
 
 def test_a_file_that_moved_is_the_same_method_and_one_that_is_gone_is_named(denoised, tmp_path, monkeypatch):
@@ -387,7 +387,7 @@ def test_a_file_that_moved_is_the_same_method_and_one_that_is_gone_is_named(deno
     write(tmp_path / "here", "mine.py", DENOISE)
     monkeypatch.chdir(tmp_path / "here")
     mine = _changed(config.with_method(settings, "mine.py:Denoise"), probe__every=0, data__workers=0, optim__steps=4)
-    train.pretrain(mine, tmp_path / "run")
+    command.pretrain(mine, tmp_path / "run")
     monkeypatch.chdir(tmp_path)  # from elsewhere, the file is found where it was
     assert checkpoint.restore_encoder(str(tmp_path / "run"))[1].method().title == "Denoise"
     write(tmp_path, "mine.py", FILES["variance.py"])  # another file of that name is not taken for it
@@ -478,7 +478,7 @@ def test_an_edit_during_a_run_neither_ends_it_nor_gets_into_its_checkpoints(deno
         save(self, state, step, settings, *given, **notes)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", edited)
-    train.pretrain(mine, tmp_path / "run")
+    command.pretrain(mine, tmp_path / "run")
     notes = json.loads((tmp_path / "run" / "checkpoints" / "8" / "notes" / "metadata").read_text())
     assert notes["settings"]["method_code"]["source"] == before
 
@@ -497,7 +497,7 @@ class Between(IJepa):
 def test_an_encoder_that_is_computed_is_probed_restored_and_evaluated(tmp_path):
     place = write(tmp_path, "between.py", BETWEEN)
     mine = config.with_method(small.config(optim__steps=4, probe__every=2, checkpoint__every=2), f"{place}:Between")
-    report = train.pretrain(mine, tmp_path / "run")
+    report = command.pretrain(mine, tmp_path / "run")
     encoder, _ = checkpoint.restore_encoder(str(tmp_path / "run"), 4)
     trees = checkpoint.restore_parts(str(tmp_path / "run"), 4, ("params", "target")).trees
     both = trees["params"]["encoder"]["norm"]["bias"], trees["target"]["norm"]["bias"]
@@ -505,7 +505,7 @@ def test_an_encoder_that_is_computed_is_probed_restored_and_evaluated(tmp_path):
     method = build.trained_method(mine)
     assert report["encoder_digest"] == digests.encoder_digest(encoder, method.backbone()) and report["probes"]
     with pytest.raises(ValueError, match="the encoder of Between is computed, so there is no place for weights"):
-        train.pretrain(_changed(mine, warm_start=str(tmp_path / "run")), tmp_path / "warm")
+        command.pretrain(_changed(mine, warm_start=str(tmp_path / "run")), tmp_path / "warm")
 
 
 def test_an_encoder_in_a_list_is_picked_too(tmp_path):
