@@ -124,7 +124,7 @@ def _peer(work: Workload, arguments: argparse.Namespace, how: tuple[str, ...]) -
 
 def profile(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The operations that take longest, and what all of them take together beside the step."""
-    step_ms, spent = benchmark.profile(_workload(arguments), steps=arguments.steps)
+    step_ms, spent = benchmark.profile(_workload(arguments).work(), steps=arguments.steps)
     total = sum(spent.values())
     for name, ms in list(spent.items())[:40]:
         yield {"operation": name, "ms": ms, "share": ms / total}

@@ -1,6 +1,6 @@
 """The real training step, timed: images a second, share of the chip's peak, compilation, memory.
 
-Needs the core's libraries only, so that it runs on a bare GPU image; feeding the step from a data set needs the others too.
+Needs the core's libraries only, so that it runs on a bare GPU image; runs' settings and data sets come by way of configured.py.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from ijepa_jax.methods import IJepa, Method
 from ijepa_jax.methods.optim import Optimizer
 from ijepa_jax.model.flops import peak_tflops
 from ijepa_jax.model.predictor import Predictor
-from ijepa_jax.model.vit import REMAT, ViT
-from ijepa_jax.settings.architectures import ATTENTION, SIZES
+from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.architectures import ATTENTION, REMAT, SIZES
 from ijepa_jax.train.step import State, init, train_step
 
 
@@ -66,9 +66,25 @@ class FixedMasks:
         }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """A step that is timed: what it trains, where, on how much."""
+
+    method: Method
+    optimizer: Optimizer
+    mesh: Mesh
+    batch: int  # images a step
+    pixels: tuple[int, int, int]  # the shape of an image
+    facts: dict[str, Any]  # what tells it from others
+    parts: int = 1  # that a batch is computed in
+
+
+Feed = Callable[[], Iterator[dict[str, np.ndarray]]]  # training batches as a loader makes them
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a step works on: sizes of the model, of images in pixels, of contexts and targets in patches."""
+    """Sizes of a step that no configuration tells: of the model, of images in pixels, of contexts and targets in patches."""
 
     model: str = "vit_huge"
     image: int = 224
@@ -90,9 +106,9 @@ class Workload:
     width: int = 0  # these two override the named size
     depth: int = 0
 
-    def method(self) -> IJepa:
-        """The method of these sizes. Raises ValueError, naming the flag, for what there is not."""
-        known = {"model": tuple(SIZES), "dtype": ("float32", "bfloat16"), "attention": ATTENTION, "remat": tuple(REMAT)}
+    def work(self) -> Work:
+        """The step of these sizes. Raises ValueError, naming the flag, for what there is not."""
+        known = {"model": tuple(SIZES), "dtype": ("float32", "bfloat16"), "attention": ATTENTION, "remat": REMAT}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"--{name} {getattr(self, name)!r} is not known: it must be one of {', '.join(values)}")
@@ -105,122 +121,62 @@ class Workload:
         grid = (self.image // self.patch,) * 2
         masks = FixedMasks(grid, self.context, self.target, self.blocks, self.context_blocks)
         less_work = {"target_last_block": self.target_last_block, "target_float8": self.target_float8}
-        return IJepa(encoder, predictor, masks, (self.image, self.image), **less_work)
-
-    def optimizer(self, method: Method) -> Optimizer:
-        """The optimiser; its numbers do not matter."""
-        return method.optimiser(
+        method = IJepa(encoder, predictor, masks, (self.image, self.image), **less_work)
+        optimizer = method.optimiser(  # whose numbers do not matter
             total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
             final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
         )  # fmt: skip
-
-    @property
-    def mesh(self) -> Mesh:
-        """All devices, along the batch."""
-        return make_mesh()
-
-    @property
-    def pixels(self) -> tuple[int, int, int]:
-        """The shape of an image."""
-        return self.image, self.image, 3
-
-    @property
-    def parts(self) -> int:
-        """That a batch is computed in."""
-        return 1
-
-    def facts(self, method: IJepa) -> dict[str, Any]:
-        """What tells it from others."""
-        return {**dataclasses.asdict(self), "width": method.network.width, "depth": method.network.depth}
-
-
-@dataclasses.dataclass(frozen=True)
-class Configured:
-    """What a step works on where a run's settings say it, see `of_run`."""
-
-    config: Any  # the settings, completed
-    made: Method
-    optimiser: Optimizer
-    mesh: Mesh
-    batch: int  # images a step
-    pixels: tuple[int, int, int]  # the shape of an image
-    parts: int  # that a batch is computed in
-    told: dict[str, Any]
-
-    def method(self) -> Method:
-        """The run's method."""
-        return self.made
-
-    def optimizer(self, method: Method) -> Optimizer:
-        """The run's optimiser."""
-        return self.optimiser
-
-    def facts(self, method: Method) -> dict[str, Any]:
-        """What tells it from others."""
-        return self.told
-
-
-def of_run(config: Any) -> Configured:
-    """The step of a run's settings, of any method. Raises ValueError for settings that do not fit."""
-    from ijepa_jax import build  # needs libraries of data and configurations, which a bare GPU image lacks
-
-    parts = build.parts(config)
-    config, method, mesh, optim, data = parts.config, parts.method, parts.mesh, parts.config.optim, parts.config.data
-    model = {name: config.model[name] for name in ("size", "patch", "dtype", "attention", "scan", "remat")}
-    pixels = (*data.image_size, data.channels)
-    told = {"method": method.title, **model, "image": list(pixels), "batch": optim.batch_size, "parts": optim.accumulation}
-    told["mesh"] = dict(mesh.shape)
-    return Configured(config, method, parts.optimizer(), mesh, optim.batch_size, pixels, optim.accumulation, told)
+        facts = {**dataclasses.asdict(self), "width": encoder.width, "depth": encoder.depth}
+        return Work(method, optimizer, make_mesh(), self.batch, (self.image, self.image, 3), facts)
 
 
 def benchmark(
-    work: Workload | Configured, *, steps: int = 20, warmup: int = 5, data: str = "", compiler_options: dict | None = None
+    work: Work, *, steps: int = 20, warmup: int = 5, feed: Feed | None = None, compiler_options: dict | None = None
 ) -> dict[str, Any]:
     """Times a method's training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
 
     Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
     share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
     longer than others it took), `compilations`, `peak_gib` (of one device, None where it does not tell) and `loss`. With
-    `data`, a name of a data set, the step is fed by the loader as well: `fed` has its `images_per_s`, their share of the rate
-    without, and the share of the time that the step waited.
+    `feed` the step is fed by a loader as well: `fed` has its `images_per_s`, their share of the rate without, and the share
+    of the time that the step waited.
     """
-    method, mesh = work.method(), work.mesh
+    mesh = work.mesh
     if work.batch % mesh.size:
         raise ValueError(f"--batch {work.batch} does not divide among {mesh.size} devices")
-    state, step = _prepared(work, method, mesh, compiler_options)
-    batch = _random_batch(work, method, mesh)
+    state, step = _prepared(work, compiler_options)
+    batch = _random_batch(work)
     begun = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))
     first = time.perf_counter() - begun
     state, seconds, metrics = _timed(step, state, batch, steps, warmup)
-    parts, peak = method.flops(), peak_tflops(jax.devices()[0].device_kind)
+    parts, peak = work.method.flops(), peak_tflops(jax.devices()[0].device_kind)
     flops = sum(parts.values()) if parts else None
     rate = work.batch / seconds
     result = {
         "peer": "ijepa_jax", "jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": mesh.size,
-        **work.facts(method),
+        **work.facts,
         "images_per_s": rate, "ms_per_step": 1e3 * seconds, "model_gflop_per_image": flops and flops / 1e9,
         "model_tflop_per_s": flops and flops * rate / 1e12,
         "mfu": flops * rate / (peak * 1e12 * mesh.size) if peak and flops else None,
         "first_step_s": first, "compile_s": max(0.0, first - seconds), "compilations": step._cache_size(),
         "peak_gib": _peak_gib(), "loss": float(metrics["loss"]),
     }  # fmt: skip
-    if data:
-        result["fed"] = _fed(work, data, method, mesh, step, state, steps, warmup, rate)
+    if feed is not None:
+        result["fed"] = _fed(work, feed, step, state, (warmup, steps), rate)
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in result.items()}
 
 
-def _prepared(work: Workload | Configured, method: Method, mesh: Mesh, compiler_options: dict | None) -> tuple[State, Callable]:
-    optimizer = work.optimizer(method)
-    fresh = jax.jit(partial(init, method, optimizer, 0))
-    state = jax.jit(fresh, out_shardings=state_shardings(jax.eval_shape(fresh), mesh))()
-    step = partial(train_step, method=method, optimizer=optimizer, seed=0, accumulation=work.parts)
-    return state, jit_step(step, state, mesh, compiler_options)
+def _prepared(work: Work, compiler_options: dict | None = None) -> tuple[State, Callable]:
+    fresh = jax.jit(partial(init, work.method, work.optimizer, 0))
+    state = jax.jit(fresh, out_shardings=state_shardings(jax.eval_shape(fresh), work.mesh))()
+    step = partial(train_step, method=work.method, optimizer=work.optimizer, seed=0, accumulation=work.parts)
+    return state, jit_step(step, state, work.mesh, compiler_options)
 
 
-def _random_batch(work: Workload | Configured, method: Method, mesh: Mesh) -> dict[str, jax.Array]:
+def _random_batch(work: Work) -> dict[str, jax.Array]:
     images = np.random.default_rng(0).integers(0, 256, (work.batch, *work.pixels), np.uint8)
-    return place_batch({"image": images, **method.prepare()(np.arange(work.batch))}, mesh)
+    return place_batch({"image": images, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
 
 
 def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:
@@ -233,15 +189,14 @@ def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -
     return state, statistics.median(times[warmup:]), metrics
 
 
-def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, dict[str, float]]:
+def profile(work: Work, *, steps: int = 5, warmup: int = 5) -> tuple[float, dict[str, float]]:
     """Where the time of a step goes, by JAX's profiler: its milliseconds, and those of its operations.
 
     Operations are named by what they come from in the program (`transpose` is backward; numbers of blocks are *), a fusion
     by its result, the longest first. Devices and threads that work at once are added up. Empty where a device tells nothing.
     """
-    method, mesh = work.method(), work.mesh
-    state, step = _prepared(work, method, mesh, None)
-    batch = _random_batch(work, method, mesh)
+    state, step = _prepared(work)
+    batch = _random_batch(work)
     compiled = step.lower(state, batch).compile()
     lines = {line.name: line for line in parse(compiled.as_text())[0]}
     state = _timed(compiled, state, batch, warmup, 0)[0]
@@ -257,17 +212,16 @@ def profile(work: Workload, *, steps: int = 5, warmup: int = 5) -> tuple[float, 
     return 1e3 * seconds, dict(spent.most_common())
 
 
-def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, warmup: int, rate: float) -> dict[str, Any]:
+def _fed(work: Work, feed: Feed, step: Callable, state: State, counts: tuple[int, int], rate: float) -> dict[str, Any]:
     """The same steps fed by the loader, as training feeds them: the next batch is placed while a step runs."""
-    stream = _batches(work, data, method)
-    waited, late, count = 0.0, None, 0
-    with contextlib.closing(stream):
+    (warmup, steps), waited, late, count = counts, 0.0, None, 0
+    with contextlib.closing(feed()) as stream:
         for index in range(warmup + steps):
             if index == warmup:
                 jax.block_until_ready(late)
                 begun, waited = time.perf_counter(), 0.0
             asked = time.perf_counter()
-            batch = place_batch(next(stream), mesh)
+            batch = place_batch(next(stream), work.mesh)
             waited += time.perf_counter() - asked
             state, metrics = step(state, batch)
             if late is not None:
@@ -278,24 +232,10 @@ def _fed(work, data: str, method, mesh: Mesh, step, state: State, steps: int, wa
     seconds = time.perf_counter() - begun
     fed = work.batch * count / seconds
     return {
-        "data": data,
         "images_per_s": round(fed, 1),
         "share": round(fed / rate, 4),
         "wait_share": round(waited / seconds, 4),
     }
-
-
-def _batches(work: Workload | Configured, data: str, method: Method) -> Iterator[dict[str, np.ndarray]]:
-    from ijepa_jax import build
-    from ijepa_jax.methods import config as config_lib
-
-    loader = build.loader(config_lib.default() if isinstance(work, Workload) else work.config)
-    scenes = {"train": max(loader.scenes["train"], 4 * work.batch)} if data == "scenes" else loader.scenes
-    loader = dataclasses.replace(loader, name=data, batch_size=work.batch, scenes=scenes)
-    loader = loader.with_view(size=work.pixels[:2], channels=work.pixels[2])
-    with contextlib.closing(loader.train_batches(loader.open("train"), method.prepare())) as stream:
-        for batch in stream:
-            yield {name: batch[name] for name in batch.keys() - {"index", "source", "bad"}}
 
 
 def _peak_gib() -> float | None:
