@@ -159,10 +159,12 @@ def test_every_command_runs(place, monkeypatch):
 
 
 def test_training_by_hand_runs_as_the_page_has_it():
-    [block] = [block for block in python_blocks("docs/variants.md") if "ijepa_jax.train_step" in block]
+    trained, derived = (block for block in python_blocks("docs/variants.md") if re.search(r"train_step|jax\.jvp", block))
     names = {}
-    exec(block, names)
+    exec(trained, names)
     assert int(names["state"].step) == 1 and np.isfinite(jax.device_get(names["metrics"]["loss"]))
+    exec(derived, names)
+    assert np.isfinite(names["slope"])
 
 
 def python_blocks(page: str) -> list[str]:
