@@ -9,9 +9,9 @@ import jax
 import pytest
 
 # Compiling dominates tests of tiny networks: optimise little (the tools that tests start as processes optimise), and share
-# what is compiled, with those processes too.
+# what is compiled, with those processes too, and with other runs of the tests where JAX_COMPILATION_CACHE_DIR is set.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where an accelerator, or libtpu, is there
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from the process that starts them
     CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
