@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ijepa_jax.model import positions as tables
 from ijepa_jax.model.attention import attend
-from ijepa_jax.model.layers import Dense, LayerNorm, gelu
+from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
 from ijepa_jax.settings.architectures import SIZES
 
 # What the backward pass of a block finds kept of the forward pass, and what it computes again: keeping less takes less memory.
@@ -38,7 +38,8 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """[..., H, W, C] images as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    mean, std = (along_last(jnp.asarray(values, jnp.float32), images) for values in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> np.ndarray | jax.Array:
