@@ -67,8 +67,8 @@ _linear = jax.custom_vjp(_linear_plain, nondiff_argnums=(0,))
 
 def _linear_forward(parts, x, kernel, bias):
     last = (x.ndim - 1,)
-    biases = jnp.split(along_last(_whole(bias, x.dtype), x), parts, axis=-1)
-    outputs = [_contract(x, last, k, (0,), x.dtype) + b for k, b in zip(_kernels(parts, kernel, x), biases, strict=True)]
+    pairs = zip(_kernels(parts, kernel, x), jnp.split(_whole(bias, x.dtype), parts), strict=True)
+    outputs = [_contract(x, last, k, (0,), x.dtype) + along_last(b, x) for k, b in pairs]
     return tuple(outputs), (x, kernel)
 
 
