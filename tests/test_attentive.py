@@ -20,15 +20,15 @@ def test_pooler_is_one_query_over_all_patches():
     assert parameter_count(params) == attention + mlp + (WIDTH + 1) * 3
     logits = pooler.apply({"params": params}, tokens)
     np.testing.assert_allclose(pooler.apply({"params": params}, tokens[:, ::-1]), logits, atol=1e-6)  # order does not matter
-    keys = jax.tree.map(lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    keys = jax.tree.map(lambda leaf: np.asarray(leaf + 0.5 * jax.random.normal(jax.random.key(1), leaf.shape)), params)
     normed = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
     normed = normed * keys["norm1"]["scale"] + keys["norm1"]["bias"]
     q = (keys["query"] @ keys["q"]["kernel"] + keys["q"]["bias"]).reshape(2, 4)
     k, v = np.moveaxis((normed @ keys["kv"]["kernel"] + keys["kv"]["bias"]).reshape(4, 9, 2, 2, 4), 2, 0)
     weights = np.exp(np.einsum("hd,bnhd->bhn", q, k) / 2)
     x = keys["query"] + np.einsum("bhn,bnhd->bhd", weights / weights.sum(-1, keepdims=True), v).reshape(4, WIDTH)
-    y = jax.nn.standardize(x, epsilon=1e-6) * keys["norm2"]["scale"] + keys["norm2"]["bias"]
-    y = jax.nn.gelu(y @ keys["fc1"]["kernel"] + keys["fc1"]["bias"], approximate=False)
+    y = np.asarray(jax.nn.standardize(x, epsilon=1e-6)) * keys["norm2"]["scale"] + keys["norm2"]["bias"]
+    y = np.asarray(jax.nn.gelu(y @ keys["fc1"]["kernel"] + keys["fc1"]["bias"], approximate=False))
     x = x + y @ keys["fc2"]["kernel"] + keys["fc2"]["bias"]
     expected = x @ keys["head"]["kernel"] + keys["head"]["bias"]
     np.testing.assert_allclose(pooler.apply({"params": keys}, tokens), expected, rtol=1e-4, atol=1e-4)

@@ -81,7 +81,7 @@ def test_the_target_encoder_sees_everything():
 def test_padded_targets_do_not_count():
     method, params, batch = setup()
     longest = batch["target"].shape[-1]
-    padding = jnp.arange(longest) >= batch["target_length"][..., None]
+    padding = jnp.arange(longest)[None, None] >= batch["target_length"][..., None]
     assert padding.any()
     other = {**batch, "target": jnp.where(padding, 0, batch["target"])}
     np.testing.assert_allclose(loss(method, params, other)[0], loss(method, params, batch)[0], rtol=1e-6)

@@ -190,7 +190,7 @@ class TestWrittenOutGradients:
         )
 
         def plain(x, scale, bias):
-            return jax.nn.standardize(x, epsilon=1e-6, algorithm="stable") * scale + bias
+            return jax.nn.standardize(x, epsilon=1e-6, algorithm="stable") * scale[None, None] + bias[None, None]
 
         layer = layers.LayerNorm(1e-6, jnp.float32)
         ours = lambda x, scale, bias: layer.apply({"params": {"scale": scale, "bias": bias}}, x)  # noqa: E731
@@ -220,7 +220,7 @@ def test_padding_has_no_say_however_large_its_logits_are():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 16)) for i in range(3))
     lengths = jnp.array([3, 4])
     far = jnp.where(jnp.arange(5)[None, :, None] < lengths[:, None, None], k, 1e4 * jnp.sign(q[:, :1]))
-    visible = (jnp.arange(5) < lengths[:, None, None]).astype(jnp.float32)
+    visible = (jnp.arange(5)[None, None] < lengths[:, None, None]).astype(jnp.float32)
     for options in ({"lengths": lengths}, {"visible": jnp.broadcast_to(visible, (2, 5, 5))}):
         plain, odd = (jax.vjp(lambda q, k, v: attend(q, k, v, 2, **options), q, keys, v) for keys in (k, far))  # noqa: B023
         np.testing.assert_allclose(odd[0], plain[0], atol=1e-6)

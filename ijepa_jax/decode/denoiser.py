@@ -63,5 +63,6 @@ class Denoiser(nn.Module):
 
 def _waves(times: jax.Array) -> jax.Array:
     """Times [n] as sines and cosines [n, 2 * _FREQUENCIES], of wavelengths from 1/160 to 54, in equal ratios."""
-    angles = times[:, None] * 1000.0 * 10000.0 ** (-jnp.arange(_FREQUENCIES) / _FREQUENCIES)
+    frequencies = 10000.0 ** (-jnp.arange(_FREQUENCIES) / _FREQUENCIES)
+    angles = times[:, None] * 1000.0 * frequencies[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -21,6 +21,7 @@ from ijepa_jax.decode import pictures
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.methods import Batch, IJepa, Look, Method
 from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model.layers import along_last
 from ijepa_jax.model.vit import normalise, patch_grid, take_tokens
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.ranges import check_heads, choice, text, whole
@@ -210,13 +211,14 @@ class Rcdm(Method):
             context = of.encode_context(teacher["params"]["encoder"], images, batch, jax.random.key(0))
             found.insert(0, of.predict(teacher["params"]["predictor"], context, batch)[:, :, 0])
         lengths = batch["target_length"]
-        valid = jnp.arange(batch["target"].shape[-1]) < lengths[..., None]
+        valid = jnp.arange(batch["target"].shape[-1])[None, None] < lengths[..., None]
         return jnp.stack([(tokens * valid[..., None]).sum(axis=2) / lengths[..., None] for tokens in found], axis=1)
 
     def conditions(self, target: dict[str, Any], batch: Batch) -> jax.Array:
         """Representations that are decoded, standardised feature by feature: float32 [B, kinds, M, D], without gradient."""
-        found = (self.represent(target["teacher"], batch) - target["mean"]) / target["std"]
-        return jax.lax.stop_gradient(found)
+        found = self.represent(target["teacher"], batch)
+        mean, std = (along_last(target[name], found) for name in ("mean", "std"))
+        return jax.lax.stop_gradient((found - mean) / std)
 
     def weight(self, batch: Batch) -> jax.Array:
         """Parts of a batch count by their number of valid target patches."""
@@ -239,7 +241,7 @@ class Rcdm(Method):
         signal, noise = schedule(times[:, None, None])
         noisy = signal * clean + noise * jax.random.normal(noise_key, clean.shape)
         guess = self.denoiser.apply({"params": params["denoiser"]}, noisy, index, lengths, times, condition, self.grid)
-        valid = jnp.arange(index.shape[1]) < lengths[:, None]
+        valid = jnp.arange(index.shape[1])[None] < lengths[:, None]
         error = jnp.where(valid, jnp.square(guess - clean).mean(axis=-1), 0) / valid.sum()
         ratio = jnp.minimum(jnp.square(signal / noise)[..., 0], _MOST_SIGNAL)
         return (error * (1 + ratio)).sum(), {"squared_error": error.sum()}

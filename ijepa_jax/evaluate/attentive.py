@@ -33,7 +33,7 @@ class Pooler(nn.Module):
         precision = matmul_precision(jnp.float32)
         logits = jnp.einsum("hd,bnhd->bhn", q, kv[:, :, 0], precision=precision) * q.shape[-1] ** -0.5
         pooled = jnp.einsum("bhn,bnhd->bhd", jax.nn.softmax(logits), kv[:, :, 1], precision=precision)
-        x = query + pooled.reshape(b, width)
+        x = query[None] + pooled.reshape(b, width)
         y = dense(4 * width, name="fc1")(norm(name="norm2")(x))
         x = x + dense(width, name="fc2")(gelu(y))
         return dense(self.classes, name="head")(x)

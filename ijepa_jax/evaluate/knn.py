@@ -124,7 +124,7 @@ def _nearest(bank, queries, *, k: int):
 
     def merge(best, start):
         first = jnp.minimum(start, rows - piece)  # the last piece reaches back, so that all have one size
-        index = first + jnp.arange(piece)
+        index = first + jnp.arange(piece)[None]
         similarity = queries @ _unit(jax.lax.dynamic_slice_in_dim(bank, first, piece)).T
         similarity = jnp.where(index >= start, similarity, -jnp.inf)  # seen in the piece before
         # top_k keeps the order of equals, and what was found earlier comes first.

@@ -159,8 +159,8 @@ def _step(state: Heads, batch: Mapping[str, jax.Array], *, optimizer) -> tuple[H
 def _logits(heads: Mapping[str, jax.Array], features: jax.Array, moments: Mapping[str, jax.Array] | None) -> jax.Array:
     """[B, K, classes]."""
     if moments is not None:
-        features = (features - moments["mean"]) * jax.lax.rsqrt(moments["variance"] + _BATCH_NORM_EPSILON)
-    return jnp.einsum("bd,kdc->bkc", features, heads["kernel"]) + heads["bias"]
+        features = (features - moments["mean"][None]) * jax.lax.rsqrt(moments["variance"] + _BATCH_NORM_EPSILON)[None]
+    return jnp.einsum("bd,kdc->bkc", features, heads["kernel"]) + heads["bias"][None]
 
 
 @jax.jit

@@ -151,7 +151,7 @@ def _prepare(features) -> Basis:
     mean, std = features.mean(axis=0), features.std(axis=0)
     # A spread of the size of rounding errors is none: dividing by it would turn noise into features.
     scale = jnp.where(std > 1e-6 * jnp.abs(features).max(axis=0), std, 1.0)
-    standard = (features - mean) / scale
+    standard = (features - mean[None]) / scale[None]
     axes = jnp.eye(standard.shape[1])
     if standard.shape[1] > len(standard):  # fewer images than dimensions: first to the space they span
         axes, _ = jnp.linalg.qr(standard.T)
@@ -185,8 +185,8 @@ def _select_and_fit(basis, labels, held_out, l2, classes, *, room: int, steps: i
 
 
 def _without_absent(logits, classes):
-    """Logits [..., room], of which only the first `classes` stand for any."""
-    return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -1e9)
+    """Logits [N, room], of which only the first `classes` stand for any."""
+    return jnp.where(jnp.arange(logits.shape[-1])[None] < classes, logits, -1e9)
 
 
 def _path(scores, labels, image_weight, l2, start, classes, tolerance: float, steps: int):
@@ -194,8 +194,8 @@ def _path(scores, labels, image_weight, l2, start, classes, tolerance: float, st
 
     scores [N, R + 1], labels [N], image_weight [N], l2 [L], start [classes, R + 1] -> weights [L, classes, R + 1].
     """
-    mean_square = jnp.mean(scores**2, axis=0)
-    penalised = jnp.arange(scores.shape[1]) < scores.shape[1] - 1  # all but the bias
+    mean_square = jnp.mean(scores**2, axis=0, keepdims=True)
+    penalised = (jnp.arange(scores.shape[1]) < scores.shape[1] - 1)[None]  # all but the bias
 
     def solve(start, l2):
         # At uniform predictions the curvature along an axis is its mean square / classes, plus l2: measure steps by it.
@@ -241,5 +241,5 @@ def _heads(basis: Basis, weight) -> Heads:
 
 @jax.jit
 def _logits(heads: Heads, features):
-    standard = (features - heads.mean) / heads.scale
+    standard = (features - heads.mean[None]) / heads.scale[None]
     return jnp.einsum("md,ldc->lmc", standard, heads.weight) + heads.bias[:, None]

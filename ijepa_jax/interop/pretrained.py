@@ -71,7 +71,7 @@ class Pretrained:
         """Logits [B, K] of the classifier that came with the weights; ValueError where none did."""
         if self.head is None:
             raise ValueError(f"these weights have no classifier: {self.origin}")
-        return self(images, batch_size, check) @ self.head["kernel"] + self.head["bias"]
+        return self(images, batch_size, check) @ self.head["kernel"] + self.head["bias"][None]
 
     def __repr__(self) -> str:
         network, (height, width) = self.encoder.network, self.image_size

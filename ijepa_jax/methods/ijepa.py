@@ -187,7 +187,7 @@ class IJepa(Method):
         goal_bmtd = self.gather_targets(encoded, place_bmt)
         context_bckd = self.encode_context(params["encoder"], images, batch, key)
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
-        valid_bmt = jnp.arange(batch["target"].shape[-1]) < batch["target_length"][..., None]
+        valid_bmt = jnp.arange(batch["target"].shape[-1])[None, None] < batch["target_length"][..., None]
         error = optax.huber_loss(prediction_bmctd, goal_bmtd[:, :, None], delta=1.0)
         count = self.weight(batch) * self.network.width * context_bckd.shape[1]
         loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
@@ -208,7 +208,7 @@ class IJepa(Method):
             return None, target
         if self.target_last_block == "targets":
             return target.reshape(b, m * t), jnp.broadcast_to(jnp.arange(m * t).reshape(1, m, t), target.shape)
-        inside = (batch["context"][:, 0, :, None] == jnp.arange(patches)).any(axis=1)
+        inside = (batch["context"][:, 0, :, None] == jnp.arange(patches)[None, None]).any(axis=1)
         place = jnp.cumsum(~inside, axis=1) - 1
         outside = jnp.argsort(inside, axis=1, stable=True)[:, : patches - self.masks.context_length]
         return outside, jnp.take_along_axis(place, target.reshape(b, m * t), axis=1).reshape(b, m, t)
@@ -301,7 +301,7 @@ def masks_of(config: Any) -> MaskSampler | None:
 def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:
     """Standard deviation of each feature over all valid tokens, averaged over features: near zero on collapse."""
     weight = valid_bmt[..., None] / valid_bmt.sum()
-    mean = (tokens_bmtd * weight).sum(axis=(0, 1, 2))
+    mean = (tokens_bmtd * weight).sum(axis=(0, 1, 2), keepdims=True)
     variance = (jnp.square(tokens_bmtd - mean) * weight).sum(axis=(0, 1, 2))
     return jnp.sqrt(variance).mean()
 

@@ -46,7 +46,7 @@ def attend(
     q_bhqd, k_bhsd, v_bhsd = (x.swapaxes(1, 2) for x in (q_bqhd, k_bshd, v_bshd))
     visible = None if visible is None else visible[:, None]
     if lengths is not None:
-        valid = (jnp.arange(k.shape[1]) < lengths[:, None, None, None]).astype(jnp.float32)
+        valid = (jnp.arange(k.shape[1])[None, None, None] < lengths[:, None, None, None]).astype(jnp.float32)
         visible = valid if visible is None else visible * valid
     attention = _plain if automatic else _softmax_attention
     out = attention(q_bhqd * width**-0.5, k_bhsd, v_bhsd, visible)

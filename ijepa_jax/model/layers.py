@@ -15,6 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ijepa_jax.model.attention import matmul_precision
 
 
+def along_last(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Weights [D] as [1, ..., 1, D], of the rank of an array [..., D] that they are for."""
+    return jax.lax.broadcast_to_rank(weights, x.ndim)
+
+
 class Dense(nn.Module):
     """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases.
 
@@ -62,8 +67,8 @@ _linear = jax.custom_vjp(_linear_plain, nondiff_argnums=(0,))
 
 def _linear_forward(parts, x, kernel, bias):
     last = (x.ndim - 1,)
-    biases = jnp.split(_whole(bias, x.dtype), parts)
-    outputs = [_contract(x, last, k, (0,), x.dtype) + b for k, b in zip(_kernels(parts, kernel, x), biases, strict=True)]
+    pairs = zip(_kernels(parts, kernel, x), jnp.split(_whole(bias, x.dtype), parts), strict=True)
+    outputs = [_contract(x, last, k, (0,), x.dtype) + along_last(b, x) for k, b in pairs]
     return tuple(outputs), (x, kernel)
 
 
@@ -137,7 +142,8 @@ def _layer_norm_forward(epsilon, x, scale, bias):
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
-    return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+    normed = (wide - mean) * inverse
+    return (normed * along_last(scale, x) + along_last(bias, x)).astype(x.dtype), (x, mean, inverse, scale)
 
 
 def _layer_norm_backward(epsilon, residuals, gradient):
@@ -145,7 +151,7 @@ def _layer_norm_backward(epsilon, residuals, gradient):
     x, mean, inverse, scale = residuals
     gradient = gradient.astype(jnp.float32)
     normed = (x.astype(jnp.float32) - mean) * inverse
-    scaled = gradient * scale
+    scaled = gradient * along_last(scale, x)
     d_x = scaled - scaled.mean(axis=-1, keepdims=True) - normed * (scaled * normed).mean(axis=-1, keepdims=True)
     rows = tuple(range(x.ndim - 1))
     return (inverse * d_x).astype(x.dtype), (gradient * normed).sum(axis=rows), gradient.sum(axis=rows)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ijepa_jax.model.layers import Dense, LayerNorm
+from ijepa_jax.model.layers import Dense, LayerNorm, along_last
 from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import Blocks, position_table, take_tokens
 
@@ -60,7 +60,8 @@ class Predictor(nn.Module):
         context = Dense(self.width, self.dtype, automatic=self.automatic, name="embed")(context) + positions[context_index]
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
         # added in float32, so that its gradient, a sum over all target tokens of the batch, is summed in float32 too
-        queries = (mask_token + positions[target_index]).astype(self.dtype)
+        places = positions[target_index]
+        queries = (along_last(mask_token, places) + places).astype(self.dtype)
         stack = Blocks(
             self.depth,
             self.heads,
@@ -108,8 +109,8 @@ def _context_alone(stack: Blocks, context: jax.Array, queries: jax.Array, contex
     if target_length is not None or context_length is not None:
         contexts = jnp.full((b, c), k) if context_length is None else context_length
         targets = jnp.full((b, m), t) if target_length is None else target_length
-        valid_k = jnp.arange(k) < contexts[..., None]
-        valid_t = jnp.broadcast_to((jnp.arange(t) < targets[..., None]).reshape(b, 1, m * t), (b, c, m * t))
+        valid_k = jnp.arange(k)[None, None] < contexts[..., None]
+        valid_t = jnp.broadcast_to((jnp.arange(t)[None, None] < targets[..., None]).reshape(b, 1, m * t), (b, c, m * t))
         valid = jnp.concatenate([valid_k, valid_t], axis=2).reshape(b * c, 1, k + m * t)
         visible = visible * valid
     tokens = stack(tokens, visible=visible, select=lambda x: x[:, k:])[-1]
@@ -129,6 +130,6 @@ def _padding_last(pair, k, t, context_length, target_length) -> tuple[jax.Array 
     if context_length is None:
         return None, k + targets
     contexts = jnp.broadcast_to(context_length[:, None, :], pair).reshape(-1)
-    place = jnp.arange(k + t)
+    place = jnp.arange(k + t)[None]
     padded = jnp.where(place < k, place >= contexts[:, None], place - k >= targets[:, None])
     return jnp.argsort(padded, axis=1, stable=True), contexts + targets

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ijepa_jax.model import positions as tables
 from ijepa_jax.model.attention import attend
-from ijepa_jax.model.layers import Dense, LayerNorm, gelu
+from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
 from ijepa_jax.model.shapes import Array, Float, Int, Shaped
 from ijepa_jax.settings.architectures import REMAT, SIZES
 
@@ -45,7 +45,8 @@ def normalise(images: Shaped[Array, "*b h w c"], mean: Sequence[float], std: Seq
     """[..., H, W, C] images as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    mean, std = (along_last(jnp.asarray(values, jnp.float32), images) for values in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> np.ndarray | jax.Array:
