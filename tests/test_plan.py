@@ -115,7 +115,7 @@ def test_one_chip_needs_no_collectives():
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        ([], "--topology is missing. usage: python launch.py plan"),
+        ([], "the following arguments are required: --topology. usage: python launch.py plan"),
         (["--topology=v5e"], "no topology 'v5e': use v5e, v5p, v6e (as v5e:4x4 or v5p:2x2x4), h200"),
         (["--topology=cpu:0"], "no topology 'cpu:0'"),
         (["--topology=cpu:2x2"], "no topology 'cpu:2x2'"),
