@@ -39,11 +39,9 @@ EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, ModuleNotFoundError)
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns the exit code. `--help` exits by itself."""
+    given = Namespace(command_name="launch.py", debug=False)
     try:
         given = commandline.parse(argv[1:], __doc__)
-    except commandline.UsageError as error:
-        return fail(str(error))
-    try:
         if not given.dry_run:
             before_jax(given)
         commandline.configure(given)
@@ -232,7 +230,7 @@ def import_(given: Namespace) -> dict:
 
     base = given.config if given.config_given else None
     read = call(convert.import_weights, given, getattr(given, "from"), base=base)
-    report_left_out(read["left_out"])
+    print(end="".join(f"left out: {part}\n" for part in read["left_out"]))
     out = shlex.quote(given.out)
     print(f"evaluate it with: python launch.py evaluate --config configs/evaluate/knn_in1k.py --checkpoint {out}")
     if read["continues"] and base is not None:
@@ -243,19 +241,13 @@ def import_(given: Namespace) -> dict:
     return read
 
 
-def report_left_out(parts: list[str]) -> None:
-    """Says what could not be carried over."""
-    for part in parts:
-        print(f"left out: {part}")
-
-
 def export(given: Namespace) -> dict:
     """Writes an encoder for other libraries, and prints how they load it."""
     quieten_background()
     from ijepa_jax.interop import convert
 
     written = call(convert.export_weights, given, given.checkpoint, given.out, given.format, command=command_line())
-    report_left_out(written["left_out"])
+    print(end="".join(f"left out: {part}\n" for part in written["left_out"]))
     print(f"load it with: {written['load']}")
     return written
 

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         message = re.sub(r"^argument (\S+): ", r"\1 ", message)
-        raise UsageError(f"{message}. {' '.join(self.format_usage().split())}")
+        raise UsageError(f"{message.rstrip('.')}{'.' * (message[-1] != '?')} {' '.join(self.format_usage().split())}")
 
 
 def parse_mesh(given: str) -> dict[str, int]:
@@ -48,13 +48,13 @@ def parse_mesh(given: str) -> dict[str, int]:
 
 def compiler_options(given: str) -> dict[str, str | bool]:
     """Options as KEY=VALUE,KEY=VALUE; a value may hold commas. Raises UsageError for what has no value."""
-    options: dict[str, str | bool] = {}
-    for part in re.split(r",(?=\w+=)", given) if given else ():
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"{given!r} must be KEY=VALUE,KEY=VALUE")
-        options[name] = {"true": True, "false": False}.get(value.lower(), value)
-    return options
+    parts = [part.partition("=") for part in re.split(r",(?=\w+=)", given) if given]
+    if not all(equals for _, equals, _ in parts):
+        raise UsageError(f"{given!r} must be KEY=VALUE,KEY=VALUE")
+    return {name: {"true": True, "false": False}.get(value.lower(), value) for name, _, value in parts}
+
+
+_ANY = text(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Flag:
     """A flag of a command: its default and what it may be are those of a setting. Only one whose default is "" may be empty."""
 
     help: str
-    values: Setting
+    values: Setting = _ANY
     shown: str | None = None  # what stands for its value in the usage; None: N, or the names that it may have
     required: bool = False
     setting: str = ""  # of the configuration, that it stands for
@@ -71,7 +71,7 @@ class Flag:
     def value(self, given: str) -> Any:
         """Its value of a text; raises UsageError."""
         if not given and self.values.default != "":
-            raise UsageError("is empty: give it a value, or leave it out")
+            raise UsageError("is empty: give it a value" + ", or leave it out" * (not self.required))
         if self.read or not given:
             return self.read(given) if self.read else given
         try:
@@ -86,31 +86,20 @@ class Flag:
     def add_to(self, group: argparse._ArgumentGroup, name: str) -> None:
         """Declares it to argparse."""
         default, kind = self.values.default, self.values.kind
-        words = self.help.replace("%", "%%") + (f" (default: {default})" if default not in (None, "", False) else "")
+        told = f" (default: {default})" if default not in (None, "") and kind is not bool else ""
         options = {"type": self.value, "choices": self.values.names or None, "default": default, "required": self.required}
-        options["metavar"] = "N" if kind in (int, float) else self.shown
-        group.add_argument(_spelt(name), help=words, **({"action": "store_true"} if kind is bool else options))
-
-
-def named(shown: str, help: str, default: str | None = None, **options) -> Flag:
-    """A flag that is any text."""
-    return Flag(help, text(default), shown, **options)
+        options["metavar"] = {int: "N", float: "X"}.get(kind, self.shown)
+        group.add_argument(_spelt(name), help=self.help + told, **({"action": "store_true"} if kind is bool else options))
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command: the line that tells what it does, its flags, those for devices, and, where it has a configuration, which."""
+    """A command: the line that tells what it does, its flags, and, where it has a configuration, of what and which."""
 
     help: str
-    own: Mapping[str, Flag]
-    devices: Mapping[str, Flag] = dataclasses.field(default_factory=dict)
+    flags: dict[str, Flag]
     config: str = ""  # the key that its configuration must have; empty: it has none
     file: str | None = "configs/quickstart.py"  # the configuration where none is given; empty: one must be; None: there is none
-
-    @property
-    def flags(self) -> dict[str, Flag]:
-        """All flags but those of every command."""
-        return {**self.own, **self.devices}
 
 
 _EVERY = {
@@ -118,14 +107,15 @@ _EVERY = {
     "dry_run": Flag("check flags and settings, and run nothing", flag(False)),
 }
 _PROCESSES = {
-    "coordinator": named("HOST:PORT", "of process 0, where no cluster tells which processes there are"),
+    "coordinator": Flag("of process 0, where no cluster tells which processes there are", shown="HOST:PORT"),
     "num_processes": Flag("how many there are, likewise", whole(None, 1, _MANY)),
     "process_id": Flag("which one this is, likewise", whole(None, 0, _MANY)),
 }
-_MESH = {"mesh": named("data=8,fsdp=4", "sizes of the device mesh; -1: what is left", read=parse_mesh)}
-_CHECKPOINT = {"checkpoint": named("DIR", "the workdir of a pretraining run, or of imported weights", required=True)}
+_MESH = {"mesh": Flag("sizes of the device mesh; -1: what is left", shown="data=8,fsdp=4", read=parse_mesh)}
+_DEVICES = _MESH | _PROCESSES
+_CHECKPOINT = {"checkpoint": Flag("the workdir of a pretraining run, or of imported weights", shown="DIR", required=True)}
 _STEP = {"step": Flag("which checkpoint; 0: the best by probe, else the newest; -1: the newest", whole(0, -1, _MANY))}
-_DIRECTORY = {"directory": named("DIR", "where tfds data sets are prepared", "")}
+_DIRECTORY = {"directory": Flag("where tfds data sets are prepared", text(""), "DIR")}
 _SIZES = {
     "model": Flag("a named size", choice("vit_huge", SIZES)),
     "patch": Flag("side of a patch, in pixels", whole(14, 1, _MANY)),
@@ -148,78 +138,65 @@ _SIZES = {
     "target_float8": Flag("multiply in eight bits in the target encoder", flag(False)),
 }
 _RUN = {
-    "workdir": named("DIR", "where the run lives, by default runs/NAME; the same command continues it"),
+    "workdir": Flag("where the run lives, by default runs/NAME; the same command continues it", shown="DIR"),
     "stopped_code": Flag(
-        "exit code of a run that was asked to stop and has saved: not 0 for schedulers that restart what fails",
-        whole(0, 0, 255),
+        "exit code after a stop that was asked for; not 0 for schedulers that restart what fails", whole(0, 0, 255)
     ),
 }
 COMMANDS = {
-    "pretrain": Command("pretrain, or continue a run, and print its probes", _RUN, _MESH | _PROCESSES, "method"),
-    "evaluate": Command("evaluate a checkpoint by a protocol", {
-        **_CHECKPOINT,
-        "out": named("DIR", "where the table goes, as JSON and Markdown; by default WORKDIR/evaluate"),
-    }, _MESH | _PROCESSES, "protocol", ""),
-    "features": Command("write features of a data set to a file, for other tools", {
-        **_CHECKPOINT,
-        "out": named("FILE.npz", "gets features, files, split, and label_TASK where there are labels", required=True),
-        "data": named("NAME", "what to take features of, named as for training; by default the checkpoint's own", ""),
-        **_DIRECTORY,
+    "pretrain": Command("pretrain, or continue a run, and print its probes", _RUN | _DEVICES, "method"),
+    "evaluate": Command("evaluate a checkpoint by a protocol", _CHECKPOINT | {
+        "out": Flag("where the table goes, as JSON and Markdown; by default WORKDIR/evaluate", shown="DIR"),
+    } | _DEVICES, "protocol", ""),
+    "features": Command("write features of a data set to a file, for other tools", _CHECKPOINT | {
+        "out": Flag("gets features, files, split, and label_TASK where there are labels", shown="FILE.npz", required=True),
+        "data": Flag("what to take features of, named as for training; by default the checkpoint's own", text(""), "NAME"),
         "kind": Flag("last4: of four blocks; layers: of each", choice("last", ("last", "last4", "patches", "layers"))),
         "split": Flag("of the data", choice("all", ("train", "test", "all"))),
-        **_STEP,
-    }, _PROCESSES),
-    "visualize": Command("draw what a checkpoint has learned, as a page of pictures", {
-        **_CHECKPOINT,
-        "out": named("DIR", "where pictures and page go; by default WORKDIR/visualize"),
-        "data": named("NAME", "whose images are drawn, named as for training; by default the checkpoint's own", ""),
-        **_DIRECTORY,
+    } | _DIRECTORY | _STEP | _PROCESSES),
+    "visualize": Command("draw what a checkpoint has learned, as a page of pictures", _CHECKPOINT | {
+        "out": Flag("where pictures and page go; by default WORKDIR/visualize", shown="DIR"),
+        "data": Flag("whose images are drawn, named as for training; by default the checkpoint's own", text(""), "NAME"),
         "split": Flag("of the data", choice("test", ("train", "test"))),
         "images": Flag("images drawn", whole(8, 1, 64)),
         "bank": Flag("images that neighbours are looked for among, and that the map shows", whole(2000, 1, _MANY)),
-        **_STEP,
         "seed": Flag("of the random encoder, the masks, and which images are drawn", whole(0, 0, 2**31 - 1)),
-    }, _PROCESSES),
+    } | _DIRECTORY | _STEP | _PROCESSES),
     "decode": Command("train a diffusion decoder of a checkpoint's representations", {
-        "checkpoint": named("DIR", "the workdir to decode representations of", required=True, setting="decoder.checkpoint"),
+        "checkpoint": Flag("the workdir to decode from", shown="DIR", required=True, setting="decoder.checkpoint"),
         "step": Flag(_STEP["step"].help, whole(None, -1, _MANY), setting="decoder.step"),
-        **_RUN,
-    }, _MESH | _PROCESSES, "method", "configs/decode.py"),
+    } | _RUN | _DEVICES, "method", "configs/decode.py"),
     "prepare": Command("pack images into a data set, tfds:DIR", {
-        "from": named("NAME", "what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes", required=True),
-        "out": named("DIR", "a new folder, local, gs:// or s3://; the same command continues what was stopped", required=True),
+        "from": Flag("what to pack: folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME or scenes", shown="NAME", required=True),
+        "out": Flag("a new folder, gs:// or s3:// too; the same command continues it", shown="DIR", required=True),
         "short_side": Flag("which larger images are shrunk to; 0: none; 416 serves crops of 224", whole(416, 0, _MANY)),
         "quality": Flag("of the JPEG files that are made where an image cannot stay as it is", whole(92, 1, 100)),
         "workers": Flag("processes; 0: none but this one", whole(os.cpu_count() or 1, 0, _MANY)),
         "max_bad_fraction": Flag("more unreadable images than this stop the command", number(0.01, 0, 1)),
     }),
     "import": Command("make a workdir of weights of the authors, transformers or timm", {
-        "from": named("WEIGHTS", "the authors' .pth.tar, a folder of transformers or timm, or a .safetensors", required=True),
-        "out": named("DIR", "a new workdir, for all other commands", required=True),
+        "from": Flag("the authors' .pth.tar, transformers' or timm's folder, or .safetensors", shown="WEIGHTS", required=True),
+        "out": Flag("a new workdir, for all other commands", shown="DIR", required=True),
         "heads": Flag("of the attention, where neither a configuration nor a known size tells", whole(None, 1, _MANY)),
-    }, {}, "method", None),
-    "export": Command("write a checkpoint's encoder for transformers, timm or the authors' code", {
-        **_CHECKPOINT,
+    }, "method", None),
+    "export": Command("write a checkpoint's encoder for transformers, timm or the authors' code", _CHECKPOINT | {
         "format": Flag("reference: the authors'", choice(None, ("huggingface", "timm", "reference")), required=True),
-        "out": named("DIR", "a new folder", required=True),
+        "out": Flag("a new folder", shown="DIR", required=True),
         "encoder": Flag("the one that is evaluated, or the one that it follows", choice("target", ("target", "context"))),
-        **_STEP,
-    }),
-    "benchmark": Command("time the training step, of the sizes given or of a configuration", {
-        **_SIZES,
+    } | _STEP),
+    "benchmark": Command("time the training step, of the sizes given or of a configuration", _SIZES | {
         "steps": Flag("that are timed", whole(20, 1, _MANY)),
         "warmup": Flag("steps before these", whole(5, 1, _MANY)),
-        "data": named("NAME", "also feed the step with this data set, named as for training", ""),
-        "compiler_options": named("KEY=VALUE,...", "options of the compiler", "", read=compiler_options),
+        "data": Flag("also feed the step with this data set, named as for training", text(""), "NAME"),
+        "compiler_options": Flag("options of the compiler", text(""), "KEY=VALUE,...", read=compiler_options),
         "cpu": Flag("on the CPU, also where there is an accelerator", flag(False)),
-    }, {}, "method", None),
+    }, "method", None),
     "plan": Command("compile a run's training step for hardware that is not there: would it fit?", {
-        "topology": named(
-            "v5e:16x16", "v5e, v5p or v6e and the slice's sides (needs libtpu: pip install 'jax[tpu]'); or a number of simulated "
-            "devices, cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs", required=True,
+        "topology": Flag(
+            "v5e, v5p or v6e and the slice's sides (needs libtpu: pip install 'jax[tpu]'); or a number of simulated devices, "
+            "cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs", shown="v5e:16x16", required=True,
         ),
-        **_MESH,
-    }, {}, "method"),
+    } | _MESH, "method"),
 }  # fmt: skip
 
 
@@ -245,7 +222,8 @@ def parse(arguments: list[str], examples: str = "") -> argparse.Namespace:
     words, overrides = separated(words)
     if "--help" in words or "-h" in words:
         made[name].epilog = described(command, words, overrides)
-    known = ["--help", *map(_spelt, [*command.flags, *_EVERY]), *["--config"] * bool(command.config)]
+        made[name].parse_args(["--help"])
+    known = [*map(_spelt, [*command.flags, *_EVERY]), *["--config"] * bool(command.config)]
     for word in (word.partition("=")[0] for word in words):
         if word.startswith("--") and word not in known:
             near = difflib.get_close_matches(word, known, 1)
@@ -263,13 +241,13 @@ def parse(arguments: list[str], examples: str = "") -> argparse.Namespace:
 
 def parsers(examples: str = "") -> dict[str, Parser]:
     """The parser of all commands, as "", and that of each."""
-    main = Parser("python launch.py", epilog=examples, formatter_class=_format, allow_abbrev=False)
-    listed = main.add_subparsers(title="commands", metavar="COMMAND", dest="command_name", required=True)
+    shared = {"formatter_class": _format, "allow_abbrev": False}
+    main = Parser("python launch.py", usage="python launch.py [COMMAND] [FLAG ...]", epilog=examples, **shared)
+    listed = main.add_subparsers(title="commands", metavar="COMMAND [FLAG ...]", dest="command_name", prog="python launch.py")
     made = {"": main}
     for name, command in COMMANDS.items():
-        made[name] = parser = listed.add_parser(
-            name, help=command.help, description=command.help, add_help=False, formatter_class=_format, allow_abbrev=False
-        )
+        parser = listed.add_parser(name, help=command.help, description=command.help, add_help=False, **shared)
+        made[name] = parser
         if command.config:
             group = parser.add_argument_group("configuration")
             options = {"dest": "files", "action": "append", "required": command.file == ""}
@@ -277,11 +255,10 @@ def parsers(examples: str = "") -> dict[str, Parser]:
             default = f" (default: {command.file})" if command.file else ""
             group.add_argument("--config", **options, metavar=shown, help=f"see configs/; --help lists its settings{default}")
             group.add_argument("--config.KEY", metavar="VALUE", default=argparse.SUPPRESS, help="changes one of its settings")
-        for title, flags in {"flags": command.own, "devices": command.devices, "every command": _EVERY}.items():
-            group = parser.add_argument_group(title)
-            for key, spec in flags.items():
-                spec.add_to(group, key)
-        group.add_argument("-h", "--help", action="help", help="show this")
+        own, devices, every = (parser.add_argument_group(title) for title in ("flags", "devices", "every command"))
+        for key, spec in (command.flags | _EVERY).items():
+            spec.add_to(every if key in _EVERY else devices if key in _DEVICES else own, key)
+        every.add_argument("-h", "--help", action="help", help="show this")
     return made
 
 
@@ -401,7 +378,7 @@ def plain(error: Exception) -> str:
 
 def described(command: Command, words: list[str], overrides: list[str]) -> str:
     """The settings of a command's configuration, with their values and ranges; of the one that stands beside --help, if any."""
-    first = Parser(add_help=False, allow_abbrev=False)
+    first = Parser("python launch.py", add_help=False, allow_abbrev=False)
     first.add_argument("--config", dest="files", action="append")
     file = chosen_file(command, first.parse_known_args(words)[0].files)
     if not file and command.config != "protocol":
