@@ -64,9 +64,9 @@ def before_jax(given: Namespace) -> None:
     """What must be done before JAX is imported, as the configuration of a run does."""
     if given.command_name == "plan":
         stand_in_for_tpus()
+    if getattr(given, "cpu", False):
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if given.command_name == "benchmark":
-        if given.cpu:
-            os.environ["JAX_PLATFORMS"] = "cpu"
         keep_freed_memory()
 
 
@@ -146,9 +146,9 @@ def one_line(error: BaseException, named: tuple = (Exception,)) -> str:
 
 def call(function: Callable, given: Namespace, *arguments: Any, **options: Any) -> Any:
     """Calls a function with these arguments, and with the flags given that are its parameters by name."""
-    flags = {name: value for name, value in vars(given).items() if value is not None}
     free = [*inspect.signature(function).parameters][len(arguments) :]
-    return function(*arguments, **{name: flags[name] for name in free if name in flags}, **options)
+    flags = {name: value for name, value in vars(given).items() if name in free and value is not None}
+    return function(*arguments, **flags, **options)
 
 
 def command_line() -> str:
@@ -261,9 +261,8 @@ def benchmark(given: Namespace) -> dict:
     if not given.config_file:
         given.dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         return call(timing.benchmark, given, call(timing.Workload, given))
-    flags = commandline.COMMANDS["benchmark"].flags
     for name in timing.Workload.__dataclass_fields__:
-        if getattr(given, name) != flags[name].values.default:
+        if getattr(given, name) != commandline.COMMANDS["benchmark"].flags[name].values.default:
             raise ValueError(f"--{name.replace('_', '-')} is the configuration's own: leave it out, or --config")
     return call(timing.benchmark, given, timing.of_run(given.config))
 
