@@ -76,7 +76,7 @@ def digest(workdir: Path) -> str:
         (["--config=configs/tiny.py", "--config=configs/cifar10.py"], "error: --config is given 2 times, configs/tiny.py and"),
         (["evaluate", "--config=configs/evaluate/knn.py", "--checkpoint=foo://x"], "error: foo://x: a place is a local path"),
         (["--config=missing.py"], "error: no configuration file 'missing.py': see configs/"),
-        (["--cofnig=x"], "error: unknown flag --cofnig: did you mean --config?. usage: python launch.py pretrain "),
+        (["--cofnig=x"], "error: unknown flag --cofnig: did you mean --config? usage: python launch.py pretrain "),
         (["pretian"], "error: unknown command 'pretian': there is pretrain, evaluate, features, visualize, decode, "),
         (
             ["prepare"],
