@@ -109,12 +109,10 @@ def small_run() -> tuple:
 
 def configured_run(file: str, settings: list[str]) -> tuple:
     """The method, the optimiser and the batches of a run's settings."""
-
-    import launch
     from ijepa_jax import build
     from ijepa_jax import cli as commandline
 
-    config = commandline.read("pretrain", launch.COMMANDS["pretrain"], ["--config", file, *settings]).config
+    config = commandline.read(["pretrain", "--config", file, *settings]).config
     config = build.completed(config)
     config.optim.eps = 1e-3
     method, loader = build.method(config), build.loader(config)

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from ijepa_jax.cli import UsageError, compiler_options
 from ijepa_jax.measure.benchmark import FixedMasks, Workload, benchmark
 from ijepa_jax.model.flops import peak_tflops, step_flops
-from launch import compiler_options
 from tests.test_launch import ROOT, launch
 
 TINY = Workload(
@@ -98,5 +98,5 @@ def test_sizes_that_do_not_fit_are_named(change, line):
 def test_compiler_options_keep_commas_in_their_values():
     assert compiler_options("a=true,b=FUSION,CUBLAS,c=0.5") == {"a": True, "b": "FUSION,CUBLAS", "c": "0.5"}
     assert compiler_options("") == {}
-    with pytest.raises(ValueError, match="must be KEY=VALUE"):
+    with pytest.raises(UsageError, match="must be KEY=VALUE"):
         compiler_options("fast")

@@ -141,12 +141,12 @@ def test_an_import_with_a_predictor_is_drawn_with_masks_that_fit(workdir, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "--checkpoint is missing"),
+        ((), "the following arguments are required: --checkpoint"),
         (("--checkpoint", "nowhere"), "nowhere is not a workdir: it has no folder 'checkpoints'"),
         (("--checkpoint", "THEIRS"), "foreign weights become one by: python launch.py import --from "),
         (("--checkpoint", "WORKDIR", "--split=all"), "split 'all' is not known: it must be one of train, test"),
         (("--checkpoint", "WORKDIR", "--images=9", "--bank=8"), "9 images are to be drawn out of a bank of 8"),
-        (("--checkpoint", "WORKDIR", "--images=0"), "flag --images=0"),
+        (("--checkpoint", "WORKDIR", "--images=0"), "--images 0 must be a whole number from 1 to 64"),
         (("--checkpoint", "WORKDIR", "--step=5"), "has no checkpoint of step 5"),
         (("--checkpoint", "WORKDIR", "--data=folder:/nowhere"), "folder:/nowhere: no such folder"),
         (("--checkpoint", "WORKDIR", "--out", "FILE"), "FILE"),

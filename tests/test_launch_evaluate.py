@@ -44,13 +44,16 @@ def test_features_writes_every_image_once(workdir, tmp_path, split):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (KNN, "--checkpoint is missing"),
-        (("evaluate", "--checkpoint", "DIR"), "--config is missing: configs/evaluate/ has one for each protocol"),
+        (KNN, "the following arguments are required: --checkpoint"),
+        (
+            ("evaluate", "--checkpoint", "DIR"),
+            "required: --config. usage: python launch.py evaluate --config configs/evaluate/",
+        ),
         (("evaluate", "--config", "configs/tiny.py", "--checkpoint", "DIR"), "is not the configuration of an evaluation"),
         ((*KNN, "--checkpoint", "nowhere"), "nowhere is not a workdir"),
         ((*KNN, "--checkpoint", "WORKDIR", "--config.knn.neighbours=3"), "unknown setting --config.knn.neighbours"),
         ((*KNN, "--checkpoint", "WORKDIR", "--config.data.name=folder:/nowhere"), "folder:/nowhere"),
-        (("features", "--checkpoint", "WORKDIR"), "--out is missing"),
+        (("features", "--checkpoint", "WORKDIR"), "the following arguments are required: --out"),
         (("features", "--checkpoint", "WORKDIR", "--out", "x.npz", "--kind=first"), "kind 'first' is not known"),
         (("pretrain", "--config", "configs/evaluate/knn.py"), "configs/evaluate/knn.py is not the configuration of a run"),
     ],

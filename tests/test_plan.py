@@ -115,7 +115,7 @@ def test_one_chip_needs_no_collectives():
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        ([], "--topology is missing. usage: python launch.py plan"),
+        ([], "the following arguments are required: --topology. usage: python launch.py plan"),
         (["--topology=v5e"], "no topology 'v5e': use v5e, v5p, v6e (as v5e:4x4 or v5p:2x2x4), h200"),
         (["--topology=cpu:0"], "no topology 'cpu:0'"),
         (["--topology=cpu:2x2"], "no topology 'cpu:2x2'"),
@@ -128,7 +128,7 @@ def test_one_chip_needs_no_collectives():
             "optim.batch_size 16 does not divide into optim.accumulation 3",
         ),
         (["--topology=cpu:1", "--config.optim.acumulation=3"], "unknown setting --config.optim.acumulation: did you mean"),
-        (["--topologie=cpu:1"], "Unknown command line flag 'topologie'. Did you mean: topology ?"),
+        (["--topologie=cpu:1"], "unknown flag --topologie: did you mean --topology? usage: python launch.py plan "),
         (["--topology=cpu:1", "more"], "unexpected argument 'more'."),
         (["--topology=v5e:2x2"], planning.NEEDS_LIBTPU),
     ],

@@ -17,7 +17,6 @@ import optax
 import pytest
 
 import ijepa_jax
-import launch
 from ijepa_jax import build, methods
 from ijepa_jax import cli as commandline
 from ijepa_jax.evaluate import suite
@@ -104,7 +103,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 
 def read(*arguments: str):
-    return commandline.read("pretrain", launch.COMMANDS["pretrain"], [f"--config={ROOT}/configs/tiny.py", *arguments]).config
+    return commandline.read(["pretrain", f"--config={ROOT}/configs/tiny.py", *arguments]).config
 
 
 # settings
