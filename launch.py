@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa_jax import cli as commandline
+from ijepa_jax.host import errors
 
 EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, ModuleNotFoundError)  # told in one line
 
@@ -79,10 +80,8 @@ def check_only(given: Namespace) -> int:
         absolute(getattr(given, place, None) or ".")
     if "method" in config:
         from ijepa_jax import build
-        from ijepa_jax.methods import config as config_lib
 
-        build.method(config)
-        config_lib.check_run(config)
+        build.run_method(config)
     if "protocol" in config:
         from ijepa_jax.settings import evaluation as settings
 
@@ -138,7 +137,7 @@ def fail(message: str) -> int:
 
 def one_line(error: BaseException, named: tuple = (Exception,)) -> str:
     """An error in one line; of a kind that is not `named`, how to see where it came from."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = errors.one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory: {message}"
     return message if isinstance(error, named) else f"{type(error).__name__}: {message}; --debug shows where it came from"
@@ -258,13 +257,22 @@ def benchmark(given: Namespace) -> dict:
 
     from ijepa_jax.measure import benchmark as timing
 
-    if not given.config_file:
+    if given.config_file:
+        for name in timing.Workload.__dataclass_fields__:
+            if getattr(given, name) != commandline.COMMANDS["benchmark"].flags[name].values.default:
+                raise ValueError(f"--{name.replace('_', '-')} is the configuration's own: leave it out, or --config")
+        from ijepa_jax.measure import configured
+
+        work = configured.of_run(given.config)
+    else:
         given.dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        return call(timing.benchmark, given, call(timing.Workload, given))
-    for name in timing.Workload.__dataclass_fields__:
-        if getattr(given, name) != commandline.COMMANDS["benchmark"].flags[name].values.default:
-            raise ValueError(f"--{name.replace('_', '-')} is the configuration's own: leave it out, or --config")
-    return call(timing.benchmark, given, timing.of_run(given.config))
+        work = call(timing.Workload, given).work()
+    if not given.data:
+        return call(timing.benchmark, given, work)
+    from ijepa_jax.measure import configured
+
+    result = call(timing.benchmark, given, work, feed=configured.feed(work, given.data, getattr(given, "config", None)))
+    return {**result, "fed": {"data": given.data, **result["fed"]}}
 
 
 def plan(given: Namespace) -> dict:

@@ -79,9 +79,6 @@ class Work:
     parts: int = 1  # that a batch is computed in
 
 
-Feed = Callable[[], Iterator[dict[str, np.ndarray]]]  # training batches as a loader makes them
-
-
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """Sizes of a step that no configuration tells: of the model, of images in pixels, of contexts and targets in patches."""
@@ -131,14 +128,19 @@ class Workload:
 
 
 def benchmark(
-    work: Work, *, steps: int = 20, warmup: int = 5, feed: Feed | None = None, compiler_options: dict | None = None
+    work: Work,
+    *,
+    steps: int = 20,
+    warmup: int = 5,
+    feed: Iterator[dict[str, np.ndarray]] | None = None,
+    compiler_options: dict | None = None,
 ) -> dict[str, Any]:
     """Times a method's training step on all devices: donated state, data on the devices, median of `steps` after `warmup`.
 
     Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
     share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
     longer than others it took), `compilations`, `peak_gib` (of one device, None where it does not tell) and `loss`. With
-    `feed` the step is fed by a loader as well: `fed` has its `images_per_s`, their share of the rate without, and the share
+    `feed`, training batches as a loader makes them, the step is fed as well: `fed` has its `images_per_s`, their share of the rate without, and the share
     of the time that the step waited.
     """
     mesh = work.mesh
@@ -212,10 +214,10 @@ def profile(work: Work, *, steps: int = 5, warmup: int = 5) -> tuple[float, dict
     return 1e3 * seconds, dict(spent.most_common())
 
 
-def _fed(work: Work, feed: Feed, step: Callable, state: State, counts: tuple[int, int], rate: float) -> dict[str, Any]:
+def _fed(work: Work, feed: Iterator, step: Callable, state: State, counts: tuple[int, int], rate: float) -> dict[str, Any]:
     """The same steps fed by the loader, as training feeds them: the next batch is placed while a step runs."""
     (warmup, steps), waited, late, count = counts, 0.0, None, 0
-    with contextlib.closing(feed()) as stream:
+    with contextlib.closing(feed) as stream:
         for index in range(warmup + steps):
             if index == warmup:
                 jax.block_until_ready(late)

@@ -10,6 +10,7 @@ import ml_collections
 from ijepa_jax import build
 from ijepa_jax.data.source import Arrays
 from ijepa_jax.measure.benchmark import Work
+from ijepa_jax.methods import config as config_lib
 
 
 def of_run(config: ml_collections.ConfigDict) -> Work:
@@ -23,9 +24,9 @@ def of_run(config: ml_collections.ConfigDict) -> Work:
     return Work(parts.method, parts.optimizer(), parts.mesh, optim.batch_size, pixels, facts, optim.accumulation)
 
 
-def feed(work: Work, data: str, config: ml_collections.ConfigDict) -> Iterator[Arrays]:
-    """Training batches of a data set by its name, for this step, otherwise read as `config` says."""
-    loader = build.loader(config)
+def feed(work: Work, data: str, config: ml_collections.ConfigDict | None) -> Iterator[Arrays]:
+    """Training batches of a data set by its name, for this step, otherwise read as `config`, or the default, says."""
+    loader = build.loader(config_lib.default() if config is None else config)
     scenes = {"train": max(loader.scenes["train"], 4 * work.batch)} if data == "scenes" else loader.scenes
     loader = dataclasses.replace(loader, name=data, batch_size=work.batch, scenes=scenes)
     loader = loader.with_view(size=work.pixels[:2], channels=work.pixels[2])
