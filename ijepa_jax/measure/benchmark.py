@@ -140,8 +140,8 @@ def benchmark(
     Returns the sizes, `images_per_s`, `ms_per_step`, `model_gflop_per_image` (see flops.py), `model_tflop_per_s`, `mfu` (its
     share of the chips' bfloat16 peak, None for chips not known), `first_step_s` and `compile_s` (the first step, and how much
     longer than others it took), `compilations`, `peak_gib` (of one device, None where it does not tell) and `loss`. With
-    `feed`, training batches as a loader makes them, the step is fed as well: `fed` has its `images_per_s`, their share of the rate without, and the share
-    of the time that the step waited.
+    `feed`, training batches as a loader makes them, the step is fed as well: `fed` has its `images_per_s`, their share of the
+    rate without, and the share of the time that the step waited.
     """
     mesh = work.mesh
     if work.batch % mesh.size:
