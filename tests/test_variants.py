@@ -28,7 +28,7 @@ from ijepa_jax.methods.optim import Optimizer, warmup_cosine
 from ijepa_jax.pretrain import command
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.evaluation import default
-from ijepa_jax.train import checkpoint, digests, run
+from ijepa_jax.train import checkpoint, digests, warm_start
 from ijepa_jax.train.step import init, train_step
 from ijepa_jax.visualize.explore import explore
 from tests import small
@@ -541,7 +541,7 @@ class Structured(Method):
 def test_weights_to_start_from_go_to_the_average_and_to_what_it_follows():
     of = Structured()
     state = init(of, small.optimizer(), 0)
-    started = run._with_encoder(of, state, {"a": np.array([3.0, 4.0], np.float32)})
+    started = warm_start._with_encoder(of, state, {"a": np.array([3.0, 4.0], np.float32)})
     for tree in (started.target["average"], started.params["encoder"]):
         assert tree["a"].tolist() == [3, 4]
     assert started.target["teacher"]["t"].tolist() == [1] * 4 and started.params["head"]["b"].tolist() == [0] * 3

@@ -253,4 +253,4 @@ def _draw_images(folder: epath.Path, look: Drawing) -> None:
         count, cosines = len(images), look.predictions.cosines
         first = {name: values[:count] for name, values in look.masks.items()}
         drawn = images, first, cosines["cosine"][:count], cosines["centred"][:count]
-        draw_prediction(folder / "prediction.png", *drawn, gallery.config.model.patch)
+        draw_prediction(folder / "prediction.png", *drawn, gallery.patch)

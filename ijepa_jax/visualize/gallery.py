@@ -28,6 +28,11 @@ class Gallery:
     rows: np.ndarray
     chosen: np.ndarray
 
+    @property
+    def patch(self) -> int:
+        """The side of a patch."""
+        return self.method.backbone().network.patch
+
     def images(self, places: np.ndarray) -> np.ndarray:
         """The images at some places of the bank as an evaluation gives them to the encoder: uint8 [n, H, W, C]."""
         decoded = (decode(self.source[int(row)], self.view.channels) for row in self.rows[places])
@@ -41,7 +46,7 @@ class Gallery:
     def draw_masks(self, path, masks: dict[str, np.ndarray]) -> None:
         """Draws the chosen images with their contexts and targets, the first rows of `masks`."""
         first = {name: values[: len(self.chosen)] for name, values in masks.items()}
-        draw_masks(path, self.images(self.chosen), **first, patch=self.method.backbone().network.patch)
+        draw_masks(path, self.images(self.chosen), **first, patch=self.patch)
 
     def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
         """Draws the chosen images, each with those of the bank that are nearest by pooled features, float [N, D].
