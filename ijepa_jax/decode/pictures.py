@@ -8,7 +8,7 @@ import numpy as np
 
 from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import replicated
-from ijepa_jax.methods import Look
+from ijepa_jax.methods import Arrays, Look
 from ijepa_jax.model.vit import patch_grid
 from ijepa_jax.visualize.masks import as_rgb, reveal, save_grid, seen_patches
 
@@ -19,7 +19,6 @@ _SIDE = 128  # at least so many pixels a picture, so that outlines are sharp
 _SHOWN = 8  # of the test images measured
 _SAMPLES, _OTHERS = 4, 2  # of each kind of representation; of another image's
 
-Batch = dict[str, np.ndarray]
 
 _TITLE, _EXPLAINED = (
     "Blocks drawn from representations",
@@ -91,7 +90,7 @@ def pasted(images: np.ndarray, patches: np.ndarray, index: np.ndarray, lengths: 
     return images
 
 
-def draw_decoded(path, batch: Batch, samples: dict[str, list[np.ndarray]], patch: int) -> None:
+def draw_decoded(path, batch: Arrays, samples: dict[str, list[np.ndarray]], patch: int) -> None:
     """Draws a row for each image: the image, its context, and its first target block as drawn from representations.
 
     Args:
@@ -119,7 +118,7 @@ def _large(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def error(batch: Batch, drawn: np.ndarray, method: Any, valid: np.ndarray) -> float:
+def error(batch: Arrays, drawn: np.ndarray, method: Any, valid: np.ndarray) -> float:
     """Root mean square difference from the images, in grey levels, over the pixels of their first target blocks."""
     squares = np.square(drawn[valid].astype(np.float32) - batch["image"][valid]).mean(axis=-1)
     blocks = np.stack([seen_patches(batch["target"][i, 0], batch["target_length"][i, 0], method.grid) for i in valid])

@@ -20,6 +20,7 @@ from ijepa_jax.evaluate.bench import Bench, Split, Subject
 from ijepa_jax.methods import Method
 from ijepa_jax.methods.optim import Optimizer, decay_mask, warmup_cosine
 from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.evaluation import PROTOCOLS
 from ijepa_jax.train.step import init, train_step
 
 CKA_IMAGES = 2000  # whose layers are compared
@@ -39,8 +40,8 @@ class Protocol:
     """A way of measuring, and what it can be applied to."""
 
     run: Callable[[Bench, Subject, int], Outcome]
-    pixels: bool  # whether raw pixels can be evaluated too
-    random: str  # what an encoder that starts from random weights is called
+    pixels: bool = True  # whether raw pixels can be evaluated too
+    random: str = "random_init"  # what an encoder that starts from random weights is called
 
 
 def by_knn(bench: Bench, subject: Subject, seed: int) -> Outcome:
@@ -177,15 +178,16 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
     return Outcome({"segments": (predicted == truth).mean(axis=1)}, {"segmentation": details})
 
 
-PROTOCOLS = {
-    "knn": Protocol(by_knn, True, "random_init"),
-    "logistic": Protocol(by_logistic, True, "random_init"),
-    "linear": Protocol(by_linear, True, "random_init"),
-    "attentive": Protocol(by_attentive, True, "random_init"),
-    "finetune": Protocol(by_finetune, False, "supervised"),
-    "segmentation": Protocol(by_segmentation, True, "random_init"),
-    "rank": Protocol(by_rank, True, "random_init"),
-}
+_RUN = (  # in the order of their names
+    Protocol(by_knn),
+    Protocol(by_logistic),
+    Protocol(by_linear),
+    Protocol(by_attentive),
+    Protocol(by_finetune, pixels=False, random="supervised"),
+    Protocol(by_segmentation),
+    Protocol(by_rank),
+)
+BY_NAME = dict(zip(PROTOCOLS, _RUN, strict=True))
 
 
 def _both(bench: Bench, subject: Subject, kinds: tuple[str, ...], seed: int) -> tuple[Split, Split]:

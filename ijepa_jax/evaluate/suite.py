@@ -22,7 +22,7 @@ from ijepa_jax.data.source import DataError, NoSplit, Subset
 from ijepa_jax.devices import processes, sharding
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
-from ijepa_jax.evaluate.protocols import PROTOCOLS, Outcome
+from ijepa_jax.evaluate.protocols import BY_NAME, Outcome
 from ijepa_jax.evaluate.statistics import paired_difference, summarise
 from ijepa_jax.evaluate.table import write_tables
 from ijepa_jax.host.console import Display
@@ -54,7 +54,7 @@ def evaluate(
     folder = epath.Path(out) if out else checkpoint.locate(path)[0] / "evaluate"
     splits = ("test",) if settings.protocol == "rank" else ()
     bench, trained, digest, step = open_bench(settings, path, folder, display, splits)
-    protocol = PROTOCOLS[settings.protocol]
+    protocol = BY_NAME[settings.protocol]
     subjects = [Subject("checkpoint", trained, digest)]
     outcomes: dict[str, list[Outcome]] = {}
     for seed in range(settings.seed, settings.seed + settings.seeds):
