@@ -257,13 +257,11 @@ def benchmark(given: Namespace) -> dict:
 
     from ijepa_jax.measure import benchmark as timing
 
+    loader = None
     if given.config_file:
-        for name in timing.Workload.__dataclass_fields__:
-            if getattr(given, name) != commandline.COMMANDS["benchmark"].flags[name].values.default:
-                raise ValueError(f"--{name.replace('_', '-')} is the configuration's own: leave it out, or --config")
         from ijepa_jax.measure import configured
 
-        work = configured.of_run(given.config)
+        work, loader = configured.of_run(given.config)
     else:
         given.dtype = given.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         work = call(timing.Workload, given).work()
@@ -271,7 +269,7 @@ def benchmark(given: Namespace) -> dict:
         return call(timing.benchmark, given, work)
     from ijepa_jax.measure import configured
 
-    result = call(timing.benchmark, given, work, feed=configured.feed(work, given.data, getattr(given, "config", None)))
+    result = call(timing.benchmark, given, work, feed=configured.feed(work, given.data, loader))
     return {**result, "fed": {"data": given.data, **result["fed"]}}
 
 

@@ -19,7 +19,7 @@ from ijepa_jax.methods.optim import Optimizer
 class Parts:
     """What settings make before any data are looked at. Settings are checked on the way, and not again."""
 
-    config: ml_collections.ConfigDict  # completed
+    config: ml_collections.ConfigDict
     method: Method
     mesh: Mesh
     loader: Loader
@@ -30,13 +30,15 @@ class Parts:
 
 
 def parts(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parts:
-    """The parts of a run on this program's devices, or others. Raises ValueError, naming the setting that does not fit."""
-    config = completed(config)
+    """The parts of a run with completed settings, on this program's devices or others.
+
+    Raises ValueError, naming the setting, where one does not fit.
+    """
     return Parts(config, run_method(config), mesh(config, devices), loader(config))
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A run's settings with the sections of its method, and with those of what they name (see `Method.completed`)."""
+    """A run's settings with the sections of its method, and with those of what they name (see `Method.completed`): once."""
     return find(config.method).completed(config_lib.with_method(config, config.method))
 
 

@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         message = re.sub(r"^argument (\S+): ", r"\1 ", message)
+        message = re.sub(r"ignored explicit argument (.*)", r"takes no value: \1 is given", message)
         raise UsageError(f"{message.rstrip('.')}{'.' * (message[-1] != '?')} {' '.join(self.format_usage().split())}")
 
 
@@ -59,7 +60,7 @@ _ANY = text(None)
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag of a command: its default and what it may be are those of a setting. Only one whose default is "" may be empty."""
+    """A flag of a command: its default and what it may be are those of a setting. Empty it may be only if its default is."""
 
     help: str
     values: Setting = _ANY
@@ -307,6 +308,9 @@ def configure(given: argparse.Namespace) -> None:
     if not given.config_file:
         return
     command = COMMANDS[given.command_name]
+    for name in command.flags.keys() & _SIZES.keys():
+        if getattr(given, name) != command.flags[name].values.default:
+            raise UsageError(f"{_spelt(name)} is the configuration's own: leave it out, or --config")
     config, known = load(command, given.config_file, given.overrides)
     given.config = overridden(config, known, given.overrides)
     if getattr(given, "mesh", None):
@@ -373,7 +377,8 @@ def explain(error: Exception, asked: Mapping[str, str], known: Mapping[str, Sett
 
 def plain(error: Exception) -> str:
     """An error of absl's or of Python's in one line."""
-    return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\", "").split()).strip("' ")
+    line = " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\", "").split())
+    return line[1:-1] if line.startswith("'") and line.endswith("'") else line
 
 
 def described(command: Command, words: list[str], overrides: list[str]) -> str:

@@ -1,6 +1,8 @@
 """Every configuration: full size by shapes alone, shrunk by one real step, documented."""
 
 import importlib
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 
 from ijepa_jax import build
 from ijepa_jax.data.source import DataError
+from ijepa_jax.evaluate import protocols
 from ijepa_jax.methods import config as settings
+from ijepa_jax.model import vit
 from ijepa_jax.model.vit import parameter_count
-from ijepa_jax.settings import plain
+from ijepa_jax.settings import architectures, evaluation, plain
 from ijepa_jax.train.step import init, train_step
 from tests import small
 
@@ -119,3 +123,13 @@ def test_arrays_that_cannot_have_the_channels_are_refused_where_they_are_opened(
         np.savez(tmp_path / "x.npz", images=np.zeros(shape, np.uint8))
         with pytest.raises(DataError, match=message):
             build.loader(small.config(data__name=f"arrays:{tmp_path / 'x.npz'}")).open("train")
+
+
+def test_the_names_that_settings_have_are_those_of_what_there_is():
+    assert tuple(protocols.BY_NAME) == evaluation.PROTOCOLS and tuple(vit.POLICIES) == architectures.REMAT
+
+
+def test_settings_can_be_had_without_networks_or_data():
+    script = "import sys, ijepa_jax.settings.run, ijepa_jax.settings.evaluation; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"jax", "flax", "optax", "grain"} & {*run.stdout.split()}

@@ -413,3 +413,11 @@ def test_color_jitter_follows_its_uniforms():
     assert images.color_jitter(picture[..., :1], [0.9] * 8, 0.4, 0.4, 0.4, 0.1).shape == (16, 16, 1)
     with pytest.raises(ValueError, match="2 channels"):
         images.color_jitter(picture[..., :2], [0.5] * 8, 0.1, 0, 0, 0)
+
+
+def test_a_damaged_exif_block_is_ignored_also_where_it_says_to_turn():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100] = 6, "a text for a width"
+    encoded = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(encoded, "JPEG", exif=exif)
+    assert images.decode(encoded.getvalue(), 3).shape in ((20, 30, 3), (30, 20, 3))

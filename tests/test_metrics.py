@@ -128,9 +128,10 @@ def test_lines_that_are_no_metrics_are_left_out_and_said(tmp_path, wrong):
 def test_a_damaged_file_in_an_object_store(tmp_path, monkeypatch):
     with object_store.mounted(tmp_path, monkeypatch):
         place = metrics.epath.Path("gs://bucket/run")
-        (place / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\n{"step": 2, "loss": 0.5}\n')
+        damaged = b'{"step": 1, "loss": 0.5}\n\xff\n{"step": 2, "loss": 0.5}\n'
+        (place / "metrics.jsonl").write_bytes(damaged)
         writer = metrics.MetricsWriter(place, 2)
-        assert "1 of 3 lines are no metrics" in writer.problems[0] and (place / "damaged-metrics.jsonl").exists()
+        assert "1 of 3 lines are no metrics" in writer.problems[0] and (place / "damaged-metrics.jsonl").read_bytes() == damaged
         assert [line["step"] for line in metrics.read(place)] == [1, 2]
         writer.close()
         assert [line["step"] for line in metrics.read(place)] == [1, 2]

@@ -87,7 +87,7 @@ class FolderSource(LabelledSource):
 
 
 def open_folder(place: str, split: str) -> FolderSource:
-    """The source of `folder:PLACE`, see `sources.open_source`."""
+    """The source of `folder:PLACE`, see `open.open_source`."""
     root = epath.Path(place).expanduser()
     if not root.is_dir():
         problem = "this is a file, not a folder" if root.exists() else "no such folder: --config.data.name tells where data are"

@@ -208,12 +208,15 @@ def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation."""
-    return image if is_upright(image) else ImageOps.exif_transpose(image)
+    """Applies the EXIF orientation. A damaged EXIF block is ignored: the pixels are still good."""
+    try:
+        return image if is_upright(image) else ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def is_upright(image: Image.Image) -> bool:
-    """Whether an image is to be shown as it is stored. A damaged EXIF block is ignored: the pixels are still good."""
+    """Whether an image is to be shown as it is stored, by its EXIF block; one that is damaged says nothing."""
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1) not in _TURNED
     except Exception:

@@ -55,7 +55,7 @@ class Split:
 class Bench:
     """The data side of an evaluation, the same for all that is evaluated.
 
-    `loader` reads the evaluation's data as the checkpoint's run would, `method` is what that trained;
+    `loader` reads the evaluation's data the way the checkpoint's run did, `method` is the method of that run;
     `splits` are the images chosen of `train` and `test`; `tasks` maps the tasks that are evaluated to their numbers of classes.
     """
 

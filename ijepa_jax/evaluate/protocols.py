@@ -20,7 +20,6 @@ from ijepa_jax.evaluate.bench import Bench, Split, Subject
 from ijepa_jax.methods import Method
 from ijepa_jax.methods.optim import Optimizer, decay_mask, warmup_cosine
 from ijepa_jax.model.vit import ViT
-from ijepa_jax.settings.evaluation import PROTOCOLS
 from ijepa_jax.train.step import init, train_step
 
 CKA_IMAGES = 2000  # whose layers are compared
@@ -178,16 +177,15 @@ def by_segmentation(bench: Bench, subject: Subject, seed: int) -> Outcome:
     return Outcome({"segments": (predicted == truth).mean(axis=1)}, {"segmentation": details})
 
 
-_RUN = (  # in the order of their names
-    Protocol(by_knn),
-    Protocol(by_logistic),
-    Protocol(by_linear),
-    Protocol(by_attentive),
-    Protocol(by_finetune, pixels=False, random="supervised"),
-    Protocol(by_segmentation),
-    Protocol(by_rank),
-)
-BY_NAME = dict(zip(PROTOCOLS, _RUN, strict=True))
+BY_NAME = {
+    "knn": Protocol(by_knn),
+    "logistic": Protocol(by_logistic),
+    "linear": Protocol(by_linear),
+    "attentive": Protocol(by_attentive),
+    "finetune": Protocol(by_finetune, pixels=False, random="supervised"),
+    "segmentation": Protocol(by_segmentation),
+    "rank": Protocol(by_rank),
+}
 
 
 def _both(bench: Bench, subject: Subject, kinds: tuple[str, ...], seed: int) -> tuple[Split, Split]:

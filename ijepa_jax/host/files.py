@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
-ASIDE = "damaged-"  # how the names start of what was set aside
-UNFINISHED = ".tmp"  # how those end of files that were being written when their program was killed
+ASIDE = "damaged-"  # prefix of what was set aside
+_UNFINISHED = ".tmp"  # suffix of files that are not finished
 _STORES = {"gs": "gcsfs", "s3": "s3fs"}  # and the libraries that reach them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,18 +50,28 @@ def set_aside(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def unfinished(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A place to write a file to, which becomes `path` when all went well: that is there as a whole, or as it was before."""
+    """Yields a temporary place. When the block ends well it is renamed to `path`; otherwise `path` stays as it was.
+
+    In object stores the place is `path` itself: a file is there when it is written as a whole.
+    """
     path = epath.Path(path)
-    if "://" in str(path):  # object stores do that by themselves
+    if "://" in str(path):
         yield path
         return
-    place = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")  # another process may write the same
+    place = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")  # another process may write the same
     try:
         yield place
         place.replace(path)
     except BaseException:
         place.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(path: epath.PathLike) -> None:
+    """Removes what writers of a file left that were killed. None may be at work."""
+    path = epath.Path(path)
+    for left in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
+        left.unlink(missing_ok=True)
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ijepa_jax import build
-from ijepa_jax.host.files import UNFINISHED, full_disk_named
+from ijepa_jax.host.files import full_disk_named, remove_unfinished
 from ijepa_jax.interop import card, huggingface, layout, places, reference, tensor_files, timm, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
@@ -217,7 +217,9 @@ def export_weights(
     if "://" in out:
         raise ValueError(f"--out {out}: exports are written to local disks: give a folder there, and copy it")
     folder = Path(out).expanduser()
-    if folder.is_dir() and not {file.name for file in folder.iterdir() if file.suffix != UNFINISHED} <= _WRITTEN:
+    for name in _WRITTEN:
+        remove_unfinished(folder / name)
+    if folder.is_dir() and not {file.name for file in folder.iterdir()} <= _WRITTEN:
         raise ValueError(f"--out {out} holds files already: give another folder")
     whole = fmt == "reference" and encoder == "target"
     weights = from_workdir(path, step, encoder, training=whole)

@@ -18,7 +18,7 @@ from ijepa_jax.devices import sharding
 from ijepa_jax.measure.collectives import count_collectives
 from ijepa_jax.measure.relayouts import count_relayouts
 from ijepa_jax.model.flops import PEAK_TFLOPS
-from ijepa_jax.train.step import init, step_of
+from ijepa_jax.train.step import init, train_step
 
 GIB = 2**30
 NEEDS_LIBTPU = "a plan for TPUs needs libtpu, which compiles on any Linux machine: pip install 'jax[tpu]'"
@@ -58,10 +58,10 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         ModuleNotFoundError: libtpu is not installed.
     """
     config = build.completed(config)
-    method = build.run_method(config)
     chip, devices = _devices(topology)
-    parts = build.Parts(config, method, build.mesh(config, devices), build.loader(config))
-    mesh, batch_size, counted = parts.mesh, config.optim.batch_size, method.flops()
+    parts = build.parts(config, devices)
+    method, mesh, batch_size = parts.method, parts.mesh, config.optim.batch_size
+    counted = method.flops()
     step, state, batch = _step(parts)
     arguments, flops = _bytes((state, batch)) / GIB, sum(counted.values()) if counted else None
     mfus = [mfu for mfu in _MFU if chip.peak and flops]
@@ -136,7 +136,9 @@ def _step(parts: build.Parts) -> tuple[Any, Any, dict[str, Any]]:
         name: _placed(jax.ShapeDtypeStruct((config.optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))
         for name, row in rows.items()
     }
-    return sharding.jit_step(step_of(method, optimizer, config), state, mesh), state, batch
+    options = {"seed": config.seed, "accumulation": config.optim.accumulation}
+    step = partial(train_step, method=method, optimizer=optimizer, **options)
+    return sharding.jit_step(step, state, mesh), state, batch
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, place) -> jax.ShapeDtypeStruct:

@@ -58,6 +58,7 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) 
     return _attention_forward(q, k, v, visible)[0]
 
 
+# Written out, as a step on two CPU cores takes 10% longer with automatic gradients (docs/benchmarks.md).
 _softmax_attention = jax.custom_vjp(_plain)
 
 

@@ -17,20 +17,14 @@ from ijepa_jax.model import positions as tables
 from ijepa_jax.model.attention import attend
 from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
 from ijepa_jax.model.shapes import Array, Float, Int, Shaped
-from ijepa_jax.settings.architectures import REMAT, SIZES
+from ijepa_jax.settings.architectures import SIZES
 
 # What the backward pass of a block finds kept of the forward pass, by the names of REMAT; keeping less takes less memory.
-_POLICIES = dict(
-    zip(
-        REMAT,
-        (
-            jax.checkpoint_policies.everything_saveable,
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers' outputs; norms, GELU, attention again
-            jax.checkpoint_policies.nothing_saveable,  # the block's input
-        ),
-        strict=True,
-    )
-)
+POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers' outputs; norms, GELU, attention again
+    "full": jax.checkpoint_policies.nothing_saveable,  # the block's input
+}
 
 
 def patch_grid(image: Sequence[int], patch: int) -> tuple[int, int]:
@@ -142,7 +136,7 @@ class Blocks(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads")
         # prevent_cse is only needed outside scan, where XLA would otherwise undo the rematerialisation.
-        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=not self.scan, policy=_POLICIES[self.remat])
+        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=not self.scan, policy=POLICIES[self.remat])
         block = partial(
             block,
             heads=self.heads,

@@ -19,14 +19,14 @@ from ijepa_jax.host.files import absolute, full_disk_named
 from ijepa_jax.host.signals import stop_requests
 from ijepa_jax.methods import identity
 from ijepa_jax.model.vit import parameter_count
-from ijepa_jax.pretrain.probes import Probes
+from ijepa_jax.pretrain.probes import Probes, check_labels
 from ijepa_jax.pretrain.result import finish, show_table, versions
 from ijepa_jax.settings import plain
 from ijepa_jax.train.checkpoint import CheckpointError
 from ijepa_jax.train.loop import Trace, placed_batches, train
 from ijepa_jax.train.recorder import Recorder
 from ijepa_jax.train.resume import start
-from ijepa_jax.train.run import Run, open_run
+from ijepa_jax.train.run import Run, open_data, open_run
 from ijepa_jax.train.step import State
 from ijepa_jax.train.workdir import claim
 from ijepa_jax.visualize.report import read_report
@@ -55,15 +55,17 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     facts = {**plain.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
     code = {name: value for name, value in identity(config.method).items() if name != "file"}  # which may lie elsewhere
     processes.check_agreement({**facts, **code})
+    parts = build.parts(config)  # before anything is written
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim, _all_ended() as ends:
-        run = open_run(build.parts(config), place, display, check_claim)
+        data = open_data(parts, display)
+        check_labels(parts, data, display)  # now, not at the end
+        run = open_run(parts, data, place, display, check_claim)
         ends.append(run.checkpoints.close)
         return _pretrain(run, command, started, ends)
 
 
 def _pretrain(run: Run, command: str, started: float, ends: list[Callable[[], None]]) -> dict[str, Any]:
     display = run.display
-    Probes.check(run)  # now, not at the end
     begin = start(run, lambda: placed_batches(run, 0))
     recorder, trace = Recorder(run, begin.step), Trace(run)
     ends += [recorder.close, trace.end, display.stop]
@@ -91,7 +93,7 @@ def _introduce(run: Run, state: State) -> None:
 
 @contextlib.contextmanager
 def _all_ended() -> Iterator[list[Callable[[], None]]]:
-    """Ends all that is put into a list, the last first, also where some of it fails to; the first failure is raised."""
+    """Calls every function in the list, last first, even if one fails. Raises the first failure."""
     ends: list[Callable[[], None]] = []
     failures: list[BaseException] = []
     try:
@@ -122,7 +124,7 @@ def _lost_processes_named() -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # gathering through gloo raises ValueError
         reason = one_line(error, 300)
-        if "RESOURCE_EXHAUSTED" in reason:
+        if "RESOURCE_EXHAUSTED" in str(error):
             advice = "try model.remat=full, a larger optim.accumulation or a larger mesh.fsdp; `launch.py plan` shows what fits"
             raise OutOfMemory(f"not enough device memory: {advice} ({reason})") from error
         if isinstance(error, DataError | processes.Disagreement) or not processes.lost(error):

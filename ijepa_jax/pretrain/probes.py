@@ -8,14 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from ijepa_jax.build import Parts
 from ijepa_jax.data.source import DataError
 from ijepa_jax.devices import processes
 from ijepa_jax.evaluate import features, probe
+from ijepa_jax.host.console import Display
 from ijepa_jax.train import metrics
 from ijepa_jax.train.recorder import Recorder
-from ijepa_jax.train.run import Run
+from ijepa_jax.train.run import Data, Run
 from ijepa_jax.train.step import State, random_encoder
 from ijepa_jax.visualize.live import feature_strip
+
+
+def check_labels(parts: Parts, data: Data, display: Display) -> None:
+    """Says where nothing can be probed. Raises DataError for labels of which no probes could be made."""
+    settings = parts.config.probe
+    if parts.method.backbone() is None:
+        display.log(f"no probes: {parts.method.title} trains no encoder")
+    elif not probe.check_labels(data.train, data.test, settings.train_images, settings.test_images):
+        splits = {"training": data.train, "test": data.test}
+        classes = ", ".join(f"{name} {dict(split.classes) or 'none'}" for name, split in splits.items())
+        display.log(f"no probes, as not both splits have labels of two classes: {classes}")
 
 
 class Probes:
@@ -24,17 +37,6 @@ class Probes:
     def __init__(self, run: Run, recorder: Recorder):
         self._run, self._recorder = run, recorder
         self.every = run.config.probe.every if run.encoder else 0
-
-    @staticmethod
-    def check(run: Run) -> None:
-        """Says where nothing can be probed. Raises DataError for labels of which no probes could be made."""
-        settings = run.config.probe
-        if run.encoder is None:
-            run.display.log(f"no probes: {run.method.title} trains no encoder")
-        elif not probe.check_labels(run.train, run.test, settings.train_images, settings.test_images):
-            splits = {"training": run.train, "test": run.test}
-            classes = ", ".join(f"{name} {dict(split.classes) or 'none'}" for name, split in splits.items())
-            run.display.log(f"no probes, as not both splits have labels of two classes: {classes}")
 
     @functools.cached_property
     def pooled(self) -> Callable[[Any, np.ndarray], features.Features]:

@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -30,7 +31,7 @@ def finish(
     waiting, encoder = recorder.waiting(), run.trained(state)
     found = {"encoder_digest": encoder_digest(encoder, run.encoder), **probes.final(encoder)} if run.encoder else {}
     run.display.log("drawing pictures")
-    found |= draw_pictures(run, state, probes.pooled if run.encoder else None)
+    found |= draw_pictures(run, state, encoder, partial(probes.pooled, encoder) if run.encoder else None)
     rate = recorder.images_per_s
     report = {
         **found,

@@ -5,7 +5,8 @@ import dataclasses
 ATTENTION = ("xla", "cudnn")
 GRADIENTS = ("written", "automatic")  # of linear layers, norms and attention; jax.jvp and jax.hessian need automatic ones
 INTERPOLATIONS = ("bicubic", "bicubic_antialias")  # of position tables
-REMAT = ("none", "dots", "full")  # what the backward pass computes again: nothing, all but linear layers' outputs, all
+# What the backward pass recomputes. none: nothing; dots: all but the outputs of linear layers; full: everything.
+REMAT = ("none", "dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ SETTINGS = {
 
 
 def check_length(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError, naming the key, where settings do not tell how long a run is; those of imported weights do not."""
+    """Raises ValueError, naming the key, if the length of the run is not given. Settings of imported weights give none."""
     optim = config.optim
     if bool(optim.epochs) == bool(optim.steps):
         raise ValueError(f"give either optim.epochs or optim.steps, not both or none: {optim.epochs} and {optim.steps}")

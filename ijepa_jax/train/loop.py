@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -11,7 +12,7 @@ from ijepa_jax.devices import processes, sharding
 from ijepa_jax.train.recorder import Recorder
 from ijepa_jax.train.resume import Start
 from ijepa_jax.train.run import Run
-from ijepa_jax.train.step import State, step_of
+from ijepa_jax.train.step import State, train_step
 
 
 class Stopped(Exception):
@@ -58,7 +59,8 @@ def train(run: Run, start: Start, recorder: Recorder, watch: Watch, trace: Trace
     Raises `Diverged`, and `Stopped` where `requests` (see `signals.stop_requests`) has one.
     """
     state = start.state
-    step_fn = sharding.jit_step(step_of(run.method, run.optimizer, run.config), state, run.mesh)
+    options = {"seed": run.config.seed, "accumulation": run.config.optim.accumulation}
+    step_fn = sharding.jit_step(partial(train_step, method=run.method, optimizer=run.optimizer, **options), state, run.mesh)
     run.display.start("step", run.total_steps, start.step)
     with contextlib.closing(placed_batches(run, start.step)) as stream, jax.transfer_guard("disallow"):
         late = None

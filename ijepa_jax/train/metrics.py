@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from ijepa_jax.host.errors import one_line
-from ijepa_jax.host.files import set_aside, unfinished
+from ijepa_jax.host.files import remove_unfinished, set_aside, unfinished, write_whole
 from ijepa_jax.train.workdir import owner
 
 FILE = "metrics.jsonl"
@@ -44,7 +44,11 @@ class MetricsWriter:
         self._lines = [json.dumps(line) + "\n" for line in found if line["step"] <= start_step]
         self.problems = list(wandb.problems) if wandb else []
         self._remote = "://" in str(workdir)
-        if problem or not self._remote:
+        if self._remote and problem:
+            self.problems.append(f"{problem}; the file as it was is {set_aside(self._path)}")
+            self._path.write_text("".join(self._lines))
+        elif not self._remote:
+            remove_unfinished(self._path)
             with unfinished(self._path) as place:
                 place.write_text("".join(self._lines))  # before anything is moved: the disk may be full
                 if problem:
@@ -169,7 +173,7 @@ def _wandb_id(workdir: epath.Path) -> tuple[str, list[str]]:
             return kept, problems
         problems.append(f"{path} holds no id of Weights & Biases: a new run begins there")
     new = uuid.uuid4().hex[:16]
-    path.write_text(new)
+    write_whole(path, new)
     return new, problems
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ijepa_jax.devices import processes
+from ijepa_jax.host.files import write_whole
 from ijepa_jax.settings import plain
 from ijepa_jax.train import metrics
 from ijepa_jax.train.run import Run
@@ -20,7 +21,7 @@ class Diverged(RuntimeError):
 
 
 class Recorder:
-    """Counts what a run does since this process started; the first process writes metrics down, the others' go nowhere."""
+    """Counts what a run does since this process started. Only the first process writes metrics."""
 
     def __init__(self, run: Run, start_step: int):
         self._run = run
@@ -36,9 +37,9 @@ class Recorder:
         """What came since the last step was no training."""
         self._clock = time.monotonic()
 
-    def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def step(self, step: int, found: dict[str, jax.Array]) -> None:
         """Fetches a step's metrics, checks and writes them. Raises `Diverged`."""
-        run, values = self._run, {name: float(value) for name, value in jax.device_get(metrics).items()}
+        run, values = self._run, {name: float(value) for name, value in jax.device_get(found).items()}
         now = time.monotonic()
         if self.compilations == 0:  # the first step of this process compiles: it does not count
             self.compilations, self.waited = 1, 0.0
@@ -95,7 +96,7 @@ class Recorder:
 
 def _writer(run: Run, start_step: int) -> metrics.MetricsWriter:
     """The writer of the first process, with the settings beside what it writes."""
-    (run.workdir / "config.json").write_text(run.config.to_json_best_effort(indent=2) + "\n")
+    write_whole(run.workdir / "config.json", run.config.to_json_best_effort(indent=2) + "\n")
     project = run.config.log.wandb
     wandb = metrics.WandbRun(project, run.workdir, plain.to_plain(run.config)) if project else None
     writer = metrics.MetricsWriter(run.workdir, start_step, wandb)

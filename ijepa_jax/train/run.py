@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -87,31 +87,39 @@ class Run:
             yield batch
 
 
-def open_run(parts: build.Parts, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
-    """Opens everything that a run needs; cheap checks come first."""
-    config, loader = parts.config, parts.loader
-    if config.log.wandb and not processes.all_succeeded(not processes.is_first() or metrics.has_wandb()):
+class Data(NamedTuple):
+    """A run's images."""
+
+    train: Source
+    test: Source
+    contents: dict[str, str]  # see `Source.contents`, of the training images
+
+
+def open_data(parts: build.Parts, display: Display) -> Data:
+    """Opens both splits; all processes must see the same. Cheap checks come first."""
+    loader, opened = parts.loader, {}
+    if parts.config.log.wandb and not processes.all_succeeded(not processes.is_first() or metrics.has_wandb()):
         raise ValueError("log.wandb is set, but its package is not installed: pip install wandb, or leave log.wandb empty")
-    train, test = _open_data(loader, display)
-    if len(train) < loader.batch_size:
-        raise DataError(f"{loader.name} has {len(train)} training images, fewer than optim.batch_size {loader.batch_size}")
-    contents = train.contents()
-    facts = {"training images": len(train), "contents": contents, "test images": len(test)}
-    processes.check_agreement({**facts, "devices": jax.local_device_count()})
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-    share = (len(train) + len(test)) / jax.process_count()
-    listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
-    bad = BadImages(workdir / listing, share, loader.max_bad_fraction, display.log)
-    return Run(
-        parts, workdir, display, train, test, contents, identity(config.method), parts.optimizer(len(train)),
-        build.total_steps(config, len(train)), checkpoints, bad, check_claim,
-    )  # fmt: skip
-
-
-def _open_data(loader: Loader, display: Display) -> tuple[Source, Source]:
-    opened = []
     for split in ("train", "test"):
         begun = time.monotonic()
-        opened.append(loader.open(split))
-        display.log(f"{loader.name} {split}: {len(opened[-1])} images ({time.monotonic() - begun:.1f} s)")
-    return opened[0], opened[1]
+        opened[split] = loader.open(split)
+        display.log(f"{loader.name} {split}: {len(opened[split])} images ({time.monotonic() - begun:.1f} s)")
+    count = len(opened["train"])
+    if count < loader.batch_size:
+        raise DataError(f"{loader.name} has {count} training images, fewer than optim.batch_size {loader.batch_size}")
+    contents = opened["train"].contents()
+    facts = {"training images": count, "contents": contents, "test images": len(opened["test"])}
+    processes.check_agreement({**facts, "devices": jax.local_device_count()})
+    return Data(**opened, contents=contents)
+
+
+def open_run(parts: build.Parts, data: Data, workdir: epath.Path, display: Display, check_claim: Callable[[], None]) -> Run:
+    """Opens what a run with these data needs, its checkpoints last."""
+    config, count, tested = parts.config, len(data.train), len(data.test)
+    optimizer, total_steps = parts.optimizer(count), build.total_steps(config, count)
+    listing = f"bad_images_{jax.process_index()}.txt" if jax.process_count() > 1 else "bad_images.txt"
+    share = (count + tested) / jax.process_count()
+    bad = BadImages(workdir / listing, share, parts.loader.max_bad_fraction, display.log)
+    code = identity(config.method)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    return Run(parts, workdir, display, *data, code, optimizer, total_steps, checkpoints, bad, check_claim)

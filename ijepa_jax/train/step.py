@@ -1,6 +1,5 @@
 """The training step: a pure function of state and batch. It knows no method by name."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,11 +79,6 @@ def train_step(
         **({} if target is None else {"momentum": momentum}),
     }
     return State(state.step + 1, params, target, opt_state), metrics
-
-
-def step_of(method: Method, optimizer: Optimizer, config: Any) -> Callable:
-    """The training step of a run's settings: (state, batch) -> (state, metrics), to be jitted."""
-    return partial(train_step, method=method, optimizer=optimizer, seed=config.seed, accumulation=config.optim.accumulation)
 
 
 def _gradients(method: Method, state: State, batch: Batch, key: jax.Array, accumulation: int):

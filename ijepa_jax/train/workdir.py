@@ -12,7 +12,7 @@ from etils import epath
 
 from ijepa_jax.devices import processes
 from ijepa_jax.host.errors import one_line
-from ijepa_jax.host.files import ASIDE, set_aside
+from ijepa_jax.host.files import ASIDE, set_aside, write_whole
 
 _LOCK, _OWNER = ".lock", "owner"
 # What a run writes for people to look at, by what it must be.
@@ -75,7 +75,7 @@ def owner(workdir: epath.Path) -> str:
 def _take_over(workdir: epath.Path) -> Callable[[], None]:
     token = processes.gather_objects(uuid.uuid4().hex)[0]
     if processes.is_first():
-        (workdir / _OWNER).write_text(token)
+        write_whole(workdir / _OWNER, token)
     processes.wait_for_all("workdir claimed")
     blind = [place for place, seen in processes.gather_objects([processes.place(), owner(workdir) == token]) if not seen]
     if blind:

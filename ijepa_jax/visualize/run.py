@@ -1,7 +1,6 @@
 """The pictures of a pretraining run."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,11 +23,11 @@ _BANK = 1000  # images to find neighbours among
 _LOOKED_AT = 64  # images that a method's own pictures are made of
 
 
-def draw_pictures(run: Run, state: State, pooled: Callable[[Any, np.ndarray], features_lib.Features] | None) -> dict[str, Any]:
+def draw_pictures(run: Run, state: State, encoder: Any, pooled: features_lib.Extract | None) -> dict[str, Any]:
     """Draws the pictures of a run into WORKDIR/report; returns what the report says of them (see `Method.pictures`).
 
-    `pooled` is an extractor of pooled features, None where there is no encoder. With several processes all must call this; the
-    first one draws.
+    `encoder`: its parameters, and `pooled` gives pooled features by it; both None where there is none. With several processes
+    all must call this; the first one draws.
     """
     folder = run.workdir / "report"
     if processes.is_first():
@@ -38,7 +37,7 @@ def draw_pictures(run: Run, state: State, pooled: Callable[[Any, np.ndarray], fe
     if processes.is_first():
         drawn += draw_run(folder, metrics.read(run.workdir), run.method.title)
     if pooled is not None:
-        drawn += _of_features(folder, run, partial(pooled, run.trained(state)), run.trained(state))
+        drawn += _of_features(folder, run, pooled, encoder)
     return {**found, "pictures": drawn if processes.is_first() else []}
 
 

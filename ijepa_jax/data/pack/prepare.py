@@ -39,7 +39,7 @@ def prepare(
     max_bad_fraction: float = 0.01,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Packs the splits of a source (see `sources.open_source`) into a data set at `out`, local or gs:// or s3://.
+    """Packs the splits of a source (see `open.open_source`) into a data set at `out`, local or gs:// or s3://.
 
     Every example has `image` (encoded, see `shards.encode` on `short_side` and `quality`), `file` (where it comes from) and
     the labels that all splits have. With the default short side no crop of 0.3 of a square image's area is enlarged for 224
