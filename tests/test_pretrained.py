@@ -241,7 +241,7 @@ def test_a_classifier_acts_on_the_pooled_features(encoder, images):
     head = {"kernel": np.eye(32, 5, dtype=np.float32), "bias": np.arange(5, dtype=np.float32)}
     classifier = ijepa_jax.Pretrained(encoder.encoder, encoder.params, head, "abcde")
     assert classifier.labels == tuple("abcde")
-    np.testing.assert_allclose(classifier.classify(images), encoder(images)[:, :5] + np.arange(5), **ROUNDING)
+    np.testing.assert_allclose(classifier.classify(images), encoder(images)[:, :5] + np.arange(5)[None], **ROUNDING)
     np.testing.assert_allclose(classifier.classify(images[0]), encoder(images)[0, :5] + np.arange(5), **ROUNDING)
 
 

@@ -16,6 +16,7 @@ from ijepa_jax.devices.sharding import batch_sharding, make_mesh, replicated
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.interop import convert, layout
 from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.layers import along_last
 
 Images = Any  # arrays, what `np.asarray` makes arrays of, or Pillow images
 
@@ -71,7 +72,8 @@ class Pretrained:
         """Logits [B, K] of the classifier that came with the weights; ValueError where none did."""
         if self.head is None:
             raise ValueError(f"these weights have no classifier: {self.origin}")
-        return self(images, batch_size, check) @ self.head["kernel"] + self.head["bias"][None]
+        logits = self(images, batch_size, check) @ self.head["kernel"]
+        return logits + along_last(self.head["bias"], logits)
 
     def __repr__(self) -> str:
         network, (height, width) = self.encoder.network, self.image_size
