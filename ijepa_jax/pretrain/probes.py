@@ -1,7 +1,6 @@
 """The probes of a run: while it trains and at its end, of its encoder and of what that is compared with."""
 
 import functools
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,15 +54,15 @@ class Probes:
 
     def _baselines(self) -> None:
         """Probes a random encoder and raw pixels on the sample that probes during training use."""
-        run, begun, data = self._run, time.monotonic(), self._data(during=True)
+        run, data = self._run, self._data(during=True)
         run.display.log("first what this run is compared with: a random encoder, and raw pixels")
-        encoder = random_encoder(run.method, run.config.seed, run.mesh)
-        random_init = data.measure(partial(self.pooled, encoder)).results
-        pixels = data.measure(features.pixels(run.mesh)).results
+        with self._recorder.probing():
+            encoder = random_encoder(run.method, run.config.seed, run.mesh)
+            random_init = data.measure(partial(self.pooled, encoder)).results
+            pixels = data.measure(features.pixels(run.mesh)).results
+            self._show_features(0, encoder)
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         self._recorder.write(0, {f"{name}/{key}": value for name, found in named.items() for key, value in found.items()})
-        self._show_features(0, encoder)
-        self._recorder.probed += time.monotonic() - begun
         run.display.probes("random init", random_init, f"probes of a random encoder: {_one_line(random_init)}")
         run.display.probes("pixels", pixels, f"probes of raw pixels: {_one_line(pixels)}")
 
@@ -78,11 +77,11 @@ class Probes:
 
     def during(self, step: int, state: State) -> float:
         """Probes the encoder after a step; returns the score by which the best checkpoint is chosen."""
-        run, begun = self._run, time.monotonic()
-        encoder = run.trained(state)
-        results, _, strengths = self._data(during=True).measure(partial(self.pooled, encoder))
-        self._show_features(step, encoder)
-        self._recorder.probed += time.monotonic() - begun
+        run = self._run
+        with self._recorder.probing():
+            encoder = run.trained(state)
+            results, _, strengths = self._data(during=True).measure(partial(self.pooled, encoder))
+            self._show_features(step, encoder)
         chosen = {f"l2/{task}": value for task, value in strengths.items()}
         self._recorder.write(step, {f"probe/{key}": value for key, value in {**results, **chosen}.items()})
         self._recorder.flush()

@@ -28,7 +28,7 @@ def finish(
     run: Run, start_step: int, recorder: Recorder, probes: Probes, state: State, command: str, started: float
 ) -> dict[str, Any]:
     """Probes, draws and reports a run that is trained; returns the report. `started`: when it was, by `time.monotonic`."""
-    waiting, encoder = recorder.waiting(), run.trained(state)
+    waiting, encoder = recorder.waiting_shares(), run.trained(state)
     found = {"encoder_digest": encoder_digest(encoder, run.encoder), **probes.final(encoder)} if run.encoder else {}
     run.display.log("drawing pictures")
     found |= draw_pictures(run, state, encoder, partial(probes.pooled, encoder) if run.encoder else None)

@@ -1,7 +1,6 @@
 """The loop: data in; metrics, probes and checkpoints out. The step itself is pure, see step.py."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
@@ -66,9 +65,8 @@ def train(run: Run, start: Start, recorder: Recorder, watch: Watch, trace: Trace
         late = None
         recorder.restart_clock()
         for step in range(start.step + 1, run.total_steps + 1):
-            begun = time.monotonic()
-            batch = next(stream)
-            recorder.waited += time.monotonic() - begun
+            with recorder.waiting():
+                batch = next(stream)
             trace.before(step)
             state, metrics = step_fn(state, batch)
             if late is not None:

@@ -1,7 +1,9 @@
 """What a run does, taken down: the metrics of its steps, how long they took, and how long they waited for their input."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,6 +39,20 @@ class Recorder:
         """What came since the last step was no training."""
         self._clock = time.monotonic()
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done here is waiting for input."""
+        begun = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begun
+
+    @contextlib.contextmanager
+    def probing(self) -> Iterator[None]:
+        """What is done here is probing."""
+        begun = time.monotonic()
+        yield
+        self.probed += time.monotonic() - begun
+
     def step(self, step: int, found: dict[str, jax.Array]) -> None:
         """Fetches a step's metrics, checks and writes them. Raises `Diverged`."""
         run, values = self._run, {name: float(value) for name, value in jax.device_get(found).items()}
@@ -61,14 +77,14 @@ class Recorder:
         """The rate of training; None before it is known."""
         return self._run.loader.batch_size * self.steps_timed / self.seconds if self.seconds else None
 
-    def waiting(self) -> dict[str, float]:
+    def waiting_shares(self) -> dict[str, float]:
         """The share of its time that each process has waited for its input, by the process and its host."""
         mine = processes.place(), round(self.waited / self.seconds, 4) if self.seconds else 0.0
         return dict(processes.gather_objects(mine))
 
     def report_waiting(self) -> None:
         """Names the process that keeps the others waiting, if one does."""
-        shares = self.waiting()
+        shares = self.waiting_shares()
         slowest = max(shares, key=shares.get)
         if len(shares) > 1 and shares[slowest] > _SLOW:
             self._run.display.log(f"{slowest} waits {shares[slowest]:.0%} of the time for its input, and all others for it")
