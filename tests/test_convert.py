@@ -454,7 +454,7 @@ def test_relative_paths_spaces_and_links_are_paths_like_others(encoder_only, tmp
 def test_what_a_killed_import_or_export_left_is_taken_up_again(encoder_only, tmp_path):
     exported = tmp_path / "out"
     exported.mkdir()
-    (exported / "model.safetensors.tmp").write_bytes(b"half")
+    (exported / ".model.safetensors.12ab34cd.tmp").write_bytes(b"half")
     convert.export_weights(str(encoder_only), str(exported), "huggingface")
     left = tmp_path / "in" / "checkpoints" / "0.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
@@ -464,6 +464,7 @@ def test_what_a_killed_import_or_export_left_is_taken_up_again(encoder_only, tmp
         convert.import_weights(str(exported), str(tmp_path / "in"))
     with pytest.raises(ValueError, match="holds files already"):
         convert.export_weights(str(encoder_only), str(exported), "huggingface")
+    assert not [*exported.glob(".*")]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_grey_arrays_without_labels_that_are_not_square(tmp_path, capsys):
     data = {"data__name": f"arrays:{tmp_path / 'grey.npz'}", "data__channels": 1, "data__mean": (0.5,), "data__std": (0.25,)}
     config = small.config(**data, data__image_size=(24, 40), optim__steps=2, optim__warmup=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "_finish", lambda *arguments: {})
+        patch.setattr(command, "finish", lambda *arguments: {})
         command.pretrain(config, tmp_path / "run")
     code, result, err = visualize(capsys, "--checkpoint", tmp_path / "run", "--images=20")
     assert code == 0 and not err, err

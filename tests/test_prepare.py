@@ -286,7 +286,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, small_shards):
     source, whole, out = f"folder:{tmp_path}/photos", tmp_path / "whole" / "packed", tmp_path / "killed" / "packed"
     prepare.prepare(source, whole, short_side=100)
     script = (
-        "import sys; from ijepa_jax.data import prepare; prepare._SHARD_IMAGES = 20;"
+        "import sys; from ijepa_jax.data.pack import prepare; prepare._SHARD_IMAGES = 20;"
         "prepare.prepare(*sys.argv[1:], short_side=100, workers=2)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, source, out], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -359,15 +359,15 @@ def test_object_stores(tmp_path, monkeypatch, scheme, small_shards):
     _photos(tmp_path / "bucket" / "photos", 60)
     source, out = f"folder:{scheme}://bucket/photos", f"{scheme}://bucket/packed"
     with object_store.mounted(tmp_path, monkeypatch):
-        moved = shards._move
+        copied = shards.shutil.copyfileobj
 
         def fail(*arguments):
-            moved(*arguments)
+            copied(*arguments)
             raise RuntimeError("the connection was lost")
 
-        monkeypatch.setattr(shards, "_move", fail)
+        monkeypatch.setattr(shards.shutil, "copyfileobj", fail)
         _refused(f"cannot use {scheme}://bucket/packed/1.0.0/.*: RuntimeError: the connection was lost", source, out)
-        monkeypatch.setattr(shards, "_move", moved)
+        monkeypatch.setattr(shards.shutil, "copyfileobj", copied)
         result = prepare.prepare(source, out)
         assert prepare.prepare(source, out) == result
         if scheme == "gs":

@@ -26,7 +26,7 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         headings = ["", result["name"], *(_COLUMNS[name] for name in names)]
         return headings, [[measure, *(f"{of[measure]:.3g}" for of in found)] for measure in measures]
     entries = {**result.get("tasks", {}), result["task"] if "tasks" not in result else "mean": result}
-    low_high = f"{100 * result['settings']['interval']['level']:g}% interval"
+    low_high = "95% interval"
     headings = ["task", result["name"], low_high, *(_COLUMNS[name] for name in names)]
     return headings, [
         [
