@@ -32,8 +32,9 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ijepa_jax.data import counter, crops, images, open, pipeline
+from ijepa_jax.data import counter, crops, images, pipeline
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pack import prepare
 from ijepa_jax.host.console import Display
 from ijepa_jax.methods.masks import MaskSampler
@@ -163,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loader_speed_") as folder:
         files = pathlib.Path(folder, "files")
         write_files(files, options.images)
-        source = open.open_source(f"folder:{files}", "train", size=0, seed=0)
+        source = open_source(f"folder:{files}", "train", size=0, seed=0)
         result = {
             "workers": options.workers,
             "kind": options.kind,
@@ -176,7 +177,7 @@ def main() -> None:
         }
         packed = pathlib.Path(folder, "packed")
         prepare.prepare(f"folder:{files}", packed, short_side=0, workers=options.workers, display=Display(quiet=True))
-        result["array_record"] = measure(open.open_source(f"tfds:{packed}", "train", size=0, seed=0), options)
+        result["array_record"] = measure(open_source(f"tfds:{packed}", "train", size=0, seed=0), options)
     print(json.dumps(result))
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ijepa_jax.data import clevr, open
+from ijepa_jax.data import clevr
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.open import open_source
 
 # depth of the nearest object, number of objects, and the classes of the two; VTAB's bins hold their upper edges
 SCENES = [
@@ -89,7 +90,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def _open(directory: Path, split: str, part: str = ""):
-    return open.open_source(f"tfds:clevr{part}", split, size=0, seed=0, directory=str(directory))
+    return open_source(f"tfds:clevr{part}", split, size=0, seed=0, directory=str(directory))
 
 
 def test_every_image_has_vtabs_classes(directory):

@@ -18,8 +18,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ijepa_jax.data import images, open
+from ijepa_jax.data import images
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pack import pool, prepare, shards
 from ijepa_jax.data.pipeline import permute
 from tests import object_store
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _open(name, split="train"):
-    return open.open_source(str(name), split, size=0, seed=0)
+    return open_source(str(name), split, size=0, seed=0)
 
 
 def _pixels(*shape: int, seed: int = 0) -> np.ndarray:
@@ -118,7 +119,7 @@ def test_tfds_itself_reads_the_data_set_by_name_and_by_path(tmp_path):
     ]  # fmt: skip
     builder = tfds.builder_from_directory(out / "1.0.0")
     examples = list(builder.as_data_source("train"))
-    by_name = open.open_source("tfds:24-my photos", "train", size=0, seed=0, directory=str(tmp_path))
+    by_name = open_source("tfds:24-my photos", "train", size=0, seed=0, directory=str(tmp_path))
     assert len(examples) == len(by_name) == builder.info.splits["train"].num_examples
     assert builder.info.features["label"].names == by_name.class_names["label"] == ["class0", "class1", "class2"]
     for example in examples:
@@ -242,7 +243,7 @@ def test_a_packed_data_set_can_be_packed_smaller(tmp_path):
 
 def test_all_tasks_of_generated_scenes_are_packed(tmp_path, monkeypatch):
     def few(name, split, *, size, seed):
-        return open.open_source(name, split, size=size // 500, seed=seed, image_size=24)
+        return open_source(name, split, size=size // 500, seed=seed, image_size=24)
 
     monkeypatch.setattr(prepare, "open_source", few)
     assert prepare.prepare("scenes", tmp_path / "out")["images"] == {"train": 40, "test": 8}
@@ -384,7 +385,7 @@ def test_object_stores(tmp_path, monkeypatch, scheme, small_shards):
 def test_the_same_images_packed_under_another_name_are_the_same(tmp_path):
     _photos(tmp_path / "photos", 30)
     names = [prepare.prepare(f"folder:{tmp_path}/photos", tmp_path / out)["name"] for out in ("a", "b")]
-    one, other = (open.open_source(name, "train", size=0, seed=0).contents() for name in names)
+    one, other = (open_source(name, "train", size=0, seed=0).contents() for name in names)
     assert one == other
 
 

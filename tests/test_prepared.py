@@ -15,8 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ijepa_jax.data import images, open
+from ijepa_jax.data import images
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.open import open_source
 from tests import object_store
 
 PIXELS = {split: np.random.default_rng(n).integers(0, 256, (n, 6, 7, 3), np.uint8) for split, n in (("train", 20), ("test", 5))}
@@ -63,7 +64,7 @@ def directory(written, tmp_path) -> Path:
 
 
 def _open(name: str, split: str = "train", directory: Path | None = None):
-    return open.open_source(name, split, size=0, seed=0, directory=directory and str(directory))
+    return open_source(name, split, size=0, seed=0, directory=directory and str(directory))
 
 
 def _refused(name: str, match: str, split: str = "train", directory: Path | None = None) -> None:

@@ -13,8 +13,9 @@ import pytest
 from etils.epath import backend
 from PIL import Image
 
-from ijepa_jax.data import arrays, images, open, render
+from ijepa_jax.data import arrays, images, render
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.open import open_source
 from tests import object_store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +23,7 @@ FASHION_MNIST = ROOT.parent / "shared" / "data" / "fashion-mnist"
 
 
 def _open(name, split="train", **settings):
-    return open.open_source(str(name), split, **{"size": 8, "seed": 0} | settings)
+    return open_source(str(name), split, **{"size": 8, "seed": 0} | settings)
 
 
 def _pixels(count: int, *shape: int) -> np.ndarray:
