@@ -233,7 +233,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "most, line", [(60_000, "error: cannot write checkpoints to "), (450_000, "error: cannot write to {run} (disk full?): ")]
+    "most, line", [(60_000, "error: cannot write checkpoints to "), (560_000, "error: cannot write to {run} (disk full?): ")]
 )
 def test_a_full_disk_stops_with_one_line(tmp_path, most, line):
     """While it saves; while it draws its report, when the checkpoints are safe."""
