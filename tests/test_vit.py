@@ -7,8 +7,9 @@ import pytest
 
 from ijepa_jax.model import layers
 from ijepa_jax.model.attention import attend
-from ijepa_jax.model.vit import ViT, drop_path, normalise, parameter_count, patch_grid, take_tokens
+from ijepa_jax.model.vit import ViT, drop_path, normalise, parameter_count, take_tokens
 from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.settings.axes import patch_grid
 
 # METHOD: published parameter counts of the encoders, positions not counted
 COUNTS = {

@@ -9,7 +9,7 @@ import numpy as np
 from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import replicated
 from ijepa_jax.methods import Arrays, Look
-from ijepa_jax.model.vit import patch_grid
+from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.visualize.masks import as_rgb, reveal, save_grid, seen_patches
 
 _TITLES = {"predictor": "predictor", "target": "target encoder", "another image": "another image"}
@@ -100,7 +100,7 @@ def draw_decoded(path, batch: Arrays, samples: dict[str, list[np.ndarray]], patc
       patch: side of a patch in pixels.
     """
     images, scale = as_rgb(batch["image"]), -(-_SIDE // batch["image"].shape[1])
-    grid = patch_grid(images.shape[1:], patch)
+    grid = patch_grid(images.shape[1:-1], patch)
     context_length = batch.get("context_length", np.full(batch["context"].shape[:2], batch["context"].shape[-1]))
     rows = []
     for i, image in enumerate(images):

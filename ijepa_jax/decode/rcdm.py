@@ -22,8 +22,9 @@ from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.methods import Batch, IJepa, Look, Method
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.layers import along_last
-from ijepa_jax.model.vit import normalise, patch_grid, take_tokens
+from ijepa_jax.model.vit import normalise, take_tokens
 from ijepa_jax.settings import plain
+from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, text, whole
 from ijepa_jax.train import checkpoint
 from ijepa_jax.train.step import State

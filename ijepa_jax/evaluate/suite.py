@@ -26,9 +26,9 @@ from ijepa_jax.evaluate.protocols import BY_NAME, Outcome
 from ijepa_jax.evaluate.statistics import paired_difference, summarise
 from ijepa_jax.evaluate.table import write_tables
 from ijepa_jax.host.console import Display
-from ijepa_jax.model.vit import patch_grid
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.settings import plain
+from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.train import checkpoint, digests
 from ijepa_jax.train.step import initial_encoder, random_encoder
 

@@ -15,8 +15,9 @@ from ijepa_jax.model import flops
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.predictor import CONTEXTS, Predictor
 from ijepa_jax.model.shapes import Array, Float, Int
-from ijepa_jax.model.vit import ViT, from_settings, normalise, patch_grid, take_tokens
+from ijepa_jax.model.vit import ViT, from_settings, normalise, take_tokens
 from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, whole
 
 TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ijepa_jax.model.layers import LayerNorm
 from ijepa_jax.model.shapes import Array, Shaped
-from ijepa_jax.model.vit import ViT, from_settings, normalise, patch_grid
+from ijepa_jax.model.vit import ViT, from_settings, normalise
+from ijepa_jax.settings.axes import patch_grid
 
 KINDS = ("last", "last4", "patches", "layers")
 

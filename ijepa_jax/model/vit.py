@@ -18,6 +18,7 @@ from ijepa_jax.model.attention import attend
 from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
 from ijepa_jax.model.shapes import Array, Float, Int, Shaped
 from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.settings.axes import patch_grid
 
 # What the backward pass of a block finds kept of the forward pass, by the names of REMAT; keeping less takes less memory.
 POLICIES = {
@@ -25,14 +26,6 @@ POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers' outputs; norms, GELU, attention again
     "full": jax.checkpoint_policies.nothing_saveable,  # the block's input
 }
-
-
-def patch_grid(image: Sequence[int], patch: int) -> tuple[int, int]:
-    """(rows, columns) of patches of an image (height, width, ...); raises ValueError where they do not divide."""
-    height, width = image[:2]
-    if height < patch or width < patch or height % patch or width % patch:
-        raise ValueError(f"image of {height}x{width} pixels does not divide into patches of {patch}x{patch}")
-    return height // patch, width // patch
 
 
 def normalise(images: Shaped[Array, "*b h w c"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "*b h w c"]:
@@ -219,7 +212,7 @@ class ViT(nn.Module):
         Returns:
             [B, K, N or Q, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
         """
-        grid = patch_grid(images.shape[1:], self.patch)
+        grid = patch_grid(images.shape[1:-1], self.patch)
         patches = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
         trained_grid = self.trained_grid or grid
         table = position_table(self, self.positions, self.width, trained_grid)
