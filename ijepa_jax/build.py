@@ -8,7 +8,8 @@ import ml_collections
 from jax.sharding import Mesh
 
 from ijepa_jax.data.loader import Loader
-from ijepa_jax.data.pipeline import Loading, Share, View
+from ijepa_jax.data.pipeline import Loading, Share
+from ijepa_jax.data.views import View
 from ijepa_jax.devices.sharding import make_mesh
 from ijepa_jax.methods import TABLE, Method, broken, find
 from ijepa_jax.methods import config as config_lib
@@ -114,7 +115,7 @@ def loader(config: ml_collections.ConfigDict) -> Loader:
     view = View(
         size=tuple(data.image_size), channels=data.channels, crop_scale=tuple(data.crop_scale),
         crop_aspect=tuple(data.crop_aspect), flip=data.flip, color_jitter=data.color_jitter, exact=data.exact,
-        center=data.eval_crop,
+        center=data.eval_crop, crop=data.crop, mean=tuple(data.mean), std=tuple(data.std),
     )  # fmt: skip
     return Loader(
         data.name, data.directory, {"train": data.size, "test": data.test_size}, view, config.seed, config.optim.batch_size,

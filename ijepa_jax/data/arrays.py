@@ -1,4 +1,4 @@
-"""Pixels in memory as sources: NumPy archives and MNIST-format files."""
+"""Examples in memory as sources: NumPy archives of images, videos or signals, and MNIST-format files."""
 
 import gzip
 import logging
@@ -12,17 +12,19 @@ from etils import epath
 from ijepa_jax.data import counter
 from ijepa_jax.data.source import DataError, LabelledSource, NoSplit, check_known, hashed
 from ijepa_jax.host.errors import one_line
+from ijepa_jax.settings.axes import AXES
 
 _MOST_CLASSES = 100_000
 _SPARSE = 10  # times as many numbers as classes: a probe has weights for each
 
 
 class ArraySource(LabelledSource):
-    """Pixels in memory: uint8 [N, H, W] or [N, H, W, C]."""
+    """Examples in memory: images uint8 [N, H, W] or [N, H, W, C], videos with an axis T more, signals float32 [N, L, C]."""
 
-    def __init__(self, images: np.ndarray, labels: Mapping[str, np.ndarray], title: str):
+    def __init__(self, images: np.ndarray, labels: Mapping[str, np.ndarray], title: str, modality: str = "image"):
         self.images = images
         self.labels = dict(labels)
+        self.modality = modality
         self._title = title
 
     def __len__(self) -> int:
@@ -32,10 +34,10 @@ class ArraySource(LabelledSource):
         return self.images[index]
 
     def name(self, index: int) -> str:
-        return f"{self._title} image {index}"
+        return f"{self._title} {self.modality} {index}"
 
     def file(self, index: int) -> str:
-        return f"{self._title.split()[-1]} image {index}"
+        return f"{self._title.split()[-1]} {self.modality} {index}"
 
     def _content(self) -> Iterator[bytes | np.ndarray]:
         yield str(self.images.shape).encode()
@@ -45,7 +47,8 @@ class ArraySource(LabelledSource):
         return {"pixels": hashed(self._content())}
 
 
-def open_arrays(place: str, split: str) -> ArraySource:
+def open_arrays(place: str, split: str, modality: str = "image") -> ArraySource:
+    """The split of an archive, of its examples of a modality; see `open.open_source`."""
     path = epath.Path(place).expanduser()
     if not path.is_file():
         raise DataError(f"arrays:{place}: no such file: --config.data.name tells where data are")
@@ -54,44 +57,62 @@ def open_arrays(place: str, split: str) -> ArraySource:
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError(f"arrays:{place} is not a readable .npz file: it holds a single array")
-            return _select_arrays(arrays, place, split)
+            return _select_arrays(arrays, place, split, modality)
     except DataError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
         raise DataError(f"arrays:{place} is not a readable .npz file: {one_line(error)}") from error
 
 
-def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str) -> ArraySource:
-    if f"{split}_images" in arrays:
-        images = arrays[f"{split}_images"]
+def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str, modality: str) -> ArraySource:
+    name = f"{modality}s"
+    if f"{split}_{name}" in arrays:
+        images = arrays[f"{split}_{name}"]
         labels = arrays.get(f"{split}_labels")
         chosen = slice(None)
-    elif "images" in arrays:
-        images = arrays["images"]
+    elif name in arrays:
+        images = arrays[name]
         labels = arrays.get("labels")
         in_test = counter.bits(0, np.arange(len(images))) % np.uint64(10) == 0
         if labels is not None and labels.ndim and len(labels) == len(images):  # no class is for the test split alone
             known = in_test & np.isin(labels, labels[~in_test]).reshape(len(images), -1).all(axis=1)
             if not known.any():
-                logging.warning("arrays:%s: no class has images in both splits, so its labels are left out", place)
+                logging.warning("arrays:%s: no class has %s in both splits, so its labels are left out", place, name)
                 labels = None
             in_test = known if known.any() else in_test
         chosen = in_test if split == "test" else ~in_test
     else:
-        raise NoSplit(
-            f"arrays:{place} holds {', '.join(arrays) or 'nothing'}: for the {split} split expected {split}_images (and "
-            f"{split}_labels), or images (and labels) for all splits"
-        )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
-        raise DataError(
-            f"arrays:{place}: images must be uint8 [N, H, W] or [N, H, W, C], these are {images.dtype} {list(images.shape)}"
-        )
+        found = f"arrays:{place} holds {', '.join(arrays) or 'nothing'}"
+        others = [kind for kind in AXES if kind != modality and {f"{kind}s", f"train_{kind}s", f"test_{kind}s"} & {*arrays}]
+        if others:
+            sizes = f"({', '.join(AXES[others[0]])}{',' * (len(AXES[others[0]]) == 1)})"
+            raise DataError(f"{found}, no {name}: data.image_size is of {name}, and must be {sizes} for {others[0]}s")
+        both = f"{name} (and labels) for all splits"
+        raise NoSplit(f"{found}: for the {split} split expected {split}_{name} (and {split}_labels), or {both}")
+    images = _checked(images, modality, f"arrays:{place}")
     checked = {} if labels is None else {"label": _check_labels(labels, len(images), f"arrays:{place}")[chosen]}
-    if split == "test" and checked and "train_labels" in arrays and "test_images" in arrays:
+    if split == "test" and checked and "train_labels" in arrays and f"test_{name}" in arrays:
         check_known(map(str, np.unique(labels)), map(str, np.unique(arrays["train_labels"])), f"arrays:{place}: its test split")
     if not len(images[chosen]):
-        raise NoSplit(f"arrays:{place}: its {len(images)} images leave none for the {split} split")
-    return ArraySource(images[chosen], checked, f"arrays:{place} {split}")
+        raise NoSplit(f"arrays:{place}: its {len(images)} {name} leave none for the {split} split")
+    return ArraySource(images[chosen], checked, f"arrays:{place} {split}", modality)
+
+
+def _checked(examples: np.ndarray, modality: str, title: str) -> np.ndarray:
+    """Examples as an `ArraySource` has them. Raises DataError for others."""
+    shapes = {"signal": "[N, L] or [N, L, C]", "image": "[N, H, W] or [N, H, W, C]", "video": "[N, T, H, W] or [N, T, H, W, C]"}
+    kind, axes = "float32" if modality == "signal" else "uint8", len(AXES[modality])
+    fits = np.issubdtype(examples.dtype, np.floating) if modality == "signal" else examples.dtype == np.uint8
+    if not fits or examples.ndim - 1 not in (axes, axes + 1) or 0 in examples.shape[1:]:
+        given = f"{examples.dtype} {list(examples.shape)}"
+        raise DataError(f"{title}: {modality}s must be {kind} {shapes[modality]}, these are {given}")
+    if modality != "signal":
+        return examples
+    if odd := int((~np.isfinite(examples)).reshape(len(examples), -1).any(axis=1).sum()):
+        raise DataError(
+            f"{title}: {odd} of {len(examples)} signals have values that are NaN or infinite: mend or leave them out"
+        )
+    return examples.astype(np.float32, copy=False)
 
 
 def _check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -11,9 +12,10 @@ import numpy as np
 from ijepa_jax.data import images, pipeline
 from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.data.open import open_source
-from ijepa_jax.data.pipeline import ALONE, BY_THREADS, Loading, Share, View
+from ijepa_jax.data.pipeline import ALONE, BY_THREADS, Loading, Share
 from ijepa_jax.data.scenes import Progress
 from ijepa_jax.data.source import Arrays, DataError, Source
+from ijepa_jax.data.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,24 @@ class Loader:
         )  # fmt: skip
         if isinstance(found, ArraySource):  # all of one shape: what the first cannot be, none can
             try:
-                images.decode(found[0], self.view.channels)
+                self.view.shown(found[0])
             except images.BadImage as error:
                 raise DataError(f"{self.name}: {error} (data.channels)") from error
+            except DataError as error:
+                raise DataError(f"{self.name}: {error}") from error
+        if self.view.modality == "signal":
+            self._warn_of_scale(found)
         return found
+
+    def _warn_of_scale(self, signals: ArraySource) -> None:
+        """Says where signals are far from standardised: networks that start with small weights learn little of them."""
+        few = np.stack([self.view.shown(signals[int(row)]) for row in np.linspace(0, len(signals) - 1, 100)])
+        mean, deviation = float(few.mean()), float(few.std())
+        if abs(mean) > 2 or not 0.1 < deviation < 10:
+            logging.warning(
+                "%s: less data.mean %s, divided by data.std %s, signals have mean %.3g and standard deviation %.3g: "
+                "give those of the data, for values near 0 and 1", self.name, self.view.mean, self.view.std, mean, deviation,
+            )  # fmt: skip
 
     def train_batches(
         self, source: Source, sampler: Callable[[np.ndarray], Arrays] | None, start_step: int = 0

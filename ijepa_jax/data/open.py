@@ -7,6 +7,7 @@ from ijepa_jax.data.folders import open_folder
 from ijepa_jax.data.prepared import open_tfds
 from ijepa_jax.data.scenes import Progress, open_scenes
 from ijepa_jax.data.source import DataError, Source, storage_errors
+from ijepa_jax.settings.axes import modality
 
 _SPLITS = ("train", "test")
 
@@ -18,7 +19,7 @@ def open_source(
     size: int,
     seed: int,
     directory: str | None = None,
-    image_size: int | tuple[int, int] = 64,
+    image_size: int | tuple[int, ...] = 64,
     progress: Progress | None = None,
 ) -> Source:
     """Opens the split `train` or `test` of a data set.
@@ -31,22 +32,29 @@ def open_source(
       (task `label`, classes in sorted order).
     - `arrays:FILE.npz`: `images` (uint8 [N, H, W] or [N, H, W, C]) and optionally `labels`, of which a hash of the
       index puts every tenth into the test split; or `train_images`, `test_images` and optionally `train_labels`, `test_labels`.
+      Likewise `videos` (uint8 [N, T, H, W] or [N, T, H, W, C]) and `signals` (float32 [N, L] or [N, L, C]), which are opened
+      where `image_size` has three values, or one in a tuple. All else is of images.
     - `idx:DIR`: MNIST-format files `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` and so on, gzipped or not.
     - `tfds:NAME[/CONFIG][/VERSION][:SPLIT]`: a data set that TFDS has prepared as ArrayRecord files in `directory` (by default
       ~/tensorflow_datasets). SPLIT replaces `train` and may be a part of it (`train[:1%]`); the test split is `validation` or
       else `test`, or the last tenth of `train` where that is the only split and no SPLIT is given.
     - `tfds:PATH[:SPLIT]`: likewise, of the folder that holds the data set or its versions, as `launch.py prepare` writes it.
 
-    `size`, `seed` and `image_size` are for scenes only. Paths may be local, gs:// or s3:// (tfds: not s3://). Raises
-    `DataError`, and of its kind `NoSplit` where the data hold nothing for this split.
+    `size`, `seed` and the sides of `image_size` are for scenes only. Paths may be local, gs:// or s3:// (tfds: not s3://).
+    Raises `DataError`, and of its kind `NoSplit` where the data hold nothing for this split.
     """
     if split not in _SPLITS:
         raise DataError(f"no split {split!r}: the splits are 'train' and 'test'")
     kind, _, place = name.partition(":")
+    shown = "image" if isinstance(image_size, int) else modality(image_size)
+    if shown != "image" and kind != "arrays":
+        raise DataError(
+            f"{name} has images, and data.image_size {image_size} is of {shown}s: for these there is arrays:FILE.npz"
+        )
     if kind == "scenes" and not place:
         return open_scenes(split, size, seed, image_size, progress)
     tfds = functools.partial(open_tfds, directory=directory or "~/tensorflow_datasets")
-    openers = {"folder": open_folder, "arrays": open_arrays, "idx": open_idx, "tfds": tfds}
+    openers = {"folder": open_folder, "arrays": functools.partial(open_arrays, modality=shown), "idx": open_idx, "tfds": tfds}
     if not place or kind not in openers:
         known = "scenes, folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME[/CONFIG][:SPLIT], tfds:PATH[:SPLIT]"
         raise DataError(f"no data named {name!r}: use one of {known}")

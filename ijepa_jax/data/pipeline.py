@@ -10,15 +10,15 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from ijepa_jax.data import counter, crops, images
+from ijepa_jax.data import counter, images
 from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.data.source import Arrays, DataError, Source
+from ijepa_jax.data.views import UNIFORMS, Augment, ColorJitter, View, examples
 from ijepa_jax.host.signals import end_with_parent
 
 _SHUFFLE, _CROP, _FLIP, _JITTER, _REPLACE, _AUGMENT = range(0x1DA7A00, 0x1DA7A06)  # what a random number is for
@@ -26,35 +26,6 @@ _ROUNDS = 8  # of the shuffle; with 6, small data sets show a pattern
 _MAX_BAD = 10  # bad images in a row
 _ENDLESS = 1 << 48  # elements
 _PART_BYTES = 16 << 20  # of pixels made at a time: 111 images of 224x224, a tenth of a second of work
-
-
-class Augment(Protocol):
-    """A random change of an image, uint8 [H, W, C] to the same, as a pure function of uniforms in [0, 1); workers pickle it."""
-
-    @property
-    def uniforms(self) -> int:
-        """How many of them a call takes."""
-
-    def __call__(self, image: np.ndarray, u: Sequence[float]) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What is shown of an image, uint8 [*size, channels]: a random crop in training, the centre in an evaluation.
-
-    In training the crop is flipped half the time if `flip`, jittered with strengths 0.8, 0.8, 0.8, 0.2 times `color_jitter`,
-    then changed by `augment`. Crops of files are nearly the exact ones (see `crops.crop_into`), or `exact`: torchvision's.
-    """
-
-    size: images.Size
-    channels: int = 3
-    crop_scale: tuple[float, float] = (0.3, 1.0)  # shares of the image's area
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = False
-    color_jitter: float = 0.0
-    augment: Augment | None = None
-    exact: bool = False
-    center: float = 1.0  # share of the short side that an evaluation sees, see `images.center_crop`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +77,8 @@ def train_batches(
 
     With b = batch_size / processes rows, a batch holds
 
-    - `image` uint8 [b, h, w, channels]: random resized crops as `view` has them, not normalised;
+    - `image` uint8 [b, h, w, channels]: random resized crops as `view` has them, not normalised; of videos it is `video` uint8
+      [b, t, h, w, channels], and of signals `signal` float32 [b, l, channels], standardised;
     - `index` int64 [b]: the global example index, step * batch_size + row;
     - `source` int64 [b]: the example of the source that is shown; each appears once an epoch, in an order shuffled anew for
       every epoch, but for the last len(source) % batch_size of that order, which are dropped;
@@ -134,10 +106,10 @@ def eval_batches(
 ) -> Iterator[Arrays]:
     """This process's rows of batches of the examples `indices` of the source, in order, each once.
 
-    With b = batch_size / processes rows, a batch holds `image` uint8 [b, h, w, channels] (central crops), `index` int64 (the
-    example of the source), `valid` bool and `bad` int64, [b] each. The last batch is padded with black images, marked invalid.
-    An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows that are not valid out of
-    every sum.
+    With b = batch_size / processes rows, a batch holds `image` uint8 [b, h, w, channels] (central crops; `video` or `signal`
+    as above), `index` int64 (the example of the source), `valid` bool and `bad` int64, [b] each. The last batch is padded with
+    zeros, marked invalid. An unreadable image is black, invalid, and named by `bad`, which is -1 elsewhere: leave rows that are
+    not valid out of every sum.
     """
     make_batch = _EvalBatches(source, view, share.rows(batch_size), np.asarray(indices, np.int64), batch_size)
     batches = -(-len(make_batch.indices) // batch_size)
@@ -167,17 +139,6 @@ def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
-class _ColorJitter:
-    """`images.color_jitter` with strengths in the usual proportion."""
-
-    strength: float
-    uniforms: ClassVar[int] = images.JITTER_UNIFORMS
-
-    def __call__(self, image: np.ndarray, u: Sequence[float]) -> np.ndarray:
-        return images.color_jitter(image, u, *(strength * self.strength for strength in (0.8, 0.8, 0.8, 0.2)))
-
-
-@dataclasses.dataclass(frozen=True)
 class _TrainBatches:
     """Makes rows of the local batch of a step."""
 
@@ -193,46 +154,46 @@ class _TrainBatches:
         index = step * self.batch_size + rows
         epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
         batch = {
-            "image": np.empty((len(index), *self.view.size, self.view.channels), np.uint8),
+            self.view.modality: self.view.blank(len(index)),
             "index": index,
             "source": permute(step_of_epoch * self.batch_size + rows, len(self.source), self.seed, epoch),
             "bad": np.full(len(index), -1, np.int64),
         }
-        uniforms = self._uniforms(_CROP, index, images.CROP_UNIFORMS).tolist()
+        uniforms = self._uniforms(_CROP, index, UNIFORMS).tolist()
         for row, u in enumerate(uniforms):
             self._show(batch, row, u)
         if self.view.flip:
-            mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
-            batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
-        jitter = _ColorJitter(self.view.color_jitter) if self.view.color_jitter else None
+            mirrored, shown = counter.uniform(self.seed, _FLIP, index) < 0.5, examples(batch)
+            shown[mirrored] = shown[mirrored][..., ::-1, :]
+        jitter = ColorJitter(self.view.color_jitter) if self.view.color_jitter else None
         for purpose, augment in ((_JITTER, jitter), (_AUGMENT, self.view.augment)):
             if augment is not None:
                 self._augment(batch, purpose, augment)
         return batch if self.sampler is None else batch | self.sampler(index)
 
     def _show(self, batch: Arrays, row: int, u: Sequence[float]) -> None:
-        """Crops the row's image; if it is bad, that of another example drawn for it, which is noted in the batch."""
-
-        def choose(height: int, width: int) -> images.Box:
-            return images.random_resized_crop_box(height, width, u, self.view.crop_scale, self.view.crop_aspect)
-
+        """Shows the row's example; if it is bad, another one drawn for it, which is noted in the batch."""
         first, index = int(batch["source"][row]), batch["index"][row]
         chosen = first
         for attempt in range(_MAX_BAD):
             try:
-                crops.crop_into(batch["image"][row], self.source[chosen], choose, self.view.exact)
+                self.view.shown_at_random(examples(batch)[row], self.source[chosen], u)
             except (images.BadImage, OSError) as error:
                 problem = f"{self.source.name(chosen)}: {error}"
                 batch["bad"][row] = first
                 chosen = int(counter.bits(self.seed, _REPLACE, index, attempt) % np.uint64(len(self.source)))
+            except DataError as error:
+                raise DataError(f"{self.source.name(chosen)}: {error}") from error
             else:
                 batch["source"][row] = chosen
                 return
         raise DataError(f"{_MAX_BAD} bad images in a row, the last of them {problem}")
 
     def _augment(self, batch: Arrays, purpose: int, augment: Augment) -> None:
-        for image, u in zip(batch["image"], self._uniforms(purpose, batch["index"], augment.uniforms).tolist(), strict=True):
-            image[:] = augment(image, u)
+        uniforms = self._uniforms(purpose, batch["index"], augment.uniforms).tolist()
+        for example, u in zip(examples(batch), uniforms, strict=True):
+            for frame in example.reshape(-1, *example.shape[-3:]):
+                frame[:] = augment(frame, u)
 
     def _uniforms(self, purpose: int, index: np.ndarray, count: int) -> np.ndarray:
         return counter.uniform(self.seed, purpose, index[:, None], np.arange(count))
@@ -252,16 +213,16 @@ class _EvalBatches:
         positions = step * self.batch_size + np.asarray(self.rows[part], dtype=np.int64)
         index = self.indices[np.minimum(positions, len(self.indices) - 1)]
         valid = positions < len(self.indices)
-        pixels = np.zeros((len(index), *self.view.size, self.view.channels), np.uint8)
+        shown = self.view.blank(len(index))
         bad = np.full(len(index), -1, np.int64)
         for row in np.flatnonzero(valid):
             try:
-                image = images.decode(self.source[int(index[row])], self.view.channels)
+                shown[row] = self.view.shown(self.source[int(index[row])])
             except (images.BadImage, OSError):
                 bad[row] = index[row]
-            else:
-                pixels[row] = images.center_crop(image, self.view.size, self.view.center)
-        return {"image": pixels, "index": index, "valid": valid & (bad < 0), "bad": bad}
+            except DataError as error:
+                raise DataError(f"{self.source.name(int(index[row]))}: {error}") from error
+        return {self.view.modality: shown, "index": index, "valid": valid & (bad < 0), "bad": bad}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +240,7 @@ class _Parts:
 def _stream(make: _TrainBatches | _EvalBatches, first: int, last: int | None, loading: Loading) -> Iterator[Arrays]:
     """Batches `first` up to `last` (None: endless), made in parts by grain's threads or processes."""
     rows, workers, threads = len(make.rows), loading.workers, loading.threads
-    per_batch = min(rows, -(-rows * math.prod((*make.view.size, make.view.channels)) // _PART_BYTES))
+    per_batch = min(rows, -(-rows * make.view.blank(1).nbytes // _PART_BYTES))
     edges = np.linspace(0, rows, per_batch + 1).astype(int).tolist()
     parts = _Parts(make, [slice(*edge) for edge in itertools.pairwise(edges)])
     numbers = grain.MapDataset.range(first * per_batch, _ENDLESS if last is None else last * per_batch)

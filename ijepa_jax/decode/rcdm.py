@@ -117,7 +117,7 @@ class Rcdm(Method):
         """The decoder of settings that are completed."""
         _check(config)
         decoder = config.decoder
-        check_heads("decoder", decoder.width, decoder.heads)
+        check_heads("decoder", decoder.width, decoder.heads, 2)
         teacher = IJepa.from_settings(config)
         denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, teacher.network.dtype, teacher.network.automatic)
         return cls(denoiser, teacher, decoder.checkpoint, decoder.step, decoder.teacher == _KEPT[1], decoder.sample_steps)

@@ -5,6 +5,7 @@ Nothing here keeps a random state. RandAugment is a function of uniform numbers 
 """
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Sequence
 
@@ -101,15 +102,16 @@ def mix(
 
     The whole batch is either cut or blended. With probability `switch` it is cutmix (Yun et al. 2019, arXiv 1905.04899):
     a box is pasted from the partner, of area 1 - l with l ~ Beta(cutmix, cutmix), around a uniform point of the image, of
-    which what sticks out is cut off; the labels are mixed in the proportion of the pixels seen. Otherwise it is mixup (Zhang
-    et al. 2018, arXiv 1710.09412): l of the image and 1 - l of the partner, l ~ Beta(mixup, mixup). If one of the two is
-    zero it is always the other one, and if both are, labels are smoothed and nothing is mixed.
+    which what sticks out is cut off (one box for all frames of a video; a span of a signal); the labels are mixed in the
+    proportion of what is seen. Otherwise it is mixup (Zhang et al. 2018, arXiv 1710.09412): l of the image and 1 - l of the
+    partner, l ~ Beta(mixup, mixup). If one of the two is zero it is always the other one, and if both are, labels are smoothed
+    and nothing is mixed.
 
     A roll by one row, rather than a reversed batch, leaves no image without a partner, and moves but one row from device to
     device where the batch is sharded.
 
     Args:
-      images: float [B, H, W, C], normalised.
+      images: float [B, H, W, C], [B, T, H, W, C] or [B, L, C], normalised.
       labels: int32 [B], in 0 .. classes - 1.
       key: a jax.random key, which may be traced; all settings are Python numbers.
       smoothing: see `smooth`; applied to both labels before they are mixed.
@@ -129,8 +131,9 @@ def mix(
     cut = jax.random.uniform(cut_key) < (switch if mixup and cutmix else float(cutmix > 0))
     alpha = jnp.where(cut, cutmix, mixup)
     blend = jax.random.beta(share_key, alpha, alpha)
-    outside = _outside_box(box_key, 1 - blend, *images.shape[1:3])
-    kept = jnp.where(cut, outside.astype(jnp.float32), blend)[None, :, :, None]
+    outside = _outside_box(box_key, 1 - blend, images.shape[1:-1][-2:])
+    kept = jnp.where(cut, outside.astype(jnp.float32), blend)
+    kept = kept.reshape(*[1] * (images.ndim - 1 - kept.ndim), *kept.shape, 1)
     share = jnp.where(cut, jnp.count_nonzero(outside) / outside.size, blend)
     mixed = images * kept + jnp.roll(images, 1, axis=0) * (1 - kept)
     return mixed.astype(images.dtype), targets * share + jnp.roll(targets, 1, axis=0) * (1 - share)
@@ -144,16 +147,16 @@ def smooth(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / classes
 
 
-def _outside_box(key: jax.Array, area: jax.Array, height: int, width: int) -> jax.Array:
-    """bool [H, W], false in a box of that share of the image around a uniform point, less what sticks out."""
-    side = jnp.sqrt(area)
-    centre = jax.random.uniform(key, (2,))
+def _outside_box(key: jax.Array, area: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """bool of one or two sizes, false in a box of that share of them around a uniform point, less what sticks out."""
+    side = jnp.sqrt(area) if len(sizes) == 2 else area
+    centre = jax.random.uniform(key, (len(sizes),))
 
     def inside(size: int, middle: jax.Array) -> jax.Array:
         pixel = jnp.arange(size)
         return (pixel >= jnp.round(size * (middle - side / 2))) & (pixel < jnp.round(size * (middle + side / 2)))
 
-    return ~(inside(height, centre[0])[:, None] & inside(width, centre[1])[None, :])
+    return ~functools.reduce(jnp.logical_and, jnp.ix_(*map(inside, sizes, centre)))
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:

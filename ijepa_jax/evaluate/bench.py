@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ijepa_jax.data.bad import BadImages
 from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.source import Arrays, DataError, Source, Subset
+from ijepa_jax.data.views import examples
 from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.evaluate import features as features_lib
@@ -165,7 +166,7 @@ class Bench:
         return features_lib.collect_views(loader, self.test, images, views, self.extract(subject, ("last",)), self.mesh)
 
     def training_images(self, batch_size: int, steps: int, seed: int, augment: Any = None) -> Iterator[dict[str, jax.Array]]:
-        """Randomly cropped training batches on the devices: `image`, and `label` [B] by task."""
+        """Randomly cropped training batches on the devices: `image` (or video, signal), and `label` [B] by task."""
         for batch in self._training_rows(batch_size, steps, seed, augment):
             yield place_batch(batch, self.mesh)
 
@@ -176,11 +177,14 @@ class Bench:
         source = Subset(self.train, chosen)
         crops = self.settings.augment
         loader = dataclasses.replace(self.loader, seed=seed, batch_size=batch_size).with_view(
-            crop_scale=tuple(crops.crop_scale), crop_aspect=tuple(crops.crop_aspect), flip=crops.flip, augment=augment
+            crop_scale=tuple(crops.crop_scale),
+            crop_aspect=tuple(crops.crop_aspect),
+            flip=crops.flip and self.encoder.modality != "signal",
+            augment=augment,
         )
         for batch in loader.crops(source, steps):
             self.bad.account(source, batch["bad"])
-            yield {"image": batch["image"], **{task: values[batch["source"]] for task, values in labels.items()}}
+            yield {self.encoder.modality: examples(batch), **{task: values[batch["source"]] for task, values in labels.items()}}
 
     def chosen(self, seed: int) -> np.ndarray:
         """The rows of training images that `data.fraction` and the seed choose, of every class of the first task alike."""
@@ -197,14 +201,14 @@ class Bench:
                 functools.partial(self._in_parts, tuple(kinds), batch_size), out_shardings=batch_sharding(self.mesh)
             )
             for batch in self._training_rows(batch_size, steps, seed):
-                images = batch.pop("image")
+                images = batch.pop(self.encoder.modality)
                 if subject.params is None:
                     yield place_batch(
                         {**features_lib.pixel_features(images, self.encoder.network.patch, kinds), **batch}, self.mesh
                     )
                 else:
-                    placed = place_batch({"image": images, **batch}, self.mesh)
-                    yield {**represent(subject.params, placed.pop("image")), **placed}
+                    placed = place_batch({"examples": images, **batch}, self.mesh)
+                    yield {**represent(subject.params, placed.pop("examples")), **placed}
             return
         arrays = {**train.features, **{task: labels.astype(np.int32) for task, labels in train.labels.items()}}
         count = len(next(iter(arrays.values())))

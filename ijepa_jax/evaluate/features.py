@@ -1,4 +1,4 @@
-"""Frozen features of images: representations of an encoder, or raw pixels, collected over a data set."""
+"""Frozen features of examples: representations of an encoder, or raw pixels, collected over a data set."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -6,19 +6,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from einops import rearrange
 from jax.sharding import Mesh
 
 from ijepa_jax.data.images import resize
 from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.source import Arrays, DataError, Source, Subset
+from ijepa_jax.data.views import examples
 from ijepa_jax.devices.sharding import all_rows, place_batch, replicated
 from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.vit import patchify
 
+# What raw examples are reduced to, so that a linear classifier of them has some thousand inputs a channel at most.
 PIXEL_SIZE = (32, 32)
+_FRAMES, _FRAME_SIZE, _VALUES = 8, (16, 16), 1024
 
 Features = dict[str, np.ndarray]  # by kind, see `Encoder.represent`
-Extract = Callable[[np.ndarray], Features]  # this process's images uint8 [b, H, W, C] -> features of all processes' images
+Extract = Callable[[np.ndarray], Features]  # this process's examples, [b, H, W, C] say -> features of all processes' examples
 
 
 def extractor(encoder: Encoder, mesh: Mesh, kinds: Sequence[str] = ("last",)) -> Callable[[Any, np.ndarray], Features]:
@@ -30,29 +33,43 @@ def extractor(encoder: Encoder, mesh: Mesh, kinds: Sequence[str] = ("last",)) ->
     represent = jax.jit(lambda params, images: encoder.represent(params, images, kinds), out_shardings=replicated(mesh))
 
     def extract(params, images: np.ndarray) -> Features:
-        return jax.device_get(represent(params, place_batch({"image": images}, mesh)["image"]))
+        return jax.device_get(represent(params, place_batch({"examples": images}, mesh)["examples"]))
 
     return extract
 
 
-def pixels(mesh: Mesh, patch: int = 1, kinds: Sequence[str] = ("last",)) -> Extract:
-    """Raw pixels as features, in 0..1, of uint8 [b, H, W, C].
+def pixels(mesh: Mesh, patch: int | tuple[int, ...] = 1, kinds: Sequence[str] = ("last",)) -> Extract:
+    """Raw pixels as features, in 0..1, of uint8 [b, H, W, C] or [b, T, H, W, C]; of signals, float [b, L, C], their values.
 
-    `last`: float32 [B, 32 * 32 * C], resized with antialiasing; `patches`: float32 [B, N, patch * patch * C].
+    `last`: float32 [B, 32 * 32 * C], resized with antialiasing; of a video's frames at most 8 means, of 16 * 16 * C each; of a
+    signal's values at most 1,024 means a channel. `patches`: float32 [B, N, values of a patch].
     """
 
     return lambda images: all_rows(pixel_features(images, patch, kinds), mesh)
 
 
-def pixel_features(images: np.ndarray, patch: int, kinds: Sequence[str]) -> Features:
-    """Those of some images, by the kinds of `pixels`."""
+def pixel_features(examples: np.ndarray, patch: int | tuple[int, ...], kinds: Sequence[str]) -> Features:
+    """Those of some examples, by the kinds of `pixels`."""
     found = {}
     if "last" in kinds:
-        small = np.stack([resize(image, PIXEL_SIZE) for image in images])
+        small = np.stack([_REDUCED[examples.ndim - 2](example) for example in examples])
         found["last"] = small.reshape(len(small), -1)
     if "patches" in kinds:
-        found["patches"] = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=patch, q=patch)
-    return {kind: values.astype(np.float32) / 255 for kind, values in found.items()}
+        found["patches"] = patchify(examples, patch)
+    full = 255 if examples.dtype == np.uint8 else 1
+    return {kind: values.astype(np.float32) / full for kind, values in found.items()}
+
+
+def _means(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many means of consecutive values along the first axis."""
+    return np.stack([part.mean(axis=0) for part in np.array_split(values, most)]) if len(values) > most else values
+
+
+_REDUCED = {  # by the number of axes
+    1: lambda signal: _means(signal, _VALUES),
+    2: lambda image: resize(image, PIXEL_SIZE),
+    3: lambda video: _means(np.stack([resize(frame, _FRAME_SIZE) for frame in video]), _FRAMES),
+}
 
 
 def collect(batches: Iterable[Arrays], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
@@ -62,7 +79,7 @@ def collect(batches: Iterable[Arrays], extract: Extract, mesh: Mesh) -> tuple[Fe
     """
     parts, indices = [], []
     for batch in batches:
-        features = extract(batch["image"])
+        features = extract(examples(batch))
         rows = all_rows({name: batch[name].astype(np.int32) for name in ("index", "valid")}, mesh)
         valid = rows["valid"].astype(bool)
         parts.append({kind: values[valid] for kind, values in features.items()})
@@ -91,7 +108,7 @@ def collect_views(loader: Loader, source: Source, images: int, views: int, extra
     rows = np.repeat(sample(len(source), count), views)
     found, whole = None, np.ones(count, bool)
     for batch in dataclasses.replace(loader, batch_size=each * views).crops(Subset(source, rows), count // each):
-        features = extract(batch["image"])["last"]
+        features = extract(examples(batch))["last"]
         position = np.where(batch["bad"] < 0, batch["source"], batch["bad"])  # what should have been shown
         given = all_rows({"position": position.astype(np.int32), "bad": batch["bad"].astype(np.int32)}, mesh)
         found = np.zeros((len(rows), features.shape[1]), np.float32) if found is None else found

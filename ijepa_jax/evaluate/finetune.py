@@ -23,7 +23,7 @@ from ijepa_jax.model.vit import normalise
 class FineTuned(Method):
     """A method (see methods/contract.py): the encoder, its patches averaged, and a linear head for each task.
 
-    A batch holds `image` and the labels by task.
+    A batch holds `image` (or video, signal) and the labels by task.
     """
 
     tuned: Encoder
@@ -41,7 +41,7 @@ class FineTuned(Method):
     def loss(self, params: dict, target: None, batch: Mapping[str, jax.Array], key: jax.Array):
         """The mean cross-entropy with mixed and smoothed labels, over tasks too."""
         mix_key, drop_key = jax.random.split(key)
-        images = normalise(batch["image"], self.tuned.mean, self.tuned.std)
+        images = normalise(batch[self.tuned.modality], self.tuned.mean, self.tuned.std)
         strengths = {"mixup": self.mixup, "cutmix": self.cutmix, "smoothing": self.smoothing}
         goals = {}
         for task, classes in self.tasks:  # of one key, so that all tasks' labels are mixed as the images are

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ijepa_jax.data.views import examples
 from ijepa_jax.devices.sharding import place_batch, place_rows, replicated
 from ijepa_jax.methods import Arrays, Batch
 from ijepa_jax.model.vit import normalise
+from ijepa_jax.settings.axes import AXES, modality
 
 MEASURES = ("cosine", "centred", "other", "other_centred", "position_mean")
 _IMAGES = 32  # at a time
@@ -46,12 +48,12 @@ def position_means(method: Predicting, target: Any, batches: Iterable[dict[str, 
 
     @partial(jax.jit, out_shardings=replicated(mesh))
     def summed(target, batch):
-        encoded = method.encode_target(target, normalise(batch["image"], method.mean, method.std))
+        encoded = method.encode_target(target, normalise(examples(batch), method.mean, method.std))
         return jnp.where(batch["valid"][:, None, None], encoded, 0).sum(axis=0), batch["valid"].sum()
 
     total, count = 0.0, 0
     for batch in batches:
-        placed = place_batch({"image": batch["image"], "valid": batch["valid"]}, mesh)
+        placed = place_batch({name: batch[name] for name in batch.keys() & {*AXES, "valid"}}, mesh)
         part, images = jax.device_get(summed(target, placed))
         total, count = total + part.astype(np.float64), count + int(images)
     return np.asarray(total / count, np.float32)
@@ -77,7 +79,7 @@ def measure(
       params: {"encoder": tree, "predictor": tree}, the context encoder's and the predictor's.
       target: the target encoder's parameters.
       means: float32 [N, D], from `position_means`.
-      images: uint8 [n, H, W, C], all of them in every process.
+      images: uint8 [n, H, W, C] (or videos, signals), all of them in every process.
       masks: of these images, as `MaskSampler` gives them.
       mesh: devices, among which images are divided.
     """
@@ -87,7 +89,7 @@ def measure(
     parts = []
     for start in range(0, len(images), size):
         rows = (start + np.arange(size)) % len(images)  # the last batch is filled up from the beginning
-        batch = {"image": images[rows], **{name: values[rows] for name, values in masks.items()}}
+        batch = {modality(images.shape[1:-1]): images[rows], **{name: values[rows] for name, values in masks.items()}}
         found = compiled(params, target, means, {name: place_rows(values, mesh) for name, values in batch.items()})
         parts.append(jax.device_get(found))
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in MEASURES}
@@ -95,14 +97,14 @@ def measure(
 
 def check(method: Predicting, params: Any, target: Any, images: np.ndarray, masks: Arrays) -> None:
     """Raises what keeps a method's predictions from being compared with their targets; computes nothing."""
-    batch = {"image": images, **{name: values[: len(images)] for name, values in masks.items()}}
+    batch = {modality(images.shape[1:-1]): images, **{name: values[: len(images)] for name, values in masks.items()}}
     tokens = jax.eval_shape(method.encode_target, target, jax.ShapeDtypeStruct(images.shape, jnp.float32))
     means = jax.ShapeDtypeStruct(tokens.shape[1:], jnp.float32)
     jax.eval_shape(partial(_cosines, method), params, target, means, batch)
 
 
 def _cosines(method: Predicting, params: Any, target: Any, means: jax.Array, batch: Batch) -> Batch:
-    images = normalise(batch["image"], method.mean, method.std)
+    images = normalise(examples(batch), method.mean, method.std)
     encoded = method.encode_target(target, images)
     goal, other = (method.gather_targets(tokens, batch["target"])[:, :, None] for tokens in (encoded, jnp.roll(encoded, -1, 0)))
     usual = means[batch["target"]][:, :, None]

@@ -101,7 +101,7 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
     count, network = _count(bench, train, seed), bench.encoder.network
     width, heads = network.width, settings.heads or getattr(network, "heads", 1)
     if subject.params is None:
-        width, heads = network.patch**2 * bench.encoder.channels, settings.heads or 1
+        width, heads = bench.encoder.patch_values, settings.heads or 1
     if width % heads:
         raise ValueError(f"attentive.heads {heads} do not divide features of width {width}")
     method = attentive.Attentive(tuple(bench.tasks.items()), heads, width, getattr(network, "automatic", False))
@@ -130,12 +130,15 @@ def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     steps = bench.check_steps(settings.epochs * per_epoch, "finetune")
     optimizer = finetune.make_optimizer(settings, per_epoch, steps, network.depth)
     augment = RandAugment(magnitude=settings.rand_augment) if settings.rand_augment else None
+    if augment and bench.encoder.modality == "signal":
+        bench.display.log("finetune.rand_augment changes pixels: signals are cut at random, mixed, and else left as they are")
+        augment = None
     batches = bench.training_images(batch_size, steps, seed, augment)
     params = _train(bench, method, optimizer, batches, steps, seed, {"encoder": subject.params})
     everywhere = jax.jit(method.logits, out_shardings=sharding.replicated(bench.mesh))
 
     def extract(images: np.ndarray) -> features_lib.Features:
-        return jax.device_get(everywhere(params, sharding.place_batch({"image": images}, bench.mesh)["image"]))
+        return jax.device_get(everywhere(params, sharding.place_batch({"examples": images}, bench.mesh)["examples"]))
 
     return _judged_by_logits(bench, extract)
 

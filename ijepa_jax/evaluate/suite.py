@@ -28,7 +28,7 @@ from ijepa_jax.evaluate.table import write_tables
 from ijepa_jax.host.console import Display
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.settings import plain
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import each_axis, patch_grid
 from ijepa_jax.train import checkpoint, digests
 from ijepa_jax.train.step import initial_encoder, random_encoder
 
@@ -137,7 +137,7 @@ def open_bench(
 def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Loader:
     """How the checkpoint's run would read the evaluation's choice of data."""
     data, own = settings.data, build.loader(run)
-    view = {"size": data.image_size and (data.image_size,) * 2, "center": data.crop}
+    view = {"size": data.image_size and _size(data.image_size, own.view.size), "center": data.crop}
     view = {name: value for name, value in view.items() if value is not None}
     sizes = {"train": data.size, "test": data.test_size}
     return dataclasses.replace(
@@ -149,6 +149,16 @@ def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict)
         max_bad_fraction=data.max_bad_fraction,
         eval_batch_size=data.batch_size,
     )
+
+
+def _size(given: int | Sequence[int], trained: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes that an evaluation shows, of `data.image_size`; one number is the side of square images, or of frames."""
+    if isinstance(given, int) and len(trained) == 3:
+        return (trained[0], given, given)
+    try:
+        return each_axis(given, len(trained))
+    except ValueError as error:
+        raise ValueError(f"data.image_size: {error}, as the encoder's {trained}") from error
 
 
 def _open(loader: Loader, split: str, wanted: int, display: Display) -> Subset:

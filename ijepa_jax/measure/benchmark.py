@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -29,6 +30,7 @@ from ijepa_jax.model.flops import peak_tflops
 from ijepa_jax.model.predictor import Predictor
 from ijepa_jax.model.vit import ViT
 from ijepa_jax.settings.architectures import ATTENTION, REMAT, SIZES
+from ijepa_jax.settings.axes import modality
 from ijepa_jax.train.step import State, init, train_step
 
 
@@ -39,7 +41,7 @@ class FixedMasks:
     Targets are drawn from outside of the context as far as there are patches.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     context_length: int
     target_length: int
     num_targets: int = 4
@@ -48,7 +50,7 @@ class FixedMasks:
 
     def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Masks of the images with these global indices, as `MaskSampler` gives them."""
-        patches, count = self.grid[0] * self.grid[1], len(index)
+        patches, count = math.prod(self.grid), len(index)
         if max(self.context_length, self.target_length) > patches:
             raise ValueError(f"a grid of {self.grid} has {patches} patches, fewer than a context or target is to have")
         rng = np.random.default_rng(int(index[0]))
@@ -74,7 +76,7 @@ class Work:
     optimizer: Optimizer
     mesh: Mesh
     batch: int  # images a step
-    pixels: tuple[int, int, int]  # the shape of an image
+    pixels: tuple[int, ...]  # the shape of an image, video or signal, with its channels
     facts: dict[str, Any]  # what tells it from others
     parts: int = 1  # that a batch is computed in
 
@@ -177,8 +179,9 @@ def _prepared(work: Work, compiler_options: dict | None = None) -> tuple[State, 
 
 
 def _random_batch(work: Work) -> dict[str, jax.Array]:
-    images = np.random.default_rng(0).integers(0, 256, (work.batch, *work.pixels), np.uint8)
-    return place_batch({"image": images, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
+    rng, kind, shape = np.random.default_rng(0), modality(work.pixels[:-1]), (work.batch, *work.pixels)
+    images = rng.standard_normal(shape, np.float32) if kind == "signal" else rng.integers(0, 256, shape, np.uint8)
+    return place_batch({kind: images, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
 
 
 def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:

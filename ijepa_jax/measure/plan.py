@@ -130,7 +130,7 @@ def _step(parts: build.Parts) -> tuple[Any, Any, dict[str, Any]]:
     config, method, mesh, optimizer = parts.config, parts.method, parts.mesh, parts.optimizer()
     shapes = jax.eval_shape(partial(init, method, optimizer, config.seed))
     state = jax.tree.map(_placed, shapes, sharding.state_shardings(shapes, mesh))
-    image = {"image": np.zeros((1, *config.data.image_size, config.data.channels), np.uint8)}
+    image = {parts.loader.view.modality: parts.loader.view.blank(1)}
     rows = {**image, **method.prepare()(np.zeros(1, np.int64))}
     batch = {
         name: _placed(jax.ShapeDtypeStruct((config.optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))

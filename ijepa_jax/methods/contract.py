@@ -21,8 +21,8 @@ Batch = dict[str, jax.Array]
 class Look:
     """What a method's own pictures are drawn from: what was trained, some test images, and where pictures go.
 
-    `batch` holds `image`, `valid` (bool [B], whether a row is a readable image) and the arrays of `Method.prepare`, placed on
-    the devices of `mesh`; `rows` the same on the host, of all processes.
+    `batch` holds `image` (or `video`, `signal`), `valid` (bool [B], whether a row is a readable image) and the arrays of
+    `Method.prepare`, placed on the devices of `mesh`; `rows` the same on the host, of all processes.
     """
 
     folder: Any  # a path; only the first process writes there
@@ -132,7 +132,11 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, params: Params, target: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss of a batch and scalar metrics; `batch` has `image` [B, H, W, C] uint8, and what `prepare` makes."""
+        """The scalar loss of a batch and scalar metrics.
+
+        `batch` has `image` uint8 [B, H, W, C], `video` uint8 [B, T, H, W, C] or `signal` float32 [B, L, C], and what `prepare`
+        makes.
+        """
 
     def weight(self, batch: Batch) -> jax.Array:
         """How much a part of a batch counts in the whole one's loss: its examples."""

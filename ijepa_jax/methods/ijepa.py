@@ -1,6 +1,7 @@
 """The I-JEPA objective (Assran et al., CVPR 2023, section 3): predict masked blocks in representation space."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from ijepa_jax.model.predictor import CONTEXTS, Predictor
 from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import ViT, from_settings, normalise, take_tokens
 from ijepa_jax.settings.architectures import SIZES
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, whole
 
 TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder's output
@@ -46,7 +47,10 @@ SETTINGS = {
         "num_targets": whole(4, 1, 256, fixed=True),
         "target_scale": number((0.15, 0.2), 0, 1, "(]", length=2, rising=True, fixed=True),
         "target_aspect": number((0.75, 1.5), 0, 1000, "(]", length=2, rising=True, fixed=True),
+        "target_duration": number((1.0, 1.0), 0, 1, "(]", length=2, rising=True, fixed=True),  # of videos: share of their steps
         "context_scale": number((0.85, 1.0), 0, 1, "(]", length=2, rising=True, fixed=True),
+        "mask_ratio": number(0.6, 0, 1, "()", fixed=True),  # what the strategies random, random_tubes and block hide
+        "keep_rounds_down": flag(False, fixed=True),  # of random: whether it is what is kept that is rounded, and down
     },
 }
 
@@ -55,7 +59,8 @@ SETTINGS = {
 class IJepa(Method):
     """The method: what to learn (`init`), what the EMA follows (`target`), the objective (`loss`), the masks (`prepare`).
 
-    A batch holds `image` [B, H, W, C] (uint8, or float already normalised), `context` int32 [B, C, K], `target` int32
+    A batch holds `image` [B, H, W, C] (uint8, or float already normalised; of videos `video` [B, T, H, W, C], of signals
+    `signal` [B, L, C]), `context` int32 [B, C, K], `target` int32
     [B, M, T], `target_length` int32 [B, M] and, only where contexts are padded, `context_length` int32 [B, C].
     """
 
@@ -65,7 +70,7 @@ class IJepa(Method):
     network: ViT  # of the context encoder and of the target encoder
     predictor: Predictor
     masks: MaskSampler | None  # None: not to be trained
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]  # one for each axis, as `Encoder` has it
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -96,7 +101,8 @@ class IJepa(Method):
     def from_settings(cls, config: Any) -> Self:
         """The method with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
         network, data = from_settings(config.model), config.data
-        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads)
+        axes = len(data.image_size)
+        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads, axes)
         if network.attention == "cudnn" and config.predictor.context == "alone":
             raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
         return cls(
@@ -135,8 +141,8 @@ class IJepa(Method):
             return cls.from_settings(config)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis."""
         return patch_grid(self.image_size, self.network.patch)
 
     @property
@@ -177,7 +183,7 @@ class IJepa(Method):
         self, params: dict[str, dict], target: dict, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Smooth-L1 loss over all valid target tokens and features of the batch, and metrics that show collapse."""
-        images = normalise(batch["image"], self.mean, self.std)
+        images = normalise(batch[modality(self.image_size)], self.mean, self.std)
         wanted, place_bmt = self._wanted(batch)
         encoded = self.encode_target(target, images, wanted)
         if wanted is not None and encoded.shape[1] != wanted.shape[1]:
@@ -204,7 +210,7 @@ class IJepa(Method):
         """Patches [B, Q] that the target encoder's last block computes (None: all), and the place of targets among them."""
         target = batch["target"]
         b, m, t = target.shape
-        patches = self.grid[0] * self.grid[1]
+        patches = math.prod(self.grid)
         if self.target_last_block == "all" or (self.target_last_block == "targets" and m * t >= patches):
             return None, target
         if self.target_last_block == "targets":
@@ -215,7 +221,7 @@ class IJepa(Method):
         return outside, jnp.take_along_axis(place, target.reshape(b, m * t), axis=1).reshape(b, m, t)
 
     def encode_target(
-        self, target: dict, images: Float[Array, "b h w c"], wanted: Int[Array, "b q"] | None = None
+        self, target: dict, images: Float[Array, "b *sizes c"], wanted: Int[Array, "b q"] | None = None
     ) -> Float[Array, "b n d"]:
         """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient.
 
@@ -231,7 +237,7 @@ class IJepa(Method):
         return take_tokens(encoded_bnd, target_bmt.reshape(b, m * t)).reshape(b, m, t, -1)
 
     def encode_context(
-        self, encoder: dict, images: Float[Array, "b h w ch"], batch: Batch, key: jax.Array
+        self, encoder: dict, images: Float[Array, "b *sizes ch"], batch: Batch, key: jax.Array
     ) -> Float[Array, "b c k d"]:
         """The context encoder's view of each context block: [B, C, K, D]."""
         b, c, k = batch["context"].shape

@@ -1,34 +1,33 @@
 """Context and target masks, drawn on the host as index arrays of fixed size, so that one compiled program serves every batch.
 
 Multi-block masking (I-JEPA paper, section 3 and appendix A): M target blocks and C context blocks an image, the targets'
-patches removed from each context. Three further strategies are those of the paper's ablation (table 6).
+patches removed from each context. Three further strategies are those of the paper's ablation (table 6). On a grid of one axis
+blocks are spans; on one of three they are blocks of the plane that last for some of the steps of time, by default for all of
+them: tubes.
 Every draw is a hash of (seed, global example index, purpose): an image's masks depend neither on its batch nor on the worker.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import numpy as np
 
 from ijepa_jax.data import counter
+from ijepa_jax.settings.axes import by
 
-STRATEGIES = ("multiblock", "random", "block", "rasterized")
+STRATEGIES = ("multiblock", "random", "random_tubes", "block", "rasterized")
 MODES = ("subset", "raster", "pad", "reference")
 SMALLEST_CONTEXT = 4
-_HIDDEN = 0.6  # share of the grid that `random` and `block` hide
-# Settings that a strategy fixes, whatever is given; the context of `block` is all the grid but the target.
-_FIXED = {
-    "random": {"num_targets": 1},
-    "block": {"num_targets": 1, "target_scale": (_HIDDEN, _HIDDEN), "context_scale": (1.0, 1.0)},
-    "rasterized": {"num_targets": 3},
-}
+_SCATTERED = ("random", "random_tubes")
+_SIDES = {1: [("length", 4, 65_536)], 2: [("rows", 4, 256), ("columns", 4, 256)]}  # of grids, by their number of axes
+_SIDES[3] = [("steps", 1, 256), *_SIDES[2]]
 _BLOCKS, _SHARED_SIZES, _QUADRANT, _HIDDEN_CELLS, _KEPT_CELLS = range(5)  # what a draw is for: first counter of its hash
 
 
 class Blocks(NamedTuple):
-    """Masks of B images before their contexts are cut to one length; N = rows * columns, cells in raster order."""
+    """Masks of B images before their contexts are cut to one length; N is the grid's patches, cells are in raster order."""
 
     available: np.ndarray  # bool [B, C, N]: context blocks without the union of the targets
     union: np.ndarray  # bool [B, N]: patches in any target
@@ -42,9 +41,10 @@ class MaskSampler:
 
     Strategies:
       multiblock: M target blocks and C context blocks, each with a size and a position of its own.
-      random: one target of 60% of the patches, scattered; the context is the rest.
-      block: one target block of 60% of the grid; the context is the rest.
-      rasterized: a random quadrant is the context, the other three are the targets.
+      random: one target of the share `mask_ratio` of the patches, scattered; the context is the rest.
+      random_tubes: likewise, of the plane's patches, the same at every step of time (three axes).
+      block: one target block of that share of the grid; the context is the rest.
+      rasterized: a random quadrant is the context, the other three are the targets (one axis: a half, and the other).
     Modes of the `multiblock` strategy differ in what becomes of a context longer than K = `context_patches`:
       subset: a uniformly random K of its patches are kept.
       raster: its first K patches in raster order are kept.
@@ -56,21 +56,26 @@ class MaskSampler:
     in the corner opposite to its contexts. Settings that could fall short of K even so raise ValueError at construction.
     """
 
-    grid: tuple[int, int]  # rows, columns
+    grid: tuple[int, ...]  # (rows, columns); of videos (steps, rows, columns), of signals (length,)
     strategy: str = "multiblock"
     mode: str = "subset"
     context_patches: int = 0  # K; 0: every patch that the settings guarantee (multiblock: in mode pad only)
     num_context_blocks: int = 1  # C
-    num_targets: int = 4  # M; always 1, 1 and 3 for random, block and rasterized
-    target_scale: tuple[float, float] = (0.15, 0.2)
+    num_targets: int = 4  # M; always 1 for random, random_tubes and block, 3 (one axis: 1) for rasterized
+    target_scale: tuple[float, float] = (0.15, 0.2)  # shares of the plane; of the length, where that is the only axis
     target_aspect: tuple[float, float] = (0.75, 1.5)
+    target_duration: tuple[float, float] = (1.0, 1.0)  # shares of the steps of time
     context_scale: tuple[float, float] = (0.85, 1.0)
+    mask_ratio: float = 0.6  # share that `random`, `random_tubes` and `block` hide
+    keep_rounds_down: bool = False  # whether random's kept patches, not its hidden ones, are rounded, and down (MAE)
     batch_size: int = 1  # global; images with the same index // batch_size share block sizes in mode reference
     seed: int = 0
     tries: int = 20
 
     def __post_init__(self):
-        for name, value in _FIXED.get(self.strategy, {}).items():
+        object.__setattr__(self, "grid", tuple(self.grid))
+        self._check_grid()
+        for name, value in self._fixed.items():
             object.__setattr__(self, name, value)
         self._check_settings()
         self._check_context_patches()
@@ -94,9 +99,9 @@ class MaskSampler:
         index = np.asarray(index)
         if index.ndim != 1 or index.dtype.kind not in "iu":
             raise ValueError(f"index must be a one-dimensional array of integers, not {index.dtype} {index.shape}")
-        if self.strategy == "random":
+        if self.strategy in _SCATTERED:
             return self._random_patches(index)
-        corner, size = np.empty((2, len(index), self.num_targets + self.num_context_blocks, 2), np.int32)
+        corner, size = np.empty((2, len(index), self.num_targets + self.num_context_blocks, len(self._box)), np.int32)
         available = np.empty((len(index), self.num_context_blocks, self._patches), bool)
         union = np.empty((len(index), self._patches), bool)
         short = np.arange(len(index))
@@ -119,18 +124,47 @@ class MaskSampler:
     @cached_property
     def target_length(self) -> int:
         """T, the patches of the largest target that these settings can draw."""
-        if self.strategy == "random":
-            return round(_HIDDEN * self._patches)
+        if self.strategy in _SCATTERED:
+            return self._hidden_patches
         return int(self._target_sizes.prod(-1).max())
 
     @property
+    def _fixed(self) -> dict[str, object]:
+        """Settings that the strategy fixes, whatever is given; the context of `block` is all the grid but the target."""
+        hidden = (self.mask_ratio, self.mask_ratio)
+        return {
+            "multiblock": {},
+            "random": {"num_targets": 1},
+            "random_tubes": {"num_targets": 1},
+            "block": {"num_targets": 1, "target_scale": hidden, "context_scale": (1.0, 1.0)},
+            "rasterized": {"num_targets": 1 if len(self.grid) == 1 else 3},
+        }.get(self.strategy, {})
+
+    @cached_property
+    def _box(self) -> tuple[int, ...]:
+        """The grid with two axes or three: a length is a single row."""
+        return (1, *self.grid) if len(self.grid) == 1 else self.grid
+
+    @cached_property
+    def _plane(self) -> int:
+        """Patches of rows and columns."""
+        return prod(self._box[-2:])
+
+    @cached_property
     def _patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return prod(self.grid)
+
+    @cached_property
+    def _hidden_patches(self) -> int:
+        """Patches of a scattered target."""
+        steps = self._patches // self._plane if self.strategy == "random_tubes" else 1
+        cells = self._patches // steps
+        return steps * (cells - int(cells * (1 - self.mask_ratio)) if self.keep_rounds_down else round(self.mask_ratio * cells))
 
     @property
     def _span(self) -> np.ndarray:
-        """Rows and columns that blocks can reach: the released code's draw of positions leaves out the last of each."""
-        return np.array(self.grid, np.int32) - (self.mode == "reference")
+        """The box that blocks can reach: the released code's draw of positions leaves out the last row and column."""
+        return np.array(self._box, np.int32) - (self.mode == "reference")
 
     @property
     def _shortest(self) -> int:
@@ -140,29 +174,31 @@ class MaskSampler:
     @cached_property
     def _target_sizes(self) -> np.ndarray:
         if self.strategy == "rasterized":
-            return self._quadrants[1].reshape(-1, 2)
-        return self._possible_sizes(self.target_scale, self.target_aspect)
+            return self._quadrants[1].reshape(-1, len(self._box))
+        return self._possible_sizes(self.target_scale, self.target_aspect, self.target_duration)
 
     @cached_property
     def _context_bounds(self) -> tuple[int, int]:
         """Patches of the shortest and the longest context when all targets share one block in the opposite corner."""
-        if self.strategy == "random":
+        if self.strategy in _SCATTERED:
             return (self._patches - self.target_length,) * 2
         if self.strategy == "rasterized":
             areas = self._target_sizes.prod(-1)
             return int(areas.min()), int(areas.max())
-        context = self._possible_sizes(self.context_scale, (1.0, 1.0))[:, None]
+        context = self._possible_sizes(self.context_scale, (1.0, 1.0), (1.0, 1.0))[:, None]
         overlap = np.maximum(0, context + self._target_sizes - self._span).prod(-1)
         lengths = context.prod(-1) - overlap
         return int(lengths.min()), int(lengths.max())
 
     @cached_property
     def _quadrants(self) -> tuple[np.ndarray, np.ndarray]:
-        """Corners and sizes, int32 [4, 4, 2], of the three targets and the context, by the context's quadrant."""
-        half = np.array(self.grid) // 2
-        place = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
-        order = np.array([[(first + k) % 4 for k in (1, 2, 3, 0)] for first in range(4)])
-        corner, size = place * half, np.where(place, np.array(self.grid) - half, half)
+        """Corners and sizes, int32 [Q, Q, axes], of the targets and the context, by the context's part of the Q = 4 (or 2)."""
+        box = np.array(self._box)
+        halved = np.arange(len(box)) >= len(box) - min(2, len(self.grid))  # rows and columns, or the length
+        half = np.where(halved, box // 2, 0)
+        place = np.stack(np.unravel_index(np.arange(2 ** halved.sum()), halved + 1), axis=-1)
+        order = (np.arange(len(place))[:, None] + np.arange(1, len(place) + 1)) % len(place)
+        corner, size = place * half, np.where(place | ~halved, box - half, half)
         return corner[order].astype(np.int32), size[order].astype(np.int32)
 
     @cached_property
@@ -174,22 +210,34 @@ class MaskSampler:
 
     def _patch_range(self, scale: tuple[float, float]) -> tuple[int, int]:
         """Fewest and most patches of int(N * scale); the upper bound is exclusive unless it is also the lower one."""
-        low = int(self._patches * scale[0] + 1e-9)
-        return low, max(low, ceil(self._patches * scale[1] - 1e-9) - 1)
+        return _whole_range(self._plane, scale)
 
-    def _possible_sizes(self, scale: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
-        """Every block size, int [n, 2], that can be drawn.
+    def _possible_sizes(
+        self, scale: tuple[float, float], aspect: tuple[float, float], duration: tuple[float, float]
+    ) -> np.ndarray:
+        """Every block size, int [n, axes], that can be drawn."""
+        sizes = self._possible_planes(scale, aspect)
+        if len(self._box) == 2:
+            return sizes
+        fewest, most = self._step_range(duration)
+        steps = np.arange(fewest, most + 1)
+        return np.concatenate([np.repeat(steps, len(sizes))[:, None], np.tile(sizes, (len(steps), 1))], axis=1)
+
+    def _possible_planes(self, scale: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
+        """Every size in rows and columns, int [n, 2].
 
         For each number of patches the aspects are split where the rounding of a side changes; any aspect in between
         gives the same size.
         """
         low, high = self._patch_range(scale)
-        halves = np.arange(0.5, max(self.grid) + 1) ** 2
+        if self._box[-2] == 1:  # spans
+            return np.stack([np.ones(high + 1 - low, int), np.arange(low, high + 1)], axis=-1)
+        halves = np.arange(0.5, max(self._box[-2:]) + 1) ** 2
         sizes = []
         for patches in range(low, high + 1):
             ends = np.array(aspect)
             if self.mode == "reference" and scale[0] < scale[1]:  # a number of patches goes with a stretch of aspects
-                share = (np.array([patches, patches + 1]) / self._patches - scale[0]) / (scale[1] - scale[0])
+                share = (np.array([patches, patches + 1]) / self._plane - scale[0]) / (scale[1] - scale[0])
                 ends = aspect[0] + np.clip(share, 0, 1) * (aspect[1] - aspect[0])
             edges = np.concatenate([halves / patches, patches / halves])
             edges = np.sort(np.concatenate([ends, edges[(edges > ends[0]) & (edges < ends[1])]]))
@@ -198,31 +246,33 @@ class MaskSampler:
 
     def _block_size(self, patches: np.ndarray, aspect: np.ndarray) -> np.ndarray:
         """Rows and columns, int32 [..., 2], of blocks of about so many patches; a side cut by the grid extends the other."""
-        rows, columns = self._span
+        rows, columns = self._span[-2:]
         height, width = np.rint(np.sqrt(patches * aspect)), np.rint(np.sqrt(patches / aspect))
         if self.mode != "reference":
             width = np.where(height >= rows, np.maximum(width, np.rint(patches / rows)), width)
             height = np.where(width >= columns, np.maximum(height, np.rint(patches / columns)), height)
-        return np.clip(np.stack([height, width], -1), 1, self._span).astype(np.int32)
+        return np.clip(np.stack([height, width], -1), 1, (rows, columns)).astype(np.int32)
 
     def _draw(self, index: np.ndarray, attempt: int) -> tuple[np.ndarray, np.ndarray]:
-        """Top left corners and sizes, int32 [B, M + C, 2], of each image's targets, then contexts."""
+        """First corners and sizes, int32 [B, M + C, axes], of each image's targets, then contexts."""
         if self.strategy == "rasterized":
-            quadrant = counter.bits(self.seed, _QUADRANT, index) >> np.uint64(62)
+            quadrant = counter.bits(self.seed, _QUADRANT, index) >> np.uint64(65 - len(self._quadrants[0]).bit_length())
             return tuple(table[quadrant] for table in self._quadrants)
-        is_context = np.arange(self.num_targets + self.num_context_blocks) >= self.num_targets
-        draws = counter.uniform(
-            self.seed, _BLOCKS, attempt, index[:, None, None], np.arange(len(is_context))[:, None], np.arange(4)
-        )
+        block = np.arange(self.num_targets + self.num_context_blocks)
+        is_context, uniforms = block >= self.num_targets, np.arange(2 * len(self._box))
+        draws = counter.uniform(self.seed, _BLOCKS, attempt, index[:, None, None], block[:, None], uniforms)
         if self.mode == "reference":
             draws[..., :2] = counter.uniform(self.seed, _SHARED_SIZES, index[:, None] // self.batch_size, is_context)[..., None]
         if attempt >= self.tries:
             draws[:, : self.num_targets] = draws[:, :1]
         scale_low, scale_high, fewest, most, aspect_low, aspect_high = self._ranges
-        patches = np.floor(self._patches * (scale_low + draws[..., 0] * (scale_high - scale_low)))
+        patches = np.floor(self._plane * (scale_low + draws[..., 0] * (scale_high - scale_low)))
         aspect = aspect_low + draws[..., 1] * (aspect_high - aspect_low)
         size = self._block_size(np.clip(patches, fewest, most), aspect)
-        position = draws[..., 2:]
+        position = draws[..., 2:4]
+        if len(self._box) == 3:
+            size = np.concatenate([self._steps(draws[..., 4], is_context)[..., None], size], axis=-1)
+            position = draws[..., [5, 2, 3]]
         if attempt > self.tries:  # targets in one corner of the grid, contexts in the opposite one
             corner = (self._span - size) * ((position[:, :1] < 0.5) ^ is_context[:, None])
         else:
@@ -232,25 +282,32 @@ class MaskSampler:
     def _cover(self, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patches available to each context, bool [B, C, N], and the union of the targets, bool [B, N]."""
         end = corner + size
-        in_rows, in_columns = (
+        first, *others = (
             (np.arange(sides) >= corner[..., axis, None]) & (np.arange(sides) < end[..., axis, None])
-            for axis, sides in enumerate(self.grid)
+            for axis, sides in enumerate(self._box)
         )
-        inside = in_rows[..., :, None] & in_columns[..., None, :]
-        inside = inside.reshape(*inside.shape[:2], self._patches)
+        inside = first
+        for along in others:
+            inside = (inside[..., None] & along[..., None, :]).reshape(*along.shape[:2], inside.shape[-1] * along.shape[-1])
         union = inside[:, : self.num_targets].any(1)
         return inside[:, self.num_targets :] & ~union[:, None], union
 
     def _block_cells(self, corner: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Cells, int32 [B, M, T], of blocks in raster order, the last one repeated at the tail."""
         place = np.minimum(np.arange(self.target_length, dtype=np.int32), size.prod(-1, dtype=np.int32)[..., None] - 1)
-        row, column = np.divmod(place, size[..., 1:])
-        return (corner[..., :1] + row) * np.int32(self.grid[1]) + corner[..., 1:] + column
+        cells, stride = 0, 1
+        for axis in reversed(range(1, len(self._box))):
+            place, along = np.divmod(place, size[..., axis, None])
+            cells += (corner[..., axis, None] + along) * np.int32(stride)
+            stride *= self._box[axis]
+        return cells + (corner[..., :1] + place) * np.int32(stride)
 
     def _random_patches(self, index: np.ndarray) -> Blocks:
-        """One target of uniformly random patches; the context is the rest."""
-        everything = np.ones((len(index), self._patches), bool)
-        union = _keep_random(everything, self.target_length, self.seed, _HIDDEN_CELLS, index[:, None])
+        """One target of uniformly random patches, or tubes; the context is the rest."""
+        steps = self._patches // self._plane if self.strategy == "random_tubes" else 1
+        everything = np.ones((len(index), self._patches // steps), bool)
+        union = _keep_random(everything, self.target_length // steps, self.seed, _HIDDEN_CELLS, index[:, None])
+        union = np.tile(union, (1, steps))
         length = np.full((len(index), 1), self.target_length, np.int32)
         return Blocks(~union[:, None], union, _cells(union[:, None], self.target_length), length)
 
@@ -263,21 +320,46 @@ class MaskSampler:
             return _keep_random(available, self.context_length, self.seed, _KEPT_CELLS, index[:, None, None], context)
         return keep_first(available, self.context_length)
 
+    def _steps(self, u: np.ndarray, is_context: np.ndarray) -> np.ndarray:
+        """How many steps blocks last, int32 [B, M + C]: contexts all of them."""
+        (fewest, most), (low, high) = self._step_range(self.target_duration), self.target_duration
+        steps = np.floor(self.grid[0] * (low + u * (high - low)))
+        return np.where(is_context, self.grid[0], np.clip(steps, fewest, most)).astype(np.int32)
+
+    def _step_range(self, duration: tuple[float, float]) -> tuple[int, int]:
+        """Fewest and most steps of a block."""
+        low, high = _whole_range(self._box[0], duration)
+        return max(1, low), max(1, high)
+
+    def _check_grid(self):
+        """Raises ValueError for a grid that is too small, or has too many axes."""
+        sides = _SIDES.get(len(self.grid), [])
+        if not sides or not all(low <= side <= high for side, (_, low, high) in zip(self.grid, sides, strict=True)):
+            known = "; ".join(", ".join(f"{name} from {low} to {high}" for name, low, high in of) for of in _SIDES.values())
+            raise ValueError(f"masks.grid is {self.grid}; it must be of one, two or three axes: {known}")
+
     def _check_settings(self):
         """Raises ValueError for a setting that is wrong by itself."""
         for name, valid in (("strategy", STRATEGIES), ("mode", MODES)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"masks.{name} is {getattr(self, name)!r}; valid are {', '.join(valid)}")
-        if len(self.grid) != 2 or not all(4 <= side <= 256 for side in self.grid):
-            raise ValueError(f"masks.grid is {self.grid}; it must be (rows, columns), each from 4 to 256")
+        if self.strategy == "random_tubes" and len(self.grid) != 3:
+            raise ValueError(f"masks.strategy 'random_tubes' is for grids of three axes, not {self.grid}: use 'random'")
+        if self.mode == "reference" and len(self.grid) != 2:
+            raise ValueError(f"masks.mode 'reference' is for grids of two axes, not {self.grid}: use 'subset'")
         for name in ("num_context_blocks", "num_targets", "batch_size", "tries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"masks.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"masks.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
         for name in ("target_scale", "context_scale"):
             low, high = getattr(self, name)
-            if not 1 / self._patches - 1e-9 < low <= high <= 1:
-                one = f"1/{self._patches}, one patch of the grid"
+            if not 1 / self._plane - 1e-9 < low <= high <= 1:
+                one = f"1/{self._plane}, one patch of the grid"
                 raise ValueError(f"masks.{name} is ({low}, {high}); it must be (low, high) with {one}, <= low <= high <= 1")
+        low, high = self.target_duration
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"masks.target_duration is ({low}, {high}); it must be (low, high) with 0 < low <= high <= 1")
         low, high = self.target_aspect
         if not 0 < low <= high:
             raise ValueError(f"masks.target_aspect is ({low}, {high}); it must be (low, high) with 0 < low <= high")
@@ -288,23 +370,28 @@ class MaskSampler:
 
     def _check_context_patches(self):
         """Raises ValueError for a context length that cannot always be had."""
-        given, most = self.context_patches, self._context_bounds[0]
-        rows, columns = self.grid
+        given, most, grid = self.context_patches, self._context_bounds[0], by(self.grid)
         if most < SMALLEST_CONTEXT:
             raise ValueError(
                 f"masks.target_scale {self.target_scale} and masks.context_scale {self.context_scale} can leave {most} context "
-                f"patches on a {rows}x{columns} grid; at least {SMALLEST_CONTEXT} are needed: smaller targets or a larger grid"
+                f"patches on a {grid} grid; at least {SMALLEST_CONTEXT} are needed: smaller targets or a larger grid"
             )
         if given == 0 and self.strategy == "multiblock" and self.mode != "pad":
             raise ValueError(
                 f"masks.context_patches must be given for mode {self.mode!r}, {SMALLEST_CONTEXT} to {most} on this "
-                f"{rows}x{columns} grid; 48 on 14x14, 72 on 16x16, 272 on 28x28 are what the reference keeps"
+                f"{grid} grid; 48 on 14x14, 72 on 16x16, 272 on 28x28 are what the reference keeps"
             )
         if given != 0 and not SMALLEST_CONTEXT <= given <= most:
             raise ValueError(
-                f"masks.context_patches is {given}; on a {rows}x{columns} grid these settings guarantee {most}: "
+                f"masks.context_patches is {given}; on a {grid} grid these settings guarantee {most}: "
                 f"give {SMALLEST_CONTEXT} to {most}"
             )
+
+
+def _whole_range(count: int, share: tuple[float, float]) -> tuple[int, int]:
+    """Least and greatest int(count * share); the upper bound is exclusive unless it is also the lower one."""
+    low = int(count * share[0] + 1e-9)
+    return low, max(low, ceil(count * share[1] - 1e-9) - 1)
 
 
 def keep_first(available: np.ndarray, count: int) -> np.ndarray:

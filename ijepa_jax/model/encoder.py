@@ -1,6 +1,7 @@
-"""An encoder to be used: its network, the images it is for, and the representations it gives of them."""
+"""An encoder to be used: its network, the examples it is for, and the representations it gives of them."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -10,21 +11,21 @@ import jax.numpy as jnp
 from ijepa_jax.model.layers import LayerNorm
 from ijepa_jax.model.shapes import Array, Shaped
 from ijepa_jax.model.vit import ViT, from_settings, normalise
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import each_axis, modality, patch_grid
 
 KINDS = ("last", "last4", "patches", "layers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A network without its parameters, the size of the images it is given, and how they are normalised.
+    """A network without its parameters, the sizes of the examples it is given, and how they are normalised.
 
     The network is a ViT, or a module that gives patches likewise: with `patch` and `width`, and with `layers=True` a list of
     arrays [B, N, width], one for each layer, and last its output.
     """
 
     network: ViT
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]  # (height, width); of videos (frames, height, width), of signals (length,)
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -40,15 +41,25 @@ class Encoder:
         return cls(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis."""
         return patch_grid(self.image_size, self.network.patch)
+
+    @property
+    def modality(self) -> str:
+        """What examples are, as which batches hold them: image, video or signal."""
+        return modality(self.image_size)
+
+    @property
+    def patch_values(self) -> int:
+        """How many values a patch has."""
+        return math.prod(each_axis(self.network.patch, len(self.image_size))) * self.channels
 
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, float32."""
         return self.network.init(key, jnp.zeros((1, *self.image_size, self.channels)))["params"]
 
-    def layers(self, params: dict, images: Shaped[Array, "b h w c"]) -> list[jax.Array]:
+    def layers(self, params: dict, images: Shaped[Array, "b *sizes c"]) -> list[jax.Array]:
         """Every block's patches [B, N, D], first to last, before the final norm; images as for `represent`."""
         return self._outputs(params, images)[:-1]
 
@@ -57,13 +68,14 @@ class Encoder:
         return [tokens.astype(jnp.float32) for tokens in outputs]
 
     def represent(
-        self, params: dict, images: Shaped[Array, "b h w c"], kinds: Sequence[str] = ("last",)
+        self, params: dict, images: Shaped[Array, "b *sizes c"], kinds: Sequence[str] = ("last",)
     ) -> dict[str, jax.Array]:
-        """Representations of images [B, H, W, C], uint8, or float already normalised; all of them float32.
+        """Representations of images [B, H, W, C], uint8, or float already normalised; all of them float32. Of videos
+        [B, T, H, W, C] and signals [B, L, C] likewise.
 
         - `last`: [B, D], the patches of the last layer, averaged;
         - `last4`: [B, 4 D], likewise of the last four blocks, each through the final norm (all blocks, where there are fewer);
-        - `patches`: [B, N, D], the last layer in row-major order;
+        - `patches`: [B, N, D], the last layer in raster order;
         - `layers`: [B, depth, D], every block's patches, averaged, without the final norm.
 
         The paper's linear probe takes the better of the first two (appendix A).

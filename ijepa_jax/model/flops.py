@@ -3,6 +3,7 @@
 Methods here are I-JEPA and what is made of its networks and masks (see methods/ijepa.py).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def lane_padding(method: Any) -> dict[str, float | dict[str, int]]:
 
 def unfriendly_sizes(method: Any) -> list[str]:
     """Widths, hidden sizes of MLPs and values of a patch that are no multiple of a TPU's 128 lanes: "encoder width 192"."""
-    sizes = {"patch": method.network.patch**2 * method.channels}
+    sizes = {"patch": method.backbone().patch_values}
     for name, network in _networks(method).items():
         sizes |= {f"{name} width": network.width, f"{name} mlp": int(network.width * network.mlp_ratio)}
     return [f"{name} {size}" for name, size in sizes.items() if size % _LANES]
@@ -94,8 +95,8 @@ def unfriendly_sizes(method: Any) -> list[str]:
 
 def _flops(method: Any, context: np.ndarray, target: np.ndarray) -> dict[str, int]:
     """FLOPs of some images, by part of the method, from their lengths: int64 [images, C] and [images, M]."""
-    encoder, predictor, patches = method.network, method.predictor, method.grid[0] * method.grid[1]
-    embed = 2 * encoder.patch**2 * method.channels * encoder.width  # of a patch
+    encoder, predictor, patches = method.network, method.predictor, math.prod(method.grid)
+    embed = 2 * method.backbone().patch_values * encoder.width  # of a patch
     join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
     context_bc1, target_b1m = context[:, :, None], target[:, None, :]
     if predictor.context_mode == "alone":
@@ -125,7 +126,7 @@ def _sequences(method: Any) -> list[tuple[ViT | Predictor, int, int]]:
     predicting = (context + targets * each, 3 * contexts) if alone else (context + each, 3 * contexts * targets)
     return [
         (method.network, context, 3 * contexts),
-        (method.network, method.grid[0] * method.grid[1], 1),
+        (method.network, math.prod(method.grid), 1),
         (method.predictor, *predicting),
     ]
 

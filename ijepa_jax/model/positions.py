@@ -1,39 +1,47 @@
-"""Position tables: fixed 2-D sine-cosine ones, and the ways in which a table of one grid is resized for another."""
+"""Position tables: fixed sine-cosine ones of one, two or three axes, and how a table of one grid is resized for another."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ijepa_jax.settings.architectures import INTERPOLATIONS
+from ijepa_jax.settings.axes import POSITION_FEATURES
 
 # bicubic: torch's `interpolate` without antialiasing, as transformers and the fine-tuning code of most ViTs; cubic
 # coefficient -0.75, the border repeated. bicubic_antialias: with antialiasing, as timm; coefficient -0.5, weights beyond the
 # border left out.
 
 
-def sincos(width: int, grid: tuple[int, int]) -> np.ndarray:
-    """Fixed 2-D sine-cosine position table of a grid (rows, columns): float32 [rows * columns, width].
+_RESIZE = {1: "ir,rd->id", 2: "ir,jc,rcd->ijd", 3: "ht,ir,jc,trcd->hijd"}  # by the number of axes
 
-    The first half of the features encodes the column, the second half the row; each half is [sin(pos * w), cos(pos * w)]
-    with w_i = 10000 ** (-i / (width / 4)).
+
+def sincos(width: int, grid: tuple[int, ...]) -> np.ndarray:
+    """Fixed sine-cosine position table of a grid of one, two or three axes: float32 [N, width], in raster order.
+
+    Each axis has n features, [sin(pos * w), cos(pos * w)] with w_i = 10000 ** (-i / (n / 2)). Of (rows, columns) the first
+    half encodes the column and the second the row (I-JEPA, MAE); of (steps, rows, columns) the thirds encode step, row and
+    column, n = 2 * ceil(width / 6), cut to the width (V-JEPA, as published); of (length,) there is but one.
     """
-    if width % 4:
-        raise ValueError(f"width {width} must be a multiple of 4 for 2-D sine-cosine positions")
-    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    angles = [position.reshape(-1, 1) * omega for position in (column, row)]
-    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    order, each = {1: ((0,), width), 2: ((1, 0), width // 2), 3: ((0, 1, 2), 2 * -(-width // 6))}[len(grid)]
+    if width % (least := POSITION_FEATURES[len(grid)]):
+        raise ValueError(f"width {width} must be a multiple of {least} for sine-cosine positions of {len(grid)} axes")
+    omega = 10000.0 ** (-np.arange(each // 2) / (each / 2))
+    positions = np.indices(grid).reshape(len(grid), -1, 1)
+    table = np.concatenate([f(positions[axis] * omega) for axis in order for f in (np.sin, np.cos)], axis=1)
+    return table[:, :width].astype(np.float32)
 
 
 def resized(
-    table: np.ndarray | jax.Array, trained_grid: tuple[int, int], grid: tuple[int, int], interpolation: str
+    table: np.ndarray | jax.Array, trained_grid: tuple[int, ...], grid: tuple[int, ...], interpolation: str
 ) -> jax.Array:
-    """A table [rows * columns, width] of `trained_grid` resized for `grid`, by a name of INTERPOLATIONS."""
+    """A table [N, width] of `trained_grid` resized for `grid`, of as many axes, by a name of INTERPOLATIONS."""
     if tuple(trained_grid) == tuple(grid):
         return jnp.asarray(table)
-    rows, columns = (_cubic_weights(old, new, interpolation) for old, new in zip(trained_grid, grid, strict=True))
+    if len(trained_grid) != len(grid):
+        raise ValueError(f"positions of a grid of {len(trained_grid)} axes do not serve one of {len(grid)}")
+    weights = [_cubic_weights(old, new, interpolation) for old, new in zip(trained_grid, grid, strict=True)]
     old = jnp.asarray(table).reshape(*trained_grid, -1)
-    return jnp.einsum("ir,jc,rcd->ijd", rows, columns, old, precision="highest").reshape(-1, old.shape[-1])
+    return jnp.einsum(_RESIZE[len(grid)], *weights, old, precision="highest").reshape(-1, old.shape[-1])
 
 
 def _cubic_weights(old: int, new: int, interpolation: str) -> np.ndarray:

@@ -36,7 +36,7 @@ class Predictor(nn.Module):
         context: Float[Array, "b c k d"],
         context_index: Int[Array, "b c k"],
         target_index: Int[Array, "b m t"],
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         context_length: Int[Array, "b c"] | None = None,
         target_length: Int[Array, "b m"] | None = None,
     ) -> Float[Array, "b m c t d"]:
@@ -46,7 +46,7 @@ class Predictor(nn.Module):
             context: [B, C, K, D] context encoder's output.
             context_index: int [B, C, K] patch indices of the context tokens.
             target_index: int [B, M, T] patch indices to predict.
-            grid: (rows, columns) of the patch grid that the indices refer to.
+            grid: patches along each axis of the grid that the indices refer to.
             context_length: int [B, C] valid context tokens, all where None.
             target_length: int [B, M] valid target tokens, all where None.
 

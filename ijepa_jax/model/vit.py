@@ -1,4 +1,4 @@
-"""The Vision Transformer that I-JEPA trains: no class token, fixed 2-D sine-cosine positions, pre-norm blocks.
+"""The Vision Transformer that I-JEPA trains: no class token, fixed sine-cosine positions, pre-norm blocks.
 
 The same module is the context encoder (given `keep`, it sees only those patches) and the target encoder (it sees all).
 """
@@ -18,7 +18,7 @@ from ijepa_jax.model.attention import attend
 from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
 from ijepa_jax.model.shapes import Array, Float, Int, Shaped
 from ijepa_jax.settings.architectures import SIZES
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import each_axis, patch_grid
 
 # What the backward pass of a block finds kept of the forward pass, by the names of REMAT; keeping less takes less memory.
 POLICIES = {
@@ -28,15 +28,28 @@ POLICIES = {
 }
 
 
-def normalise(images: Shaped[Array, "*b h w c"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "*b h w c"]:
-    """[..., H, W, C] images as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
+_PATCHES = {  # by the number of axes
+    1: "b (c q) ch -> b c (q ch)",
+    2: "b (r p) (c q) ch -> b (r c) (p q ch)",
+    3: "b (t o) (r p) (c q) ch -> b (t r c) (o p q ch)",
+}
+
+
+def patchify(x: Shaped[Array, "b *sizes c"], patch: int | Sequence[int]) -> Shaped[Array, "b n d"]:
+    """The values of each patch, of examples of one, two or three axes: [B, *sizes, C] -> [B, N, D], in raster order."""
+    axes = x.ndim - 2
+    return rearrange(x, _PATCHES[axes], **dict(zip("opq"[-axes:], each_axis(patch, axes), strict=True)))
+
+
+def normalise(images: Shaped[Array, "*b c"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "*b c"]:
+    """[..., C] examples as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
     mean, std = (along_last(jnp.asarray(values, jnp.float32), images) for values in (mean, std))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> np.ndarray | jax.Array:
+def position_table(module: nn.Module, kind: str, width: int, grid: tuple[int, ...]) -> np.ndarray | jax.Array:
     """The position table [N, width] of a module: computed, or its parameter `positions`, which gets no gradient."""
     if kind == "sincos":
         return tables.sincos(width, grid)
@@ -165,12 +178,12 @@ class Blocks(nn.Module):
 class ViT(nn.Module):
     """Vision Transformer without class token; parameters are float32, compute is in `dtype`.
 
-    Any image size that divides into patches works, square or not. Positions are sine-cosine tables computed for the grid at
-    hand (`sincos`), or a table that is a parameter, `positions`, but never trained (`table`), as weights of other projects
-    bring it. With `trained_grid` they are those of that grid, resized.
+    Any size that divides into patches works, of one, two or three axes, square or not. Positions are sine-cosine tables
+    computed for the grid at hand (`sincos`), or a table that is a parameter, `positions`, but never trained (`table`), as
+    weights of other projects bring it. With `trained_grid` they are those of that grid, resized.
     """
 
-    patch: int
+    patch: int | tuple[int, ...]  # its side, or one for each axis
     width: int
     depth: int
     heads: int
@@ -182,7 +195,7 @@ class ViT(nn.Module):
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
     positions: str = "sincos"  # or table
-    trained_grid: tuple[int, int] | None = None
+    trained_grid: tuple[int, ...] | None = None
     interpolation: str = "bicubic"  # a name of positions.INTERPOLATIONS
     float8: bool = False  # whether the blocks' linear layers multiply in eight bits, see Dense
     automatic: bool = False  # whether gradients are JAX's, see layers.py
@@ -190,7 +203,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[Array, "b *sizes c"],
         keep: Int[Array, "b k"] | None = None,
         lengths: Int[Array, " b"] | None = None,
         *,
@@ -201,7 +214,7 @@ class ViT(nn.Module):
         """Encodes patches.
 
         Args:
-            images: [B, H, W, C] float, normalised (see `normalise`).
+            images: [B, H, W, C] float, normalised (see `normalise`); videos [B, T, H, W, C], signals [B, L, C].
             keep: int [B, K] patches to encode, all N in raster order where None. Positions are those of the full grid.
             lengths: int [B] how many of the K are valid (the rest pads the tail), all where None.
             wanted: int [B, Q] which of the encoded tokens an output is wanted of, all where None. The last block computes these
@@ -213,7 +226,7 @@ class ViT(nn.Module):
             [B, K, N or Q, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
         """
         grid = patch_grid(images.shape[1:-1], self.patch)
-        patches = rearrange(images, "b (r p) (c q) ch -> b (r c) (p q ch)", p=self.patch, q=self.patch)
+        patches = patchify(images, self.patch)
         trained_grid = self.trained_grid or grid
         table = position_table(self, self.positions, self.width, trained_grid)
         positions = tables.resized(table, trained_grid, grid, self.interpolation).astype(self.dtype)
@@ -250,6 +263,7 @@ def from_settings(model: Any) -> ViT:
     named = {name: getattr(size, name) if value is None else value for name, value in given.items()}
     same = ("patch", "epsilon", "attention", "scan", "remat", "drop_path", "positions", "interpolation")
     given = {name: getattr(model, name) for name in same}
+    given["patch"] = tuple(model.patch) if isinstance(model.patch, (list, tuple)) else model.patch
     return ViT(**named, **given, dtype=jnp.dtype(model.dtype), automatic=model.gradients == "automatic")
 
 

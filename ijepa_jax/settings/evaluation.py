@@ -27,7 +27,8 @@ SETTINGS = {
         "directory": text(""),
         "size": whole(None, 1, 10_000_000),  # of the generated scenes
         "test_size": whole(None, 1, 10_000_000),
-        "image_size": whole(None, 1, 16_384),  # side of the square images that the encoder is given
+        # of the examples that the encoder is given: the side of square images, or as for pretraining
+        "image_size": whole(None, 1, 1_048_576, each_axis=True),
         "crop": number(None, 0, 1, "(]"),  # centre crop after the short side is resized to image size / this
         "tasks": text(""),  # of several, these, with commas between; empty: all
         "train_images": whole(0, 0, 100_000_000),  # so many, evenly spread over the data set; 0: all

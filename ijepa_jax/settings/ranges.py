@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ijepa_jax.settings.axes import AXES, POSITION_FEATURES
 from ijepa_jax.settings.plain import flat
 
 _INTERVALS = {
@@ -31,6 +32,7 @@ class Setting:
     names: tuple[str, ...] = ()  # the texts that there are; none: any
     optional: bool = False  # whether it may be None
     length: int | None = None  # how many values it has, as a tuple; 0: one or more; None: it is no tuple
+    each_axis: bool = False  # whether there are up to three values, one for each axis; without a length, or one for all axes
     never: float | None = None  # a number in between that it may not be
     rising: bool = False  # whether the second of two values may not be below the first
     fixed: bool = False  # whether it must stay what it was when a run continues: it is the task, the data, the weights' shapes
@@ -39,8 +41,9 @@ class Setting:
         """What a value that this setting may not have should be; empty for one that it may."""
         if value is None and self.optional:
             return ""
-        values = (value,) if self.length is None else value
-        good = isinstance(values, (tuple, list)) and (not self.length or len(values) == self.length) and len(values) > 0
+        several = self.length is not None or (self.each_axis and isinstance(value, (tuple, list)))
+        values, most = value if several else (value,), len(AXES) if self.each_axis else math.inf
+        good = isinstance(values, (tuple, list)) and (not self.length or len(values) == self.length) and 0 < len(values) <= most
         good = good and all(map(self._may_be, values)) and (not self.rising or values[0] <= values[1])
         return "" if good else self.described()
 
@@ -69,7 +72,10 @@ class Setting:
             one += "" if self.never is None else f", but not {self.never}"
             one = one if several else f"a {one.replace('numbers', 'number', 1)}"
         if several:
-            one = f"{self.length or 'one or more'} values, {one}{', the first not above the second' * self.rising}"
+            count = "one to three" if self.each_axis else self.length or "one or more"
+            one = f"{count} values, {one}{', the first not above the second' * self.rising}"
+        elif self.each_axis:
+            one = f"{one}, or one for each axis"
         return f"{one}{', or None' * self.optional}"
 
 
@@ -122,6 +128,8 @@ def defaults(settings: Mapping[str, Any]) -> Any:
     def made(entry: Any) -> Any:
         if not isinstance(entry, Setting):
             return {key: made(below) for key, below in entry.items()}
+        if entry.each_axis and entry.length is None:  # a number or a tuple
+            return config_dict.FieldReference(entry.default, field_type=object)
         return config_dict.placeholder(entry.kind) if entry.default is None else entry.default
 
     return ml_collections.ConfigDict(made(settings))
@@ -137,7 +145,7 @@ def check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} {value!r} must be {problem}")
 
 
-def check_heads(section: str, width: int, heads: int) -> None:
-    """Raises ValueError, naming the keys, for a width that does not divide into positions of two axes and into heads."""
-    if width % 4 or width % heads:
-        raise ValueError(f"{section}.width {width} must be a multiple of 4 and of {section}.heads {heads}")
+def check_heads(section: str, width: int, heads: int, axes: int) -> None:
+    """Raises ValueError, naming the keys, for a width that does not divide into positions of so many axes, and into heads."""
+    if width % (features := POSITION_FEATURES[axes]) or width % heads:
+        raise ValueError(f"{section}.width {width} must be a multiple of {features} and of {section}.heads {heads}")

@@ -10,6 +10,7 @@ import ml_collections
 
 from ijepa_jax.settings import ranges
 from ijepa_jax.settings.architectures import ATTENTION, GRADIENTS, INTERPOLATIONS, REMAT, SIZES
+from ijepa_jax.settings.axes import CROPS, modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, text, whole
 
 SETTINGS = {
@@ -17,7 +18,7 @@ SETTINGS = {
     "seed": whole(0, 0, 2**32 - 1, fixed=True),
     "model": {
         "size": choice("vit_base", SIZES, fixed=True),
-        "patch": whole(16, 1, 1024, fixed=True),
+        "patch": whole(16, 1, 1024, each_axis=True, fixed=True),  # its side, or (frames, height, width) of it
         "width": whole(None, 4, 65_536, fixed=True),  # these four override the named size
         "depth": whole(None, 1, 1000, fixed=True),
         "heads": whole(None, 1, 4096, fixed=True),
@@ -40,12 +41,15 @@ SETTINGS = {
         "directory": text(""),  # where tfds data sets are prepared; empty: ~/tensorflow_datasets
         "size": whole(20000, 1, 10_000_000),  # how many training scenes to generate
         "test_size": whole(4000, 1, 10_000_000),  # likewise, held out
-        "image_size": whole((224, 224), 1, 16_384, length=2, fixed=True),  # height, width
+        # of images (height, width), of videos (frames, height, width), of signals (length,)
+        "image_size": whole((224, 224), 1, 1_048_576, length=0, each_axis=True, fixed=True),
         "channels": whole(3, 1, 1024, fixed=True),
         "mean": number((0.485, 0.456, 0.406), -1000, 1000, length=0, fixed=True),
         "std": number((0.229, 0.224, 0.225), 1e-6, 1000, length=0, fixed=True),
-        "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # random resized crop: share of the area
-        "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),
+        # of training: random resized crops; center: as evaluation shows them; none: as they are, in training and evaluation
+        "crop": choice("random", CROPS),
+        "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # of a random crop: share of the area
+        "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),  # relative to that of image_size
         "flip": flag(False),
         "color_jitter": number(0.0, 0, 2.5),  # 2.5: all hues
         "eval_crop": number(0.875, 0, 1, "(]"),  # evaluation: centre crop after the short side is resized to image size / this
@@ -122,7 +126,8 @@ def check(config: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
     if config.mesh.data == config.mesh.fsdp == -1:
         raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
     optim, data, model = config.optim, config.data, config.model
-    check_heads("model", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads)
+    axes = len(data.image_size)
+    check_heads("model", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads, axes)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
     if model.attention == "cudnn" and model.gradients == "automatic":
@@ -132,10 +137,12 @@ def check(config: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
     for key in ("mean", "std"):
         if len(data[key]) != data.channels:
             raise ValueError(f"data.{key} {tuple(data[key])} must have one value for each of data.channels {data.channels}")
-    if any(side % model.patch for side in data.image_size):
-        height, width = data.image_size
-        patches = f"patches of {model.patch}x{model.patch} (model.patch)"
-        raise ValueError(f"data.image_size: an image of {height}x{width} pixels does not divide into {patches}")
+    try:
+        patch_grid(data.image_size, model.patch)
+    except ValueError as error:
+        raise ValueError(f"data.image_size, model.patch: {error}") from error
+    if modality(data.image_size) == "signal" and (data.flip or data.color_jitter):
+        raise ValueError("data.flip and data.color_jitter are for images and videos: data.image_size has one axis, of signals")
     if optim.batch_size % optim.accumulation:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"

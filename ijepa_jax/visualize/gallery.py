@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from ijepa_jax.data.images import center_crop, decode
-from ijepa_jax.data.pipeline import View
 from ijepa_jax.data.source import Source
+from ijepa_jax.data.views import View
 from ijepa_jax.methods import Method
 from ijepa_jax.visualize.features import draw_neighbours, nearest_others
 from ijepa_jax.visualize.masks import draw_masks
@@ -29,14 +28,15 @@ class Gallery:
     chosen: np.ndarray
 
     @property
-    def patch(self) -> int:
-        """The side of a patch."""
+    def patch(self) -> int | tuple[int, ...]:
+        """The side of a patch, or one for each axis."""
         return self.method.backbone().network.patch
 
     def images(self, places: np.ndarray) -> np.ndarray:
-        """The images at some places of the bank as an evaluation gives them to the encoder: uint8 [n, H, W, C]."""
-        decoded = (decode(self.source[int(row)], self.view.channels) for row in self.rows[places])
-        return np.stack([center_crop(image, self.view.size, self.view.center) for image in decoded])
+        """The examples at some places of the bank as an evaluation gives them to the encoder: images uint8 [n, H, W, C]; videos
+        and signals as batches have them.
+        """
+        return np.stack([self.view.shown(self.source[int(row)]) for row in self.rows[places]])
 
     def masks(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
         """The method's masks of so many images, see `MaskSampler`; empty where it has none."""

@@ -11,6 +11,7 @@ from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import all_rows, place_batch
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.methods import Look, Method
+from ijepa_jax.settings.axes import AXES
 from ijepa_jax.train import metrics
 from ijepa_jax.train.run import Run
 from ijepa_jax.train.step import State
@@ -48,7 +49,7 @@ def _own(folder: epath.Path, run: Run, state: State) -> dict[str, Any]:
         return {}
     loader = dataclasses.replace(run.loader, eval_batch_size=_LOOKED_AT)
     batch = next(iter(loader.eval_batches(run.test, features_lib.sample(len(run.test), _LOOKED_AT), run.mesh.size)))
-    batch = {"image": batch["image"], "valid": batch["valid"], **method.prepare()(batch["index"])}
+    batch = {name: batch[name] for name in batch.keys() & {*AXES, "valid"}} | method.prepare()(batch["index"])
     rows = all_rows(batch, run.mesh)
     return method.pictures(Look(folder, state.params, state.target, place_batch(batch, run.mesh), rows, run.mesh))
 
