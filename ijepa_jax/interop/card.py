@@ -12,6 +12,7 @@ from ijepa_jax import build
 from ijepa_jax.interop.weights import Weights, architecture_of
 from ijepa_jax.methods import Method
 from ijepa_jax.settings import plain
+from ijepa_jax.settings.axes import by
 from ijepa_jax.train import picking
 from ijepa_jax.visualize.report import probe_rows, read_report
 
@@ -22,7 +23,7 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
     """A README.md in Markdown, with the metadata block that model hubs read."""
     shape, method = architecture_of(weights.settings), build.trained_method(weights.settings)
     kind = f"{facts['encoder']} " if _is_of_target(method) else ""  # else there is but one encoder
-    size = f"{shape.image_size[0]}x{shape.image_size[1]}"
+    size = by(shape.image_size)
     return "\n".join(
         [
             "---",

@@ -19,6 +19,7 @@ from ijepa_jax.interop.weights import Training, Weights, WeightsError, architect
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model import positions
 from ijepa_jax.settings import plain
+from ijepa_jax.settings.axes import by, each_axis, modality
 from ijepa_jax.train import checkpoint, digests
 from ijepa_jax.train.step import State
 
@@ -223,7 +224,13 @@ def export_weights(
         raise ValueError(f"--out {out} holds files already: give another folder")
     whole = fmt == "reference" and encoder == "target"
     weights = from_workdir(path, step, encoder, training=whole)
-    architecture_of(weights.settings)  # refuses what has none
+    shape = architecture_of(weights.settings)  # refuses what has none
+    if len(shape.image_size) != 2 or not isinstance(shape.patch, int):
+        kind, sides = modality(shape.image_size), by(each_axis(shape.patch, len(shape.image_size)))
+        raise WeightsError(
+            f"--format {fmt} holds encoders of images in square patches, and this one is of {kind}s of {by(shape.image_size)} in "
+            f"patches of {sides}: use it by ijepa_jax.load"
+        )
     weights = _for_export(weights)
     left_out = []
     if fmt == "reference" and weights.head:

@@ -1,4 +1,4 @@
-"""Encoders for notebooks: `load` one, from wherever it is, and call it on images."""
+"""Encoders for notebooks: `load` one, from wherever it is, and call it on images (or videos, or signals)."""
 
 import functools
 import os
@@ -17,10 +17,12 @@ from ijepa_jax.host.errors import one_line
 from ijepa_jax.interop import convert, layout
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.layers import along_last
+from ijepa_jax.settings.axes import by
 
 Images = Any  # arrays, what `np.asarray` makes arrays of, or Pillow images
 
 DTYPES = ("float32", "bfloat16")
+_SHAPES = {"signal": "L", "image": "H, W", "video": "T, H, W"}
 _OVERSHOOT = 0.25  # of pixels of 0 .. 1, by sharp filters
 _NORMAL = 6.0  # normal random numbers, which are common test images, stay below
 
@@ -35,6 +37,9 @@ class Pretrained:
 
     Floats that the encoder's mean and std cannot have given, such as 0 .. 1, 0 .. 255 and NaN, are refused with a ValueError;
     `check=False` takes them as they are. Under `jax.jit` nothing is known of them, and nothing checked.
+
+    The encoder of a run on videos takes [B, T, H, W, C] or a single one likewise; that of signals takes floats [B, L, C], less
+    the mean and divided by the std that `encoder` has.
     """
 
     def __init__(
@@ -47,8 +52,8 @@ class Pretrained:
         self._compiled: dict[str, Callable] = {}
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of the images that it was trained on."""
+    def image_size(self) -> tuple[int, ...]:
+        """(height, width) of the images that it was trained on; (frames, height, width) of videos, (length,) of signals."""
         return self.encoder.image_size
 
     @property
@@ -76,24 +81,17 @@ class Pretrained:
         return logits + along_last(self.head["bias"], logits)
 
     def __repr__(self) -> str:
-        network, (height, width) = self.encoder.network, self.image_size
+        network, kind, size = self.encoder.network, self.encoder.modality, by(self.image_size)
+        shown = {"image": f"{size} pixels", "video": f"videos of {size}", "signal": f"signals of {size} values"}[kind]
         origin = f", {self.origin['format']} {self.origin['file']}" if self.origin else ""
         depth = f"depth {network.depth}, " if hasattr(network, "depth") else ""
-        return f"Pretrained(width {network.width}, {depth}patch {network.patch}, {height}x{width} pixels{origin})"
+        return f"Pretrained(width {network.width}, {depth}patch {network.patch}, {shown}{origin})"
 
     def _run(self, kind: str, images: Images, batch_size: int, check: bool) -> Any:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         images = images if isinstance(images, jax.Array) else _as_array(images, self.encoder)
-        single, images = images.ndim == 3, images[None] if images.ndim == 3 else images
-        if images.ndim != 4 or images.shape[-1] != self.encoder.channels or not len(images):
-            wanted = f"H, W, {self.encoder.channels}]"
-            made = "ijepa_jax.preprocess makes such of files and of images of other sizes"
-            if images.ndim == 4 and images.shape[1] == self.encoder.channels:
-                made = "images.transpose(0, 2, 3, 1) puts channels last"
-            raise ValueError(f"images of shape {list(images.shape)} must be [B, {wanted} or [{wanted}: {made}")
-        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images of {images.dtype} must be uint8 (0 .. 255), or float already normalised")
+        images, single = _batched(images, self.encoder)
         if check and images.dtype != np.uint8 and not isinstance(images, jax.core.Tracer):
             _check_normalised(images, self.encoder)
         if kind not in self._compiled:
@@ -186,16 +184,35 @@ def preprocess(
     return np.stack(made)
 
 
+def _batched(images: np.ndarray | jax.Array, encoder: Encoder) -> tuple[np.ndarray | jax.Array, bool]:
+    """A batch of an encoder's examples, and whether a single one was given; ValueError for other shapes and types."""
+    kind, axes = encoder.modality, len(encoder.image_size)
+    single = images.ndim == axes + 1
+    images = images[None] if single else images
+    if images.ndim != axes + 2 or images.shape[-1] != encoder.channels or not len(images):
+        wanted = f"{_SHAPES[kind]}, {encoder.channels}]"
+        made = ": ijepa_jax.preprocess makes such of files and of images of other sizes" if kind == "image" else ""
+        if images.ndim == 4 and images.shape[1] == encoder.channels:
+            made = ": images.transpose(0, 2, 3, 1) puts channels last"
+        raise ValueError(f"{kind}s of shape {list(images.shape)} must be [B, {wanted} or [{wanted}{made}")
+    if kind == "signal" and images.dtype == np.uint8:
+        raise ValueError("signals of uint8 must be float: (values - encoder.encoder.mean) / encoder.encoder.std")
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{kind}s of {images.dtype} must be uint8 (0 .. 255), or float already normalised")
+    return images, single
+
+
 def _as_array(images: Images, encoder: Encoder) -> np.ndarray:
     given = [images] if _is_pillow(images) else images
     if isinstance(given, (list, tuple)) and any(map(_is_pillow, given)):
         made = [_pixels(image, encoder.channels) for image in given]
-        height, width = encoder.image_size
+        if encoder.modality != "image":
+            raise ValueError(f"images are no {encoder.modality}s, which this encoder is for: give an array")
         for image in made:
-            if image.shape[:2] != (height, width):
+            if image.shape[:2] != tuple(encoder.image_size):
                 raise ValueError(
-                    f"an image of {image.shape[0]}x{image.shape[1]} pixels (height x width) is not of the encoder's size, "
-                    f"{height}x{width}: give ijepa_jax.preprocess(images, encoder.image_size)"
+                    f"an image of {by(image.shape[:2])} pixels (height x width) is not of the encoder's size, "
+                    f"{by(encoder.image_size)}: give ijepa_jax.preprocess(images, encoder.image_size)"
                 )
         return made[0] if given is not images else np.stack(made)
     first = next(iter(given), None) if isinstance(given, (list, tuple)) else given
@@ -217,10 +234,12 @@ def _pixel_array(images: Any) -> np.ndarray:
 
 def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
     """Refuses floats [B, H, W, C] of which some image has not been normalised by the encoder's mean and std."""
-    array, axes = jnp if isinstance(images, jax.Array) else np, (1, 2, 3)
+    array, axes = jnp if isinstance(images, jax.Array) else np, tuple(range(1, images.ndim))
     finite, lows, highs = jax.device_get([array.isfinite(images).all(), images.min(axes), images.max(axes)])
     problem = "" if finite else "hold NaN or infinity"  # XLA's minimum may overlook NaN
-    problem = problem or next(filter(None, (_unlike(*map(float, span), encoder) for span in zip(lows, highs, strict=True))), "")
+    if encoder.modality != "signal":
+        spans = (_unlike(*map(float, span), encoder) for span in zip(lows, highs, strict=True))
+        problem = problem or next(filter(None, spans), "")
     if problem:
         right = "give uint8, 0 .. 255, or floats (pixels / 255 - encoder.encoder.mean) / encoder.encoder.std"
         raise ValueError(f"float images {problem}: {right}; check=False takes them as they are")

@@ -13,6 +13,7 @@ from ijepa_jax import build
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.vit import ViT
 from ijepa_jax.settings.architectures import SIZES
+from ijepa_jax.settings.axes import each_axis
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -74,9 +75,9 @@ class Architecture:
     depth: int
     heads: int
     hidden: int  # width of the MLP
-    patch: int
+    patch: int | tuple[int, ...]  # where it differs along axes, one for each
     channels: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     epsilon: float = 1e-6
 
 
@@ -153,11 +154,13 @@ def architecture_of(settings: ml_collections.ConfigDict) -> Architecture:
     method = build.trained_method(settings)
     if (encoder := method.backbone()) is None:
         raise WeightsError(f"{method.title} trains no encoder")
-    network = encoder.network
+    network, axes = encoder.network, len(encoder.image_size)
     if not isinstance(network, ViT):
         raise WeightsError(f"the encoder of {method.title} is a {type(network).__name__}: only our ViT has a form elsewhere")
+    sides = each_axis(network.patch, axes)
+    patch = sides[0] if len({*sides}) == 1 else sides
     return Architecture(
-        network.width, network.depth, network.heads, int(network.width * network.mlp_ratio), network.patch, encoder.channels,
+        network.width, network.depth, network.heads, int(network.width * network.mlp_ratio), patch, encoder.channels,
         encoder.image_size, network.epsilon,
     )  # fmt: skip
 
