@@ -81,6 +81,10 @@ def check_only(given: Namespace) -> int:
     if "method" in config:
         from ijepa_jax import build
 
+        if given.command_name in ("pretrain", "decode"):
+            from ijepa_jax.data.open import check_name
+
+            check_name(config.data.name, tuple(config.data.image_size))
         build.run_method(config)
     if "protocol" in config:
         from ijepa_jax.settings import evaluation as settings

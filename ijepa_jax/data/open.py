@@ -10,6 +10,13 @@ from ijepa_jax.data.source import DataError, Source, storage_errors
 from ijepa_jax.settings.axes import modality
 
 _SPLITS = ("train", "test")
+_PLACES = {  # what follows the kind of a data set in its name
+    "scenes": (),
+    "folder": ("PATH",),
+    "arrays": ("FILE.npz",),
+    "idx": ("DIR",),
+    "tfds": ("NAME[/CONFIG][:SPLIT]", "PATH[:SPLIT]"),
+}
 
 
 def open_source(
@@ -45,18 +52,28 @@ def open_source(
     """
     if split not in _SPLITS:
         raise DataError(f"no split {split!r}: the splits are 'train' and 'test'")
+    check_name(name, image_size)
     kind, _, place = name.partition(":")
-    shown = "image" if isinstance(image_size, int) else modality(image_size)
-    if shown != "image" and kind != "arrays":
-        raise DataError(
-            f"{name} has images, and data.image_size {image_size} is of {shown}s: for these there is arrays:FILE.npz"
-        )
-    if kind == "scenes" and not place:
+    if kind == "scenes":
         return open_scenes(split, size, seed, image_size, progress)
-    tfds = functools.partial(open_tfds, directory=directory or "~/tensorflow_datasets")
-    openers = {"folder": open_folder, "arrays": functools.partial(open_arrays, modality=shown), "idx": open_idx, "tfds": tfds}
-    if not place or kind not in openers:
-        known = "scenes, folder:PATH, arrays:FILE.npz, idx:DIR, tfds:NAME[/CONFIG][:SPLIT], tfds:PATH[:SPLIT]"
-        raise DataError(f"no data named {name!r}: use one of {known}")
+    openers = {
+        "folder": open_folder, "idx": open_idx, "arrays": functools.partial(open_arrays, modality=_modality(image_size)),
+        "tfds": functools.partial(open_tfds, directory=directory or "~/tensorflow_datasets"),
+    }  # fmt: skip
     with storage_errors(f"{name} {directory or ''}"):
         return openers[kind](place, split)
+
+
+def check_name(name: str, image_size: int | tuple[int, ...]) -> None:
+    """Raises `DataError` for a name of no kind that there is, or of one without examples of such sizes; opens nothing."""
+    kind, _, place = name.partition(":")
+    if kind not in _PLACES or bool(place) != bool(_PLACES[kind]):
+        known = ", ".join(f"{known}{place and ':'}{place}" for known, places in _PLACES.items() for place in places or [""])
+        raise DataError(f"no data named {name!r}: use one of {known}")
+    if (shown := _modality(image_size)) != "image" and kind != "arrays":
+        sizes = f"data.image_size {image_size} is of {shown}s, which come from arrays:FILE.npz"
+        raise DataError(f"{name} has images, of (height, width), and {sizes}")
+
+
+def _modality(image_size: int | tuple[int, ...]) -> str:
+    return "image" if isinstance(image_size, int) else modality(image_size)

@@ -167,7 +167,9 @@ def _open(loader: Loader, split: str, wanted: int, display: Display) -> Subset:
     rows = features_lib.sample(len(source), wanted or len(source))
     if not len(rows):
         raise DataError(f"{loader.name} has no images in its {split} split")
-    display.log(f"{loader.name} {split}: {len(rows)} of {len(source)} images ({time.monotonic() - begun:.1f} s)")
+    display.log(
+        f"{loader.name} {split}: {len(rows)} of {len(source)} {loader.view.modality}s ({time.monotonic() - begun:.1f} s)"
+    )
     return Subset(source, rows)
 
 

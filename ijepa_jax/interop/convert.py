@@ -226,11 +226,9 @@ def export_weights(
     weights = from_workdir(path, step, encoder, training=whole)
     shape = architecture_of(weights.settings)  # refuses what has none
     if len(shape.image_size) != 2 or not isinstance(shape.patch, int):
-        kind, sides = modality(shape.image_size), by(each_axis(shape.patch, len(shape.image_size)))
-        raise WeightsError(
-            f"--format {fmt} holds encoders of images in square patches, and this one is of {kind}s of {by(shape.image_size)} in "
-            f"patches of {sides}: use it by ijepa_jax.load"
-        )
+        size, sides = by(shape.image_size), by(each_axis(shape.patch, len(shape.image_size)))
+        found = f"this one is of {modality(shape.image_size)}s of {size} in patches of {sides}"
+        raise WeightsError(f"--format {fmt} holds encoders of images in square patches, {found}: use it by ijepa_jax.load")
     weights = _for_export(weights)
     left_out = []
     if fmt == "reference" and weights.head:

@@ -49,8 +49,9 @@ SETTINGS = {
         "target_aspect": number((0.75, 1.5), 0, 1000, "(]", length=2, rising=True, fixed=True),
         "target_duration": number((1.0, 1.0), 0, 1, "(]", length=2, rising=True, fixed=True),  # of videos: share of their steps
         "context_scale": number((0.85, 1.0), 0, 1, "(]", length=2, rising=True, fixed=True),
-        "mask_ratio": number(0.6, 0, 1, "()", fixed=True),  # what the strategies random, random_tubes and block hide
+        "mask_ratio": number(0.6, 0, 1, "()", fixed=True),  # what the strategies random and block hide
         "keep_rounds_down": flag(False, fixed=True),  # of random: whether it is what is kept that is rounded, and down
+        "tubes": flag(False, fixed=True),  # of random: whether all steps of a video hide the same patches
     },
 }
 

@@ -17,10 +17,9 @@ import numpy as np
 from ijepa_jax.data import counter
 from ijepa_jax.settings.axes import by
 
-STRATEGIES = ("multiblock", "random", "random_tubes", "block", "rasterized")
+STRATEGIES = ("multiblock", "random", "block", "rasterized")
 MODES = ("subset", "raster", "pad", "reference")
 SMALLEST_CONTEXT = 4
-_SCATTERED = ("random", "random_tubes")
 _SIDES = {1: [("length", 4, 65_536)], 2: [("rows", 4, 256), ("columns", 4, 256)]}  # of grids, by their number of axes
 _SIDES[3] = [("steps", 1, 256), *_SIDES[2]]
 _BLOCKS, _SHARED_SIZES, _QUADRANT, _HIDDEN_CELLS, _KEPT_CELLS = range(5)  # what a draw is for: first counter of its hash
@@ -41,8 +40,8 @@ class MaskSampler:
 
     Strategies:
       multiblock: M target blocks and C context blocks, each with a size and a position of its own.
-      random: one target of the share `mask_ratio` of the patches, scattered; the context is the rest.
-      random_tubes: likewise, of the plane's patches, the same at every step of time (three axes).
+      random: one target of the share `mask_ratio` of the patches, scattered (with `tubes` the same ones at every step of
+        time); the context is the rest.
       block: one target block of that share of the grid; the context is the rest.
       rasterized: a random quadrant is the context, the other three are the targets (one axis: a half, and the other).
     Modes of the `multiblock` strategy differ in what becomes of a context longer than K = `context_patches`:
@@ -61,13 +60,14 @@ class MaskSampler:
     mode: str = "subset"
     context_patches: int = 0  # K; 0: every patch that the settings guarantee (multiblock: in mode pad only)
     num_context_blocks: int = 1  # C
-    num_targets: int = 4  # M; always 1 for random, random_tubes and block, 3 (one axis: 1) for rasterized
+    num_targets: int = 4  # M; always 1 for random and block, 3 (one axis: 1) for rasterized
     target_scale: tuple[float, float] = (0.15, 0.2)  # shares of the plane; of the length, where that is the only axis
     target_aspect: tuple[float, float] = (0.75, 1.5)
     target_duration: tuple[float, float] = (1.0, 1.0)  # shares of the steps of time
     context_scale: tuple[float, float] = (0.85, 1.0)
-    mask_ratio: float = 0.6  # share that `random`, `random_tubes` and `block` hide
+    mask_ratio: float = 0.6  # share that `random` and `block` hide
     keep_rounds_down: bool = False  # whether random's kept patches, not its hidden ones, are rounded, and down (MAE)
+    tubes: bool = False  # whether `random` hides the same patches at every step of time
     batch_size: int = 1  # global; images with the same index // batch_size share block sizes in mode reference
     seed: int = 0
     tries: int = 20
@@ -99,7 +99,7 @@ class MaskSampler:
         index = np.asarray(index)
         if index.ndim != 1 or index.dtype.kind not in "iu":
             raise ValueError(f"index must be a one-dimensional array of integers, not {index.dtype} {index.shape}")
-        if self.strategy in _SCATTERED:
+        if self.strategy == "random":
             return self._random_patches(index)
         corner, size = np.empty((2, len(index), self.num_targets + self.num_context_blocks, len(self._box)), np.int32)
         available = np.empty((len(index), self.num_context_blocks, self._patches), bool)
@@ -124,7 +124,7 @@ class MaskSampler:
     @cached_property
     def target_length(self) -> int:
         """T, the patches of the largest target that these settings can draw."""
-        if self.strategy in _SCATTERED:
+        if self.strategy == "random":
             return self._hidden_patches
         return int(self._target_sizes.prod(-1).max())
 
@@ -135,7 +135,6 @@ class MaskSampler:
         return {
             "multiblock": {},
             "random": {"num_targets": 1},
-            "random_tubes": {"num_targets": 1},
             "block": {"num_targets": 1, "target_scale": hidden, "context_scale": (1.0, 1.0)},
             "rasterized": {"num_targets": 1 if len(self.grid) == 1 else 3},
         }.get(self.strategy, {})
@@ -157,9 +156,14 @@ class MaskSampler:
     @cached_property
     def _hidden_patches(self) -> int:
         """Patches of a scattered target."""
-        steps = self._patches // self._plane if self.strategy == "random_tubes" else 1
-        cells = self._patches // steps
-        return steps * (cells - int(cells * (1 - self.mask_ratio)) if self.keep_rounds_down else round(self.mask_ratio * cells))
+        cells = self._patches // self._repeats
+        hidden = cells - int(cells * (1 - self.mask_ratio)) if self.keep_rounds_down else round(self.mask_ratio * cells)
+        return self._repeats * hidden
+
+    @property
+    def _repeats(self) -> int:
+        """How many steps of time hide the same scattered patches."""
+        return self._patches // self._plane if self.tubes else 1
 
     @property
     def _span(self) -> np.ndarray:
@@ -180,7 +184,7 @@ class MaskSampler:
     @cached_property
     def _context_bounds(self) -> tuple[int, int]:
         """Patches of the shortest and the longest context when all targets share one block in the opposite corner."""
-        if self.strategy in _SCATTERED:
+        if self.strategy == "random":
             return (self._patches - self.target_length,) * 2
         if self.strategy == "rasterized":
             areas = self._target_sizes.prod(-1)
@@ -304,10 +308,9 @@ class MaskSampler:
 
     def _random_patches(self, index: np.ndarray) -> Blocks:
         """One target of uniformly random patches, or tubes; the context is the rest."""
-        steps = self._patches // self._plane if self.strategy == "random_tubes" else 1
-        everything = np.ones((len(index), self._patches // steps), bool)
-        union = _keep_random(everything, self.target_length // steps, self.seed, _HIDDEN_CELLS, index[:, None])
-        union = np.tile(union, (1, steps))
+        everything = np.ones((len(index), self._patches // self._repeats), bool)
+        union = _keep_random(everything, self.target_length // self._repeats, self.seed, _HIDDEN_CELLS, index[:, None])
+        union = np.tile(union, (1, self._repeats))
         length = np.full((len(index), 1), self.target_length, np.int32)
         return Blocks(~union[:, None], union, _cells(union[:, None], self.target_length), length)
 
@@ -343,8 +346,6 @@ class MaskSampler:
         for name, valid in (("strategy", STRATEGIES), ("mode", MODES)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"masks.{name} is {getattr(self, name)!r}; valid are {', '.join(valid)}")
-        if self.strategy == "random_tubes" and len(self.grid) != 3:
-            raise ValueError(f"masks.strategy 'random_tubes' is for grids of three axes, not {self.grid}: use 'random'")
         if self.mode == "reference" and len(self.grid) != 2:
             raise ValueError(f"masks.mode 'reference' is for grids of two axes, not {self.grid}: use 'subset'")
         for name in ("num_context_blocks", "num_targets", "batch_size", "tries"):

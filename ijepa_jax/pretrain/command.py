@@ -11,6 +11,7 @@ import ml_collections
 from etils import epath
 
 from ijepa_jax import build
+from ijepa_jax.data.open import check_name
 from ijepa_jax.data.source import DataError
 from ijepa_jax.devices import processes
 from ijepa_jax.host.console import Display
@@ -55,6 +56,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     facts = {**plain.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
     code = {name: value for name, value in identity(config.method).items() if name != "file"}  # which may lie elsewhere
     processes.check_agreement({**facts, **code})
+    check_name(config.data.name, tuple(config.data.image_size))
     parts = build.parts(config)  # before anything is written
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim, _all_ended() as ends:
         data = open_data(parts, display)

@@ -59,7 +59,8 @@ def finish(
         named = {f"report/{epath.Path(name).stem}": read_picture(run.workdir / "report" / name) for name in report["pictures"]}
         recorder.pictures(run.total_steps, named)
     show_table(run.display, report)
-    steps = f", {recorder.seconds:.1f} s of them in {recorder.steps_timed} steps at {rate:.1f} images/s" if rate else ""
+    speed = f"{recorder.steps_timed} steps at {rate:.1f} {run.loader.view.modality}s/s" if rate else ""
+    steps = f", {recorder.seconds:.1f} s of them in {speed}" if rate else ""
     run.display.log(f"{report['seconds']} s in all{steps}; report in {run.workdir / 'report'}")
     return report
 

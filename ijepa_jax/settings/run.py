@@ -142,7 +142,8 @@ def check(config: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"data.image_size, model.patch: {error}") from error
     if modality(data.image_size) == "signal" and (data.flip or data.color_jitter):
-        raise ValueError("data.flip and data.color_jitter are for images and videos: data.image_size has one axis, of signals")
+        size = f"data.image_size {tuple(data.image_size)} is of signals"
+        raise ValueError(f"{size}, which are not flipped or jittered: images have (height, width)")
     if optim.batch_size % optim.accumulation:
         raise ValueError(
             f"optim.batch_size {optim.batch_size} does not divide into optim.accumulation {optim.accumulation} parts"

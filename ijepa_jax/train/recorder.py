@@ -70,7 +70,7 @@ class Recorder:
         rate = self.images_per_s
         if step % run.config.log.every == 0 or step == run.total_steps:
             self.write(step, {**values, "images_per_s": rate or 0.0, "bad_images": len(run.bad.names)})
-        run.display.update(step, f"loss {values['loss']:.4f}" + (f" {rate:.0f} images/s" if rate else ""))
+        run.display.update(step, f"loss {values['loss']:.4f}" + (f" {rate:.0f} {run.loader.view.modality}s/s" if rate else ""))
 
     @property
     def images_per_s(self) -> float | None:

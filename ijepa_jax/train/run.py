@@ -103,7 +103,7 @@ def open_data(parts: build.Parts, display: Display) -> Data:
     for split in ("train", "test"):
         begun = time.monotonic()
         opened[split] = loader.open(split)
-        display.log(f"{loader.name} {split}: {len(opened[split])} images ({time.monotonic() - begun:.1f} s)")
+        display.log(f"{loader.name} {split}: {len(opened[split])} {loader.view.modality}s ({time.monotonic() - begun:.1f} s)")
     count = len(opened["train"])
     if count < loader.batch_size:
         raise DataError(f"{loader.name} has {count} training images, fewer than optim.batch_size {loader.batch_size}")
