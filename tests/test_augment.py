@@ -307,6 +307,20 @@ def test_cutmix_boxes_are_rectangles_of_the_right_size_and_place():
     assert np.abs(rows[whole].sum(1) * 32 - columns[whole].sum(1) * 24).max() <= 32 + 24  # each edge is rounded
 
 
+@pytest.mark.parametrize("sizes", [(24,), (3, 8, 12)], ids=["signals", "videos"])
+def test_cutmix_pastes_a_span_or_the_same_box_of_all_frames(sizes):
+    examples = jnp.broadcast_to(jnp.arange(1.0, 3).reshape(2, *[1] * (len(sizes) + 1)), (2, *sizes, 1))
+    for key in jax.random.split(jax.random.key(0), 30):
+        mixed, targets = augment.mix(examples, jnp.arange(2), key, classes=2, mixup=0.0, smoothing=0.0)
+        pasted = np.asarray(mixed[0, ..., 0]) == 2
+        np.testing.assert_allclose(targets[0, 1], pasted.mean(), atol=1e-6)
+        if len(sizes) == 1:
+            assert np.abs(np.diff(pasted)).sum() <= 2  # a span
+        else:
+            assert (pasted == pasted[:1]).all()
+            np.testing.assert_array_equal(pasted[0], pasted[0].any(1)[:, None] & pasted[0].any(0)[None])
+
+
 def test_cutmix_or_mixup_by_the_switch():
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0))

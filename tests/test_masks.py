@@ -34,7 +34,7 @@ def assert_sound(sampler: MaskSampler, index: np.ndarray) -> dict[str, np.ndarra
     """Checks shapes, dtypes, ranges, order, padding and disjointness of the masks of `index`; returns them."""
     masks = sampler(index)
     context, target, length = masks["context"], masks["target"], masks["target_length"]
-    images, patches = len(index), sampler.grid[0] * sampler.grid[1]
+    images, patches = len(index), np.prod(sampler.grid)
     assert context.shape == (images, sampler.num_context_blocks, sampler.context_length)
     assert target.shape == (images, sampler.num_targets, sampler.target_length)
     assert length.shape == target.shape[:2]
@@ -127,6 +127,90 @@ def test_any_grid(grid):
         assert_sound(MaskSampler(grid, mode=mode, context_patches=quarter), np.arange(40))
     for strategy in STRATEGIES[1:]:
         assert_sound(MaskSampler(grid, strategy=strategy), np.arange(40))
+
+
+@pytest.mark.parametrize("grid", [(4,), (17,), (64,), (1, 4, 4), (2, 5, 7), (4, 8, 8)])
+def test_grids_of_one_and_three_axes(grid):
+    quarter = np.prod(grid) // 4
+    index = np.arange(60)
+    for mode in ("subset", "raster", "pad"):
+        if len(grid) == 1 and grid[0] < 8:
+            continue  # too short for four patches beside a target
+        sampler = MaskSampler(grid, mode=mode, context_patches=max(4, quarter), num_context_blocks=2)
+        masks = assert_sound(sampler, index)
+        for cells, length in zip(masks["target"].reshape(240, -1), masks["target_length"].ravel(), strict=True):
+            corners = np.stack(np.unravel_index(cells[:length], grid))
+            sides = np.ptp(corners, axis=1) + 1
+            assert sides.prod() == length  # a block
+            assert len(grid) == 1 or sides[0] == grid[0]  # a tube
+    for strategy in STRATEGIES[1:]:
+        if np.prod(grid) > 10:
+            assert_sound(MaskSampler(grid, strategy=strategy), index)
+    if len(grid) == 3:
+        flat = MaskSampler(grid[1:], context_patches=4)(index)
+        deep = MaskSampler(grid, context_patches=4)(index)
+        lengths = flat["target_length"]  # the same draws, through time
+        np.testing.assert_array_equal(deep["target_length"], lengths * grid[0])
+        for part in range(4):
+            first = np.take_along_axis(flat["target"][:, part], np.zeros((60, 1), int), 1)
+            np.testing.assert_array_equal(deep["target"][:, part, :1], first)
+
+
+def test_blocks_last_for_a_share_of_the_steps():
+    sampler = MaskSampler((10, 6, 6), context_patches=40, target_duration=(0.3, 0.61))
+    masks = assert_sound(sampler, np.arange(2000))
+    begins, lasts = [], []
+    for cells, length in zip(masks["target"].reshape(8000, -1), masks["target_length"].ravel(), strict=True):
+        step = cells[:length] // 36
+        begins.append(step[0])
+        lasts.append(step[-1] - step[0] + 1)
+    last, count = np.unique(lasts, return_counts=True)
+    np.testing.assert_array_equal(last, [3, 4, 5, 6])
+    np.testing.assert_allclose(count[:3] / 8000, 0.1 / 0.31, atol=0.03)  # five standard deviations
+    assert {*begins} == {*range(8)}
+    context_steps = np.bincount((masks["context"] // 36).ravel(), minlength=10) / 2000
+    assert context_steps.min() > 2 and context_steps.max() < 6  # contexts last for all steps
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("grid", [(10,), (50,), (14, 14), (7, 9), (3, 5, 5)])
+def test_random_hides_the_share_that_is_asked_for(grid, ratio):
+    """MAE keeps int(N * (1 - ratio)) patches."""
+    patches = int(np.prod(grid))
+    if int(patches * (1 - ratio)) < 4:
+        pytest.skip("leaves too few patches")
+    near = MaskSampler(grid, strategy="random", mask_ratio=ratio)
+    assert near.target_length == round(ratio * patches) and near.context_length == patches - near.target_length
+    down = MaskSampler(grid, strategy="random", mask_ratio=ratio, keep_rounds_down=True)
+    assert down.context_length == int(patches * (1 - ratio)) and down.target_length == patches - down.context_length
+    masks = assert_sound(down, np.arange(50))
+    assert (np.sort(np.concatenate([masks["context"], masks["target"]], -1)) == np.arange(patches)).all()
+
+
+def test_block_hides_the_share_that_is_asked_for():
+    for ratio in (0.3, 0.6):
+        length = MaskSampler((14, 14), strategy="block", mask_ratio=ratio)(np.arange(500))["target_length"].mean()
+        np.testing.assert_allclose(length / 196, ratio, atol=0.03)
+
+
+def test_tubes_hide_the_same_patches_at_every_step():
+    sampler = MaskSampler((4, 5, 6), strategy="random", mask_ratio=0.75, tubes=True)
+    masks = assert_sound(sampler, np.arange(300))
+    hidden = np.zeros((300, 120), bool)
+    np.put_along_axis(hidden, masks["target"][:, 0], True, 1)
+    steps = hidden.reshape(300, 4, 30)
+    assert (steps == steps[:, :1]).all() and (steps.sum(-1) == round(0.75 * 30)).all()
+    np.testing.assert_allclose(steps[:, 0].mean(0), 22 / 30, atol=0.13)  # five standard deviations
+    scattered = MaskSampler((4, 5, 6), strategy="random", mask_ratio=0.75)(np.arange(300))["target"]
+    assert (np.sort(masks["target"]) != np.sort(scattered)[..., : sampler.target_length]).any()
+
+
+def test_halves_of_a_length_are_context_and_target():
+    masks = MaskSampler((16,), strategy="rasterized")(np.arange(1000))
+    assert masks["target"].shape == (1000, 1, 8) and MaskSampler((17,), strategy="rasterized").target_length == 9
+    first, count = np.unique(masks["context"][:, 0, 0], return_counts=True)
+    np.testing.assert_array_equal(first, [0, 8])
+    np.testing.assert_allclose(count / 1000, 0.5, atol=0.08)
 
 
 def test_every_square_grid_has_a_sampler():
@@ -270,7 +354,15 @@ def test_strategies():
         ({"strategy": "block", "mode": "pad"}, r"mode is 'pad'; strategy 'block' takes 'subset'"),
         ({"strategy": "block", "num_context_blocks": 2}, r"num_context_blocks is 2; strategy 'block' takes 1"),
         ({"grid": (3, 14)}, r"grid is \(3, 14\)"),
-        ({"grid": (14,)}, r"grid is \(14,\)"),
+        ({"grid": (14, 3)}, r"grid is \(14, 3\); it must be of one, two or three axes: length from 4 to 65536; rows from 4 to"),
+        ({"grid": (2, 4, 4, 4)}, r"grid is \(2, 4, 4, 4\)"),
+        ({"grid": (3,)}, r"grid is \(3,\)"),
+        (
+            {"grid": (2, 14, 14), "mode": "reference", "context_patches": 48},
+            r"mode 'reference' is for grids of two axes, not \(2,",
+        ),
+        ({"mask_ratio": 1.0}, r"mask_ratio is 1.0; it must be between 0 and 1"),
+        ({"target_duration": (0.0, 1.0)}, r"target_duration is \(0.0, 1.0\); it must be"),
         ({"num_targets": 0}, r"num_targets is 0; it must be at least 1"),
         ({"tries": 0}, r"tries is 0"),
         ({"batch_size": 0}, r"batch_size is 0"),

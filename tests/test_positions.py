@@ -1,6 +1,7 @@
 """Position tables, and how they are resized."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,51 @@ def test_positions_encode_the_column_first_then_the_row():
         for column in range(5):
             halves = [np.concatenate([np.sin(at * omega), np.cos(at * omega)]) for at in (column, row)]
             np.testing.assert_allclose(table[row, column], np.concatenate(halves), atol=1e-7)
+
+
+def test_a_single_axis_has_all_features():
+    omega = 10000.0 ** (-np.arange(5) / 5)
+    for position, row in enumerate(sincos(10, (7,))):
+        np.testing.assert_allclose(row, np.concatenate([np.sin(position * omega), np.cos(position * omega)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [24, 40, 42])
+def test_three_axes_have_a_third_each_cut_to_the_width(width):
+    """V-JEPA's tables as published: step, row, column, each of 2 * ceil(width / 6) features."""
+    grid, each = (2, 3, 5), 2 * -(-width // 6)
+    omega = 10000.0 ** (-np.arange(each // 2) / (each / 2))
+    for place, row in zip(np.ndindex(grid), sincos(width, grid), strict=True):
+        whole = np.concatenate([function(at * omega) for at in place for function in (np.sin, np.cos)])
+        np.testing.assert_allclose(row, whole[:width], atol=1e-6)
+
+
+def test_tables_of_three_axes_are_the_recorded_ones():
+    path = Path(__file__).resolve().parents[2] / "shared" / "parity" / "vjepa_small.npz"
+    if not path.exists():
+        pytest.skip("needs ../shared/parity/vjepa_small.npz, which is not part of the project")
+    with np.load(path) as recorded:
+        for name in ("init/encoder/pos_embed", "init/predictor/predictor_pos_embed"):
+            (table,) = recorded[name]
+            np.testing.assert_array_equal(sincos(table.shape[1], (4, 8, 8)), table)
+
+
+@pytest.mark.parametrize(("width", "grid", "least"), [(9, (4,), 2), (18, (4, 4), 4)])
+def test_widths_that_axes_do_not_divide_are_named(width, grid, least):
+    with pytest.raises(ValueError, match=f"width {width} must be a multiple of {least} for .* of {len(grid)} axes"):
+        sincos(width, grid)
+
+
+@pytest.mark.parametrize(("trained", "new"), [((6,), (9,)), ((3, 4, 5), (3, 8, 10)), ((2, 4, 4), (4, 4, 4))])
+def test_tables_of_other_axes_are_resized_axis_by_axis(trained, new):
+    """A plane of one constant along all axes but one is resized as a line is, by torch."""
+    line = np.random.default_rng(0).normal(size=trained[0]).astype(np.float32)
+    table = np.broadcast_to(line.reshape(-1, *[1] * (len(trained) - 1)), trained).reshape(-1, 1)
+    wanted = torch.nn.functional.interpolate(torch.tensor(line)[None, None, :, None], size=(new[0], 1), mode="bicubic")
+    found = np.asarray(resized(table, trained, new, "bicubic")).reshape(new)
+    expected = np.broadcast_to(wanted.numpy().reshape(-1, *[1] * (len(new) - 1)), new)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    with pytest.raises(ValueError, match="axes do not serve one of"):
+        resized(table, trained, (2, 2), "bicubic")
 
 
 @pytest.mark.parametrize("new", [(4, 6), (8, 6), (7, 11), (3, 4), (2, 13), (1, 1), (16, 24)])

@@ -119,6 +119,20 @@ def test_pixels_are_small_and_scaled():
     assert found.shape == (2, 32 * 32 * 3) and (found == 1).all()
 
 
+def test_raw_videos_and_signals_are_reduced_to_means():
+    video = np.zeros((2, 12, 20, 30, 3), np.uint8)
+    video[:, :, :, :, 0] = 20 * np.arange(12, dtype=np.uint8)[:, None, None]
+    found = features.pixels(sharding.make_mesh(), (2, 10, 10), ("last", "patches"))(video)
+    assert found["last"].shape == (2, 8 * 16 * 16 * 3) and found["patches"].shape == (2, 6 * 2 * 3, 600)
+    red = found["last"].reshape(2, 8, -1, 3)[0, :, 0, 0] * 255
+    np.testing.assert_allclose(red, [10, 50, 90, 130, 160, 180, 200, 220], atol=1e-3)  # 12 frames as 8 means
+    signal = np.arange(4096, dtype=np.float32).reshape(1, 4096, 1) - 5
+    found = features.pixels(sharding.make_mesh(), 64, ("last", "patches"))(signal)
+    np.testing.assert_allclose(found["last"][0], np.arange(1024) * 4 - 3.5)
+    np.testing.assert_array_equal(found["patches"][0].ravel(), signal.ravel())  # and not scaled
+    np.testing.assert_array_equal(features.pixels(sharding.make_mesh())(signal[:, :300])["last"], signal[:, :300, 0])
+
+
 def measured(accuracies: dict[str, float], **measures) -> probe.Measured:
     """Probes that tell so many per cent of a hundred images right, the first ones."""
     correct = {name: np.arange(100) < value for name, value in accuracies.items()}

@@ -65,6 +65,8 @@ def test_a_number_may_be_the_ends_that_belong_to_it(kind, key, setting):
         (ranges.flag(True), 0, "True or False"),
         (ranges.text(""), 0, "a text"),
         (ranges.whole((1, 1), 1, 9, length=2), (1,), "2 values, whole numbers from 1 to 9"),
+        (ranges.whole(4, 1, 9, each_axis=True), (1, 2, 3, 4), "a whole number from 1 to 9, or one for each axis"),
+        (ranges.whole((4, 4), 1, 9, length=0, each_axis=True), 4, "one to three values, whole numbers from 1 to 9"),
         (_PAIR, (2, 1), "2 values, whole numbers from 0 to 9, the first not above the second"),
         (ranges.number((1.0, 2.0), 0, 9, length=2), 1.0, "2 values, numbers from 0 to 9"),
     ],

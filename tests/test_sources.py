@@ -13,10 +13,11 @@ import pytest
 from etils.epath import backend
 from PIL import Image
 
+from ijepa_jax import build
 from ijepa_jax.data import arrays, images, render
 from ijepa_jax.data import source as sources
 from ijepa_jax.data.open import open_source
-from tests import object_store
+from tests import object_store, small
 
 ROOT = pathlib.Path(__file__).parents[1]
 FASHION_MNIST = ROOT.parent / "shared" / "data" / "fashion-mnist"
@@ -361,6 +362,50 @@ def test_array_errors(tmp_path):
     _refused(f"arrays:{path}", r"labels must be 20 integers, these are int64 \[19\]")
     np.savez(path, images=_pixels(0, 4, 4))
     _refused(f"arrays:{path}", "leave none for the train split")
+
+
+def test_arrays_of_videos_and_signals(tmp_path):
+    rng, labels, path = np.random.default_rng(0), np.arange(60) % 3, tmp_path / "a.npz"
+    videos, signals = rng.integers(0, 256, (60, 4, 6, 8, 3), np.uint8), rng.normal(size=(60, 50, 2))
+    np.savez(path, videos=videos, signals=signals, labels=labels)
+    for size, whole, dtype in (((4, 6, 8), videos, np.uint8), ((50,), signals.astype(np.float32), np.float32)):
+        train, test = (_open(f"arrays:{path}", split, image_size=size) for split in ("train", "test"))
+        assert train[0].dtype == dtype and train.classes == {"label": 3}
+        joined = np.concatenate([train.images, test.images])
+        assert sorted(map(bytes, joined)) == sorted(map(bytes, whole))
+        assert train.name(0).endswith(" train video 0" if len(size) == 3 else " train signal 0")
+    np.savez(path, train_signals=signals[:20, :, 0], test_signals=signals[20:, :, 0], train_labels=labels[:20])
+    test = _open(f"arrays:{path}", "test", image_size=(50,))
+    np.testing.assert_array_equal(test.images, signals[20:, :, 0].astype(np.float32))
+
+
+def test_array_errors_of_other_modalities(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, videos=np.zeros((20, 4, 6, 8, 3), np.uint8))
+    _refused(f"arrays:{path}", r"holds videos, no images: videos .* where data.image_size is \(frames, height, width\)")
+    _refused(f"arrays:{path}", "holds videos, no signals: videos are what is read", image_size=(64,))
+    np.savez(path, signals=np.zeros((20, 64), np.int16))
+    _refused(f"arrays:{path}", r"holds signals, no videos: .* data.image_size is \(length,\)", image_size=(4, 6, 8))
+    _refused(f"arrays:{path}", r"signals must be float32 \[N, L\] or \[N, L, C\], these are int16 \[20, 64\]", image_size=(64,))
+    np.savez(path, videos=np.zeros((20, 4, 6), np.uint8))
+    _refused(f"arrays:{path}", r"videos must be uint8 \[N, T, H, W\] or .*, these are uint8 \[20, 4, 6\]", image_size=(4, 6, 8))
+    broken = np.zeros((20, 64), np.float32)
+    broken[3, 5], broken[7, 0] = np.nan, np.inf
+    np.savez(path, signals=broken)
+    _refused(f"arrays:{path}", "2 of 20 signals have values that are NaN or infinite", image_size=(64,))
+    _refused("scenes", r"scenes has images, of \(height, width\), and data.image_size \(64,\) is of signals", image_size=(64,))
+    _refused("folder:/x", r"data.image_size \(8, 32, 32\) is of videos, which come from arrays", image_size=(8, 32, 32))
+
+
+def test_signals_far_from_standardised_are_told(tmp_path, caplog):
+    path = tmp_path / "a.npz"
+    np.savez(path, signals=np.random.default_rng(0).normal(500, 20, (50, 64)).astype(np.float32))
+    given = {"data__image_size": (64,), "data__channels": 1, "data__name": f"arrays:{path}", "masks__context_patches": 4}
+    for mean, std, told in ((0.0, 1.0, True), (500.0, 20.0, False)):
+        config = small.config(**given, data__mean=(mean,), data__std=(std,))
+        caplog.clear()
+        build.loader(config).open("train")
+        assert ("signals have mean 499 and standard deviation 20" in caplog.text) == told
 
 
 def _idx(array: np.ndarray) -> bytes:

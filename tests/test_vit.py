@@ -1,15 +1,19 @@
 """The encoder: sizes, positions, selection of patches, layers, scan, remat, dtype."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from ijepa_jax.model import layers
 from ijepa_jax.model.attention import attend
-from ijepa_jax.model.vit import ViT, drop_path, normalise, parameter_count, take_tokens
+from ijepa_jax.model.positions import sincos
+from ijepa_jax.model.vit import ViT, drop_path, normalise, parameter_count, patchify, take_tokens
 from ijepa_jax.settings.architectures import SIZES
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import each_axis, patch_grid
 
 # METHOD: published parameter counts of the encoders, positions not counted
 COUNTS = {
@@ -47,10 +51,42 @@ def test_any_size_that_divides_works(height, width):
     assert vit.apply({"params": params}, images(2, height, width, 3)).shape == (2, height * width // 16, 16)
 
 
-@pytest.mark.parametrize("shape", [(30, 32), (32, 3), (2, 2)])
-def test_sizes_that_do_not_divide_are_named(shape):
-    with pytest.raises(ValueError, match=f"image of {shape[0]}x{shape[1]} pixels does not divide into patches of 4x4"):
-        patch_grid(shape, 4)
+@pytest.mark.parametrize(
+    ("sizes", "patch"), [((12,), 3), ((8, 12), 4), ((8, 12), (2, 6)), ((4, 6, 8), 2), ((4, 6, 8), (2, 3, 4))]
+)
+def test_patches_are_cut_as_a_convolution_cuts_them(sizes, patch):
+    """A convolution with stride = kernel, in torch, is the linear map of each patch's values, in raster order."""
+    rng, axes = np.random.default_rng(0), len(sizes)
+    sides = each_axis(patch, axes)
+    x = rng.normal(size=(2, *sizes, 3)).astype(np.float32)
+    kernel = rng.normal(size=(math.prod(sides) * 3, 5)).astype(np.float32)
+    weight = torch.tensor(kernel.reshape(*sides, 3, 5)).permute(-1, -2, *range(axes))
+    convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[axes - 1]
+    wanted = convolve(torch.tensor(np.moveaxis(x, -1, 1)), weight, stride=sides).flatten(2).transpose(1, 2)
+    np.testing.assert_allclose(patchify(x, patch) @ kernel, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(("sizes", "patch"), [((16,), 4), ((6, 8, 12), (3, 4, 4))])
+def test_signals_and_videos_are_encoded(sizes, patch):
+    """Of two tokens kept, each is what it is among its own: positions are those of the whole grid."""
+    vit = small(patch=patch)
+    x = images(2, *sizes, 3)
+    params = vit.init(jax.random.key(0), x)["params"]
+    grid = patch_grid(sizes, patch)
+    assert vit.apply({"params": params}, x).shape == (2, math.prod(grid), 16)
+    keep = jnp.array([[0, 3], [1, 2]])
+    kept = vit.apply({"params": params}, x, keep)
+    embedded = patchify(x, patch) @ params["patch_embed"]["kernel"] + sincos(16, grid)[None]
+    flat = small(patch=1)  # tokens as a signal of two values, with positions of their own
+    tokens = take_tokens(embedded, keep) - sincos(16, (2,))[None]
+    alone = {**params, "patch_embed": {"kernel": jnp.eye(16), "bias": params["patch_embed"]["bias"]}}
+    np.testing.assert_allclose(flat.apply({"params": alone}, tokens), kept, atol=1e-5)
+
+
+def test_one_patch_size_for_all_axes_is_one_for_each():
+    x = images(1, 8, 12, 3)
+    params = small().init(jax.random.key(0), x)["params"]
+    np.testing.assert_array_equal(small(patch=(4, 4)).apply({"params": params}, x), small().apply({"params": params}, x))
 
 
 def test_wrong_widths_are_named():

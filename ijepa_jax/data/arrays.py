@@ -86,7 +86,7 @@ def _select_arrays(arrays: Mapping[str, np.ndarray], place: str, split: str, mod
         others = [kind for kind in AXES if kind != modality and {f"{kind}s", f"train_{kind}s", f"test_{kind}s"} & {*arrays}]
         if others:
             sizes = f"({', '.join(AXES[others[0]])}{',' * (len(AXES[others[0]]) == 1)})"
-            raise DataError(f"{found}, no {name}: data.image_size is of {name}, and must be {sizes} for {others[0]}s")
+            raise DataError(f"{found}, no {name}: {others[0]}s are what is read where data.image_size is {sizes}")
         both = f"{name} (and labels) for all splits"
         raise NoSplit(f"{found}: for the {split} split expected {split}_{name} (and {split}_labels), or {both}")
     images = _checked(images, modality, f"arrays:{place}")

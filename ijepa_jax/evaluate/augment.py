@@ -5,7 +5,6 @@ Nothing here keeps a random state. RandAugment is a function of uniform numbers 
 """
 
 import dataclasses
-import functools
 import statistics
 from collections.abc import Sequence
 
@@ -156,7 +155,8 @@ def _outside_box(key: jax.Array, area: jax.Array, sizes: tuple[int, ...]) -> jax
         pixel = jnp.arange(size)
         return (pixel >= jnp.round(size * (middle - side / 2))) & (pixel < jnp.round(size * (middle + side / 2)))
 
-    return ~functools.reduce(jnp.logical_and, jnp.ix_(*map(inside, sizes, centre)))
+    first, *others = map(inside, sizes, centre)
+    return ~(first[:, None] & others[0][None, :]) if others else ~first
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:
