@@ -29,8 +29,8 @@ class Gallery:
     chosen: np.ndarray
 
     @property
-    def patch(self) -> int:
-        """The side of a patch."""
+    def patch(self) -> int | tuple[int, ...]:
+        """The sides of a patch, one for all axes or one for each."""
         return self.method.backbone().network.patch
 
     def images(self, places: np.ndarray) -> np.ndarray:
