@@ -1,6 +1,7 @@
 """Decoding a run's representations: what is decoded, the run of a decoder, its pictures, its refusals."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shutil
@@ -17,6 +18,7 @@ from ijepa_jax import build
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.rcdm import Rcdm
 from ijepa_jax.interop import convert
+from ijepa_jax.methods import IJepa
 from ijepa_jax.pretrain import command, result
 from ijepa_jax.train import checkpoint
 from ijepa_jax.train.loop import Stopped
@@ -175,6 +177,16 @@ def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):
         command.pretrain(settings(encoder, warm_start="runs/x"), tmp_path)
     with pytest.raises(ValueError, match="another workdir"):
         command.pretrain(settings(encoder, decoder__depth=2), decoded[0])
+
+
+def test_only_images_are_drawn(encoder, monkeypatch):
+    config = Rcdm.completed(settings(encoder))
+    teacher = IJepa.from_settings(config)
+    for sizes, told in (((8, 32, 32), "videos of 8x32x32"), ((256,), "signals of 256")):
+        of = dataclasses.replace(teacher, image_size=sizes, masks=None)
+        monkeypatch.setattr(IJepa, "from_settings", lambda config, of=of: of)
+        with pytest.raises(ValueError, match=f"^the decoder draws images: the encoder of {encoder} is of {told}$"):
+            Rcdm.from_settings(config)
 
 
 def test_only_the_block_is_drawn_and_measured(encoder):

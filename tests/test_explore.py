@@ -16,6 +16,7 @@ from ijepa_jax.devices.sharding import make_mesh
 from ijepa_jax.evaluate import prediction
 from ijepa_jax.interop import convert
 from ijepa_jax.pretrain import command, result
+from ijepa_jax.visualize import explore_page
 from tests import small
 from tests.test_launch import launch
 
@@ -73,6 +74,7 @@ def test_a_run_is_drawn_on_its_own_data(workdir):
     assert code == 0 and not err, err
     result = json.loads(out.splitlines()[-1])
     assert result["pictures"] == PICTURES and result["bank"] == 24 and result["images"] == 3 and result["data"] == "scenes"
+    assert result["modality"] == "image"
     text = checked_page(workdir / "visualize", PICTURES)
     assert [*result["neighbours"]] == ["count", "distance", "shape", "colour"]
     for task, found in result["neighbours"].items():
@@ -136,6 +138,26 @@ def test_an_import_with_a_predictor_is_drawn_with_masks_that_fit(workdir, tmp_pa
     )
     assert code == 0, err
     assert result["prediction"]["images"] == 16 and "prediction.png" in result["pictures"] and not result["own_masks"]
+
+
+def test_the_page_is_worded_for_what_was_drawn():
+    """A result without a modality, as older versions gave them, is of images."""
+    result = {
+        "name": "I-JEPA", "checkpoint": "runs/images", "step": 1, "encoder_digest": "ab", "data": "folder:/images",
+        "split": "test", "images": 3, "bank": 9, "seed": 0, "pictures": PICTURES, "own_masks": True, "neighbours": {},
+        "prediction": {"images": 9, "cosine": 0.5, "centred": 0.1, "other": 0.2, "other_centred": 0.0}, "maps": ["PCA"],
+        "mapped": 5, "tasks": [], "command": "", "left_out": "",
+    }  # fmt: skip
+    text = explore_page.markdown(result)
+    assert text == explore_page.markdown({**result, "modality": "image"})
+    assert "The maps lie as the marked patches do." in text and "| images | 3 drawn" in text
+    for kind in ("video", "signal"):
+        text = explore_page.markdown({**result, "modality": kind})
+        assert f"| {kind}s | 3 drawn" in text and f"sees of a {kind}," in text and f"5 of 9 {kind}s." in text
+        assert f"The {kind}s have no labels." in text and f"{kind.capitalize()}s are shown as" in text
+        assert "The maps follow each other" in text and "lie as the marked" not in text and "Beside each block" in text
+        assert "`runs/images`" in text and "`folder:/images`" in text  # names stay
+        assert "image" not in text.replace("runs/images", "").replace("folder:/images", "")
 
 
 @pytest.mark.parametrize(

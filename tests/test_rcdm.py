@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ijepa_jax.decode import pictures
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.decode.rcdm import Rcdm, scaled, schedule
 from ijepa_jax.methods.masks import MaskSampler
@@ -88,6 +89,21 @@ def test_one_of_a_blocks_representations_is_drawn():
     conditions[:, 1] = 1
     _, metrics = method(denoiser=Oracle()).loss({"denoiser": {}}, None, white(conditions), jax.random.key(3))
     assert 0.4 < float(metrics["squared_error"]) < 0.6
+
+
+def test_patches_that_are_not_square_come_back_to_where_they_were():
+    like = method()
+    teacher = dataclasses.replace(like.teacher, network=like.teacher.network.clone(patch=(2, 8)), masks=None)
+    of = dataclasses.replace(like, teacher=teacher)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    target, lengths = np.array([[[0, 5, 15]], [[1, 14, 0]]]), np.array([[3], [2]])
+    index, count, pixels = jax.device_get(of.blocks({"image": images, "target": target, "target_length": lengths}))
+    assert pixels.shape == (2, 3, of.values) and of.grid == (8, 2)
+    np.testing.assert_allclose(pixels[0, 1], images[0, 4:6, 8:16].ravel() / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(pictures.pasted(images, pixels, index, count, of.patch), images)
+    changed = (pictures.pasted(images, -pixels, index, count, of.patch) != images).any(axis=-1)
+    shown = [[row // 2 * 2 + column // 8 for column in range(16)] for row in range(16)]
+    np.testing.assert_array_equal(changed, [np.isin(shown, found) for found in ([0, 5, 15], [1, 14])])
 
 
 def test_what_pads_a_block_changes_neither_loss_nor_the_other_patches():

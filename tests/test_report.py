@@ -224,3 +224,20 @@ def test_no_report_is_nothing_to_speak_of(tmp_path):
 def test_a_value_that_no_number_stands_for_is_a_dash_in_model_cards(tmp_path):
     written(tmp_path / "report", {**example(), "probes": {"count": {"trained": float("nan"), "random_init": 2.0}}})
     assert "| count | – | – | 2.0 | – |" in card._results(str(tmp_path))
+
+
+def test_the_words_are_those_of_what_was_trained_on(tmp_path):
+    given = {**example(), "last_metrics": {"target_image_std": 0.001}, "bad_images": 2}
+    told = written(tmp_path / "a", given)
+    assert written(tmp_path / "b", {**given, "modality": "image"}) == told and "raw pixels at 32x32" in told
+    video, signal = (written(tmp_path / kind, {**given, "modality": kind}) for kind in ("video", "signal"))
+    assert "videos per second" in video and "What the context encoder sees of a video" in video and "film strips" in video
+    for line in ("Of held-out signals", "unreadable signals", "by raw values", "| random init | values |", "shown as lines"):
+        assert line in signal
+    assert "`target_image_std` is 0.001: whole signals hardly differ" in signal
+    for text in (video, signal.replace("target_image_std", "")):
+        assert "an image" not in text and "images" not in text and "32x32" not in text
+    assert "pixels" not in signal
+    table = Console(width=120, file=io.StringIO())
+    table.print(report.probe_table({**given, "modality": "signal"}))
+    assert "values" in table.file.getvalue() and "pixels" not in table.file.getvalue()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa_jax.visualize import curves, features, map, masks, prediction, similarity
+from ijepa_jax.visualize import canvas, curves, features, live, map, masks, prediction, similarity
+from ijepa_jax.visualize.canvas import Canvas
 
 
 def opened(path, rows=()):
@@ -67,12 +68,12 @@ def test_masks_are_drawn(tmp_path, channels):
 
 def test_only_seen_patches_are_revealed():
     image = pictures(1)[0].repeat(3, 0).repeat(3, 1)
-    seen = masks.seen_patches([0, 9, 63, 62], 3, (8, 8))  # the fourth is padding
+    seen = canvas.seen_patches([0, 9, 63, 62], 3, (8, 8))  # the fourth is padding
     assert seen.sum() == 3
-    shown = masks.reveal(image, seen, faintness=1.0)
+    shown = canvas.reveal(image, seen, faintness=1.0)
     kept = (shown == image).all(axis=-1).reshape(8, 12, 8, 12).all(axis=(1, 3))
     np.testing.assert_array_equal(kept, seen)
-    np.testing.assert_array_equal(shown[12:24, 0], np.broadcast_to(masks._PAPER, (12, 3)))
+    np.testing.assert_array_equal(shown[12:24, 0], np.broadcast_to(canvas._PAPER, (12, 3)))
 
 
 def test_masks_out_of_the_grid_are_refused(tmp_path):
@@ -82,6 +83,186 @@ def test_masks_out_of_the_grid_are_refused(tmp_path):
         masks.draw_masks(tmp_path / "a.png", pictures(1), np.array([[[3]]]), np.array([[[1]]]), [[1]], 5)
     with pytest.raises(ValueError, match="must be uint8"):
         masks.draw_masks(tmp_path / "a.png", pictures(1) / 255.0, np.array([[[3]]]), np.array([[[1]]]), [[1]], 4)
+
+
+# sizes of examples, and of patches that are not square
+KINDS = {
+    "image": ((8, 32), (4, 16)),
+    "video": ((6, 16, 24), (2, 4, 8)),
+    "signal": ((96,), (16,)),
+}
+
+
+def examples(kind, count=2, channels=3):
+    sizes, patch = KINDS[kind]
+    rng = np.random.default_rng(3)
+    given = rng.normal(size=(count, *sizes, channels)).astype(np.float32)
+    if kind != "signal":
+        given = rng.integers(0, 256, given.shape, np.uint8)
+    return given, patch, tuple(size // side for size, side in zip(sizes, patch, strict=True))
+
+
+def cells(picture, grid, indices):
+    """Where patches lie in a picture [frames, H, W, ...] that shows all steps: bool [frames, H, W]."""
+    inside = np.zeros(picture.shape[:3], bool)
+    frames, rows, columns = (1,) * (3 - len(grid)) + grid
+    height, width = picture.shape[1] // rows, picture.shape[2] // columns
+    assert len(picture) == frames
+    for index in indices:
+        frame, row, column = index // (rows * columns), index // columns % rows, index % columns
+        inside[frame, row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+    return inside
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What drawing functions hand on to be written: {"rows": pictures, "titles": list}."""
+    found = {}
+    for module in (masks, features, similarity, prediction):
+        monkeypatch.setattr(module, "save_grid", lambda path, rows, titles, *_, **__: found.update(rows=rows, titles=titles))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_any_modality_lie_on_their_patches(drawn, kind):
+    given, patch, grid = examples(kind, count=1)
+    context, target = [0, 3], [1, 2]  # the last index pads
+    masks.draw_masks("", given, np.array([[[*context, 1]]]), np.array([[[*target, 0]]]), [[2]], patch, [[2]])
+    (whole, seen, block), *others = drawn["rows"]
+    assert not others and drawn["titles"] == [kind, "context", "target"]
+    np.testing.assert_array_equal((seen != canvas._PAPER).any(axis=-1) <= cells(whole, grid, context), True)
+    np.testing.assert_array_equal(seen[cells(whole, grid, context)], whole[cells(whole, grid, context)])
+    outline = numbered(block) == numbered([int(masks._BLOCKS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    inside = cells(whole, grid, target)
+    assert outline.any() and not outline[~inside].any()
+    np.testing.assert_array_equal(block[inside & ~outline], whole[inside & ~outline])
+    assert (outline | (block != whole).any(axis=-1))[~inside].mean() > 0.9
+
+
+def test_a_block_has_an_outline_in_each_frame(drawn):
+    """The last column of a frame and the first of the next are no neighbours."""
+    given, patch, grid = examples("video", count=1)
+    masks.draw_masks("", given, np.array([[[5]]]), np.array([[[2, 12]]]), [[2]], patch)
+    outline = numbered(drawn["rows"][0][2]) == numbered([int(masks._BLOCKS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    for frame, place in ((0, 2), (1, 12)):
+        inside = cells(outline, grid, [place])[frame]
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        assert outline[frame][rows][:, columns[[0, -1]]].all() and outline[frame][rows[[0, -1]]][:, columns].all()
+
+
+def test_a_film_strip_has_the_first_frame_of_each_step(tmp_path):
+    given, _, grid = examples("video")
+    strip = Canvas.of(given, grid)
+    np.testing.assert_array_equal(strip.pictures(given), given[:, ::2])
+    np.testing.assert_array_equal(strip.patches, np.arange(3 * 4 * 3).reshape(3, 4, 3))
+    long = np.random.default_rng(0).integers(0, 256, (2, 32, 8, 12, 1), np.uint8)
+    strip = Canvas.of(long, (16, 2, 3))  # of 16 steps every other one is shown
+    np.testing.assert_array_equal(strip.pictures(long), long[:, ::4].repeat(3, axis=-1))
+    np.testing.assert_array_equal(strip.patches, np.arange(96).reshape(16, 2, 3)[::2])
+    features.draw_pca(tmp_path / "a.png", given, np.random.default_rng(0).normal(size=(2, 36, 8)), grid)
+    opened(tmp_path / "a.png", given[:, ::2])  # stacked, frames side by side
+
+
+def test_a_signal_is_drawn_in_lanes_and_patches():
+    given = np.zeros((1, 96, 2), np.float32)
+    given[0, 33:47, 1] = 9.0  # in the third of six patches
+    (picture,) = Canvas.of(given, (6,)).pictures(given)[0]
+    height, width, _ = picture.shape
+    dark = picture.max(axis=-1) < 120
+    quiet = dark[: height // 2].any(axis=1)
+    assert 0 < quiet.sum() < 5  # a flat line
+    loud = dark[height // 2 : height * 5 // 8]  # the upper part of the lower lane
+    assert loud.any() and set(np.flatnonzero(loud.any(axis=0)) * 6 // width) == {2}
+    many = np.random.default_rng(0).normal(size=(1, 5000, 9)).astype(np.float32)
+    assert Canvas.of(many, (200,)).pictures(many).shape == (1, 1, height, 1200, 3)
+    np.testing.assert_array_equal(Canvas.of(many, (200,)).patches, np.arange(200)[None, None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_and_predictions_are_coloured_on_their_patches(drawn, kind):
+    given, patch, grid = examples(kind)
+    size = int(np.prod(grid))
+    patches = np.zeros((2, size, 4))
+    patches[:, [1, 3], 0] = 1.0
+    features.draw_pca("", given, patches, grid)
+    assert drawn["titles"] in ([kind, "PCA"], [""] * 2)
+    colours = features.as_colours(patches, given, grid)
+    for picture in colours:
+        assert {*numbered(picture)[cells(picture, grid, [1, 3])]}.isdisjoint(numbered(picture)[~cells(picture, grid, [1, 3])])
+    values = np.array([[[0.25, -1.0]]] * 2)
+    shown = {"context": np.array([[[0]]] * 2), "target": np.array([[[1, 3]]] * 2), "target_length": np.full((2, 1), 2)}
+    prediction.draw_prediction("", given, shown, values, values, patch)
+    for *_, block in drawn["rows"]:
+        for index, value in ((1, 0.25), (3, -1.0)):
+            found = block[cells(block, grid, [index])]
+            assert (found == prediction._SCALE.colours(value)).all(axis=-1).mean() > 0.5
+            assert ((found == prediction._SCALE.colours(value)) | (found == prediction._INK)).all()
+
+
+@pytest.mark.parametrize("kind", ["video", "signal"])
+def test_similarities_of_videos_and_signals_are_maps_in_order(drawn, kind):
+    given, _, grid = examples(kind, count=1)
+    size = int(np.prod(grid))
+    patches = np.zeros((1, size, 2))
+    early = np.arange(size) < size // grid[0] * (grid[0] // 2)
+    patches[0, early, 0], patches[0, ~early, 1] = 1.0, 1.0
+    similarity.draw_similarity("", given, patches, grid)
+    marked, *maps = drawn["rows"][0]
+    queries = similarity.patches_along(Canvas.of(given, grid).patches)
+    assert len(queries) == len(maps) == 5 and drawn["titles"] == [kind, *(f"similarity {i}" for i in range(1, 6))]
+    assert list(queries) == sorted(queries)
+    alike = numbered([253, 231, 36])  # the upper end of the scale
+    for query, picture in zip(queries, maps, strict=True):
+        same = cells(picture, grid, np.flatnonzero(early == early[query]))
+        mark = numbered(picture) == numbered(similarity._MARK)
+        assert (numbered(picture) == alike)[same & ~mark].all() and not (numbered(picture) == alike)[~same].any()
+        here = cells(picture, grid, [query])
+        assert mark.any() and not mark[~here].any()
+        assert (numbered(marked) == numbered(similarity._MARK))[here].any()
+
+
+def test_marks_are_spread_over_time_and_space():
+    places = similarity.patches_along(np.arange(8 * 14 * 14).reshape(8, 14, 14))
+    steps, rows, columns = np.unravel_index(places, (8, 14, 14))
+    assert all(len({*found}) == 5 for found in (steps, rows, columns))
+    assert similarity.patches_along(np.arange(3).reshape(1, 1, 3)).tolist() == [0, 1, 2]
+
+
+def test_wide_pictures_are_stacked_as_many_as_fit(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 120, 3), np.uint8)
+    masks.save_grid(tmp_path / "a.png", [list(row) for row in wide[:2]], ["a", "b", "c"])
+    few = opened(tmp_path / "a.png", wide[:2].reshape(6, 1, 32, 120, 3))
+    masks.save_grid(tmp_path / "b.png", [list(row) for row in wide], ["a", "b", "c"], captions=[["one\ntwo"] * 3] * 40)
+    many = opened(tmp_path / "b.png", wide[:4].reshape(12, 1, 32, 120, 3))
+    assert len(few) < len(many) < 3000
+    masks.save_grid(tmp_path / "c.png", [[picture[:, :60] for picture in wide[0]]], ["a", "b", "c"])
+    opened(tmp_path / "c.png", [wide[0][:, :, :60]])  # not wide: side by side
+
+
+@pytest.mark.parametrize("kind", ["video", "signal"])
+def test_neighbours_and_the_strip_of_a_running_run_show_any_modality(tmp_path, kind):
+    given, _, grid = examples(kind, count=6)
+    features.draw_neighbours(tmp_path / "a.png", given[:2], given, [[1, 2], [0, 3]], captions=[["$a_", "b\nc", ""]] * 2)
+    picture = opened(tmp_path / "a.png")
+    if kind == "video":  # all frames, the grid of patches is not asked for
+        opened(tmp_path / "a.png", given[[0, 1, 2]])
+    strip = live.side_by_side(given, np.random.default_rng(0).normal(size=(6, int(np.prod(grid)), 8)), grid)
+    assert strip.dtype == np.uint8 and strip.shape[0] > strip.shape[1] / 3
+    assert picture.shape[1] > 2.5 * given.shape[-2] and strip.shape[1] >= 2 * live._SIDE
+
+
+def test_examples_that_do_not_fit_are_named():
+    videos, patch, grid = examples("video")
+    with pytest.raises(ValueError, match="must be uint8"):
+        Canvas.of(videos, grid).pictures(videos / 255.0)
+    with pytest.raises(ValueError, match="videos of 6x16x24 do not lie on a grid of 4x3 patches"):
+        features.draw_pca("", videos, np.zeros((2, 12, 4)), grid[1:])
+    with pytest.raises(ValueError, match="2 videos on a 3x4x3 grid do not fit"):
+        similarity.draw_similarity("", videos, np.zeros((2, 12, 4)), grid)
+    with pytest.raises(ValueError, match="video of 6x16x24 frames and pixels does not divide into patches of 4x4x8"):
+        masks.draw_masks("", videos, np.zeros((2, 1, 1), int), np.zeros((2, 1, 1), int), [[1]] * 2, (4, *patch[1:]))
+    with pytest.raises(ValueError, match="outside the 3x4x3 grid"):
+        masks.draw_masks("", videos, np.full((2, 1, 1), 36), np.zeros((2, 1, 1), int), [[1]] * 2, patch)
 
 
 def test_one_pca_basis_serves_all_images(tmp_path):
@@ -188,7 +369,7 @@ def test_similarity_is_drawn(tmp_path, grid, channels):
     picture = opened(tmp_path / "a.png")
     assert pixels_of(picture, similarity._MARK) > 50
     assert pixels_of(picture, (253, 231, 36)) > 500  # the end of the scale: what is marked is like itself
-    assert np.isin(numbered(masks.as_rgb(images)), numbered(picture)).mean() > 0.5  # marks hide some
+    assert np.isin(numbered(canvas.as_rgb(images)), numbered(picture)).mean() > 0.5  # marks hide some
     with pytest.raises(ValueError, match="3x3 grid do not fit"):
         similarity.draw_similarity(tmp_path / "b.png", images, patches, (3, 3))
 

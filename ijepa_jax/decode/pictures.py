@@ -1,5 +1,6 @@
 """The picture of what a decoder draws from representations of blocks, and how near it comes to images (paper, section 8)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import replicated
 from ijepa_jax.methods import Arrays, Look
-from ijepa_jax.settings.axes import patch_grid
-from ijepa_jax.visualize.masks import as_rgb, reveal, save_grid, seen_patches
+from ijepa_jax.settings.axes import each_axis, patch_grid
+from ijepa_jax.visualize.canvas import as_rgb, over_pixels, reveal, seen_patches
+from ijepa_jax.visualize.masks import save_grid
 
 _TITLES = {"predictor": "predictor", "target": "target encoder", "another image": "another image"}
 _FAINT = 0.55  # how far what is not drawn fades: it is the image's own
@@ -79,25 +81,28 @@ def _decodes_nothing(errors: dict[str, float]):
             yield f"Blocks drawn from {names} output are no nearer ({ours:.1f}) than from another image's ({other:.1f})."
 
 
-def pasted(images: np.ndarray, patches: np.ndarray, index: np.ndarray, lengths: np.ndarray, patch: int) -> np.ndarray:
+def pasted(
+    images: np.ndarray, patches: np.ndarray, index: np.ndarray, lengths: np.ndarray, patch: int | Sequence[int]
+) -> np.ndarray:
     """Images uint8 [n, H, W, C] in which some patches, at `index` int [n, T], are replaced by `patches` [n, T, P], -1 .. 1."""
-    images, columns = images.copy(), images.shape[2] // patch
+    images, (height, width) = images.copy(), each_axis(patch, 2)
+    columns = images.shape[2] // width
     pixels = ((patches.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
     for image, places, length, new in zip(images, index, lengths, pixels, strict=True):
         for place, values in zip(places[:length], new, strict=False):
-            top, left = patch * (place // columns), patch * (place % columns)
-            image[top : top + patch, left : left + patch] = values.reshape(patch, patch, -1)
+            top, left = height * (place // columns), width * (place % columns)
+            image[top : top + height, left : left + width] = values.reshape(height, width, -1)
     return images
 
 
-def draw_decoded(path, batch: Arrays, samples: dict[str, list[np.ndarray]], patch: int) -> None:
+def draw_decoded(path, batch: Arrays, samples: dict[str, list[np.ndarray]], patch: int | Sequence[int]) -> None:
     """Draws a row for each image: the image, its context, and its first target block as drawn from representations.
 
     Args:
       path: the PNG file to write.
       batch: `image` uint8 [n, H, W, C], with masks as the sampler makes them.
       samples: by what they are drawn from, lists of uint8 [n, H, W, C], images with other pixels in that block.
-      patch: side of a patch in pixels.
+      patch: sides of a patch in pixels, one for both axes or one for each.
     """
     images, scale = as_rgb(batch["image"]), -(-_SIDE // batch["image"].shape[1])
     grid = patch_grid(images.shape[1:-1], patch)
@@ -122,5 +127,5 @@ def error(batch: Arrays, drawn: np.ndarray, method: Any, valid: np.ndarray) -> f
     """Root mean square difference from the images, in grey levels, over the pixels of their first target blocks."""
     squares = np.square(drawn[valid].astype(np.float32) - batch["image"][valid]).mean(axis=-1)
     blocks = np.stack([seen_patches(batch["target"][i, 0], batch["target_length"][i, 0], method.grid) for i in valid])
-    inside = blocks.repeat(method.patch, axis=1).repeat(method.patch, axis=2)
+    inside = over_pixels(blocks[..., None], squares.shape[1:])[..., 0]
     return float(np.sqrt(squares[inside].mean()))

@@ -8,6 +8,7 @@ that guesses the clean ones; the noise follows the cosine schedule (Nichol & Dha
 import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -24,7 +25,7 @@ from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.layers import along_last
 from ijepa_jax.model.vit import normalise, take_tokens
 from ijepa_jax.settings import plain
-from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.settings.axes import by, each_axis, modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, text, whole
 from ijepa_jax.train import checkpoint
 from ijepa_jax.train.step import State
@@ -119,6 +120,9 @@ class Rcdm(Method):
         decoder = config.decoder
         check_heads("decoder", decoder.width, decoder.heads, 2)
         teacher = IJepa.from_settings(config)
+        if (kind := modality(teacher.image_size)) != "image":
+            encoder = f"the encoder of {decoder.checkpoint} is of {kind}s of {by(teacher.image_size)}"
+            raise ValueError(f"the decoder draws images: {encoder}")
         denoiser = Denoiser(decoder.width, decoder.depth, decoder.heads, teacher.network.dtype, teacher.network.automatic)
         return cls(denoiser, teacher, decoder.checkpoint, decoder.step, decoder.teacher == _KEPT[1], decoder.sample_steps)
 
@@ -128,9 +132,14 @@ class Rcdm(Method):
         return patch_grid(self.teacher.image_size, self.patch)
 
     @property
-    def patch(self) -> int:
-        """The side of a patch."""
-        return self.teacher.network.patch
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch."""
+        return each_axis(self.teacher.network.patch, 2)
+
+    @property
+    def values(self) -> int:
+        """The number of values of a patch, P."""
+        return math.prod(self.patch) * self.teacher.channels
 
     @property
     def features(self) -> int:
@@ -153,7 +162,7 @@ class Rcdm(Method):
 
     def init(self, key: jax.Array) -> dict[str, dict]:
         """Fresh float32 parameters: {"denoiser": tree}."""
-        patches, one = jnp.zeros((1, 1, self.patch**2 * self.teacher.channels)), jnp.ones(1, jnp.int32)
+        patches, one = jnp.zeros((1, 1, self.values)), jnp.ones(1, jnp.int32)
         given = (patches, one[None], one, jnp.zeros(1), jnp.zeros((1, self.features)), self.grid)
         return {"denoiser": self.denoiser.init(key, *given)["params"]}
 
@@ -249,8 +258,8 @@ class Rcdm(Method):
 
     def blocks(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """All blocks of a batch: their patches' places int [B * M, T], lengths [B * M], and pixels float32 [B * M, T, P]."""
-        p, (b, m, t) = self.patch, batch["target"].shape
-        patches = rearrange(scaled(batch["image"]), "b (r p) (c q) ch -> b (r c) (p q ch)", p=p, q=p)
+        (p, q), (b, m, t) = self.patch, batch["target"].shape
+        patches = rearrange(scaled(batch["image"]), "b (r p) (c q) ch -> b (r c) (p q ch)", p=p, q=q)
         pixels = take_tokens(patches, batch["target"].reshape(b, m * t)).reshape(b * m, t, -1)
         return batch["target"].reshape(b * m, t), batch["target_length"].reshape(b * m), pixels
 
@@ -281,7 +290,7 @@ class Rcdm(Method):
             (signal, noise), (next_signal, next_noise) = schedule(now), schedule(after)
             return next_signal * guess + next_noise * (pixels - signal * guess) / noise, None
 
-        start = jax.random.normal(key, (*index.shape, self.patch**2 * self.teacher.channels))
+        start = jax.random.normal(key, (*index.shape, self.values))
         return jax.lax.scan(denoise, start, (times[:-1], times[1:]))[0]
 
 

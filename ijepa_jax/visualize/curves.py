@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ijepa_jax.visualize.masks import save
+from ijepa_jax.visualize.page import worded
 
 # (title, keys of metrics.jsonl, logarithmic, noisy): a panel each, for those that a run has logged
 _PANELS = (
@@ -22,27 +23,28 @@ _BASELINES = {"random_init": ("random init", "#868e96", (0, (4, 2))), "pixels": 
 _PROTOCOLS = {"linear": "linear probe", "knn": "kNN"}
 
 
-def draw_run(folder, metrics: list[dict], name: str) -> list[str]:
+def draw_run(folder, metrics: list[dict], name: str, kind: str = "image") -> list[str]:
     """Draws what there is to draw of a run's metrics, curves.png and probes.png in a folder (an epath); returns their names.
 
-    `name` is that of the method.
+    `name` is that of the method, `kind` what it was trained on: image, video or signal.
     """
     drawn = []
     if any(isinstance(line.get("loss"), float) for line in metrics):
-        draw_curves(folder / "curves.png", metrics)
+        draw_curves(folder / "curves.png", metrics, kind)
         drawn.append("curves.png")
     if _probed(metrics)[0]:
-        draw_probes(folder / "probes.png", metrics, name)
+        draw_probes(folder / "probes.png", metrics, name, kind)
         drawn.append("probes.png")
     return drawn
 
 
-def draw_curves(path, metrics: list[dict]) -> None:
+def draw_curves(path, metrics: list[dict], kind: str = "image") -> None:
     """Draws loss, feature spread, norms and schedules over steps.
 
     Args:
       path: the PNG file to write.
       metrics: the lines of metrics.jsonl; each has `step` and some of the keys above. Values that are not finite leave a gap.
+      kind: of the examples: image, video or signal.
 
     Raises:
       ValueError: no line has any of these keys.
@@ -60,7 +62,7 @@ def draw_curves(path, metrics: list[dict]) -> None:
     for axis, (title, lines, logarithmic, noisy) in zip(axes.flat, panels, strict=False):
         for colour, (key, (steps, values)) in zip(_COLOURS, lines.items(), strict=False):
             _draw_line(axis, steps, values, colour, key.removeprefix("probe/").replace("_", " "), noisy)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(worded(title, kind), fontsize=10)
         if logarithmic and all(np.min(values) > 0 for _, values in lines.values()):
             axis.set_yscale("log")
         if len(lines) > 1:
@@ -70,7 +72,7 @@ def draw_curves(path, metrics: list[dict]) -> None:
     save(figure, path)
 
 
-def draw_probes(path, metrics: list[dict], name: str) -> None:
+def draw_probes(path, metrics: list[dict], name: str, kind: str = "image") -> None:
     """Draws probe accuracy over steps: a column for each task, a row for each protocol, baselines as horizontal lines.
 
     Args:
@@ -78,6 +80,7 @@ def draw_probes(path, metrics: list[dict], name: str) -> None:
       metrics: the lines of metrics.jsonl, with keys `probe/PROTOCOL/TASK` and `baseline/NAME/PROTOCOL/TASK`, in per cent;
         PROTOCOL is linear or knn, NAME random_init or pixels.
       name: what the method is called.
+      kind: of the examples: image, video or signal.
 
     Raises:
       ValueError: no line has a probe.
@@ -88,7 +91,7 @@ def draw_probes(path, metrics: list[dict], name: str) -> None:
     figure, axes = _figure(len(protocols), len(tasks))
     for protocol, row in zip(protocols, axes, strict=True):
         for task, axis in zip(tasks, row, strict=True):
-            _draw_task(axis, metrics, f"{protocol}/{task}", name)
+            _draw_task(axis, metrics, f"{protocol}/{task}", name, kind)
             axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10, parse_math=False)
         row[0].set_ylabel("accuracy, %", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -135,10 +138,10 @@ def _draw_line(axis, steps, values, colour: str, label: str, noisy: bool) -> Non
     axis.plot(steps[window // 2 :][: len(mean)], mean, color=colour, linewidth=1.4, label=label)
 
 
-def _draw_task(axis, metrics: list[dict], probe: str, name: str) -> None:
+def _draw_task(axis, metrics: list[dict], probe: str, name: str, kind: str) -> None:
     for baseline, (label, colour, dashes) in _BASELINES.items():
         _, values = series(metrics, f"baseline/{baseline}/{probe}")
         if len(values):
-            axis.axhline(values[-1], color=colour, linestyle=dashes, linewidth=1.4, label=label)
+            axis.axhline(values[-1], color=colour, linestyle=dashes, linewidth=1.4, label=worded(label, kind))
     steps, values = series(metrics, f"probe/{probe}")
     axis.plot(steps, values, color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3, label=name)

@@ -18,6 +18,7 @@ from ijepa_jax.host.console import Display
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute
 from ijepa_jax.methods import Method
+from ijepa_jax.settings.axes import modality
 from ijepa_jax.settings.evaluation import default
 from ijepa_jax.train import checkpoint
 from ijepa_jax.visualize import explore_page
@@ -105,7 +106,7 @@ def explore(
         "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.loader.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
         "own_masks": "warm_start" in origin, "command": command, "name": bench.method.title,
-        "left_out": look.left_out,
+        "left_out": look.left_out, "modality": modality(look.gallery.method.backbone().grid),
     }  # fmt: skip
     if processes.is_first():
         display.log("drawing")

@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from ijepa_jax.visualize import canvas
 from ijepa_jax.visualize.map import FEWEST, PANELS
-from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text
+from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, kind_of, worded
 
 _RANDOM = " A random encoder's, of the same shape, is shown for comparison: what it shows too was not learned."
+# what is said of images alone, and of videos and signals, whose pictures are stacked
+_STACKED = {
+    "The maps lie as the marked patches do.": "The maps follow each other from the first marked patch to the last.",
+    "Below each block:": "Beside each block:",
+}
 _SECTIONS = {
     "masks.png": (
         "Contexts and targets",
@@ -18,8 +24,8 @@ _SECTIONS = {
     ),
     "similarity.png": (
         "Which patches are alike",
-        "For each marked patch, the cosine similarity of its features to those of all other patches of the image. The maps lie "
-        "as the marked patches do.",
+        "For each marked patch, the cosine similarity of its features to those of all other patches of the image. "
+        "The maps lie as the marked patches do.",
     ),
     "similarity_random_init.png": (
         "The same of a random encoder",
@@ -61,8 +67,9 @@ def title(result: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The page of what `explore` has drawn and measured, as Markdown; pictures are named relative to it."""
-    parts = [f"# {as_text(title(result))}", _facts(result)]
-    for picture, (heading, text) in _SECTIONS.items():
+    kind = kind_of(result)
+    parts = [f"# {as_text(title(result))}", _facts(result), canvas.EXPLAINED.get(kind, "")]
+    for picture, (heading, text) in _sections(kind).items():
         if picture == "prediction.png" and picture not in result["pictures"]:
             parts.append(f"## {heading}\n\nLeft out: {as_text(result['left_out'])}.")
         if picture not in result["pictures"]:
@@ -73,12 +80,22 @@ def markdown(result: dict[str, Any]) -> str:
         if picture == "neighbours.png":
             parts.append(_neighbours(result))
         if picture == "prediction.png":
-            parts.append(_prediction(result["prediction"]))
+            parts.append(_prediction(result["prediction"], kind))
         if picture == "map.png":
             parts.append(_map(result))
     if result["command"]:
         parts.append(f"## Made with\n\n{as_block(result['command'])}")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(kind: str) -> dict[str, tuple[str, str]]:
+    """The headings and texts of all pictures, for examples of this kind."""
+    found = {}
+    for name, (heading, text) in _SECTIONS.items():
+        for ours, stacked in _STACKED.items() if kind != "image" else ():
+            text = text.replace(ours, stacked)
+        found[name] = worded(heading, kind), worded(text, kind)
+    return found
 
 
 def _facts(result: dict[str, Any]) -> str:
@@ -87,7 +104,7 @@ def _facts(result: dict[str, Any]) -> str:
         "checkpoint": f"{as_code(result['checkpoint'])}, step {result['step']}",
         "encoder": as_code(result["encoder_digest"][:16]),
         "data": f"{as_code(result['data'])}, {result['split']} split",
-        "images": f"{drawn} drawn, out of a bank of {bank}",
+        worded("images", kind_of(result)): f"{drawn} drawn, out of a bank of {bank}",
         "seed": result["seed"],
     }
     return as_table(["", ""], [[name, value] for name, value in rows.items()], right=False)
@@ -96,19 +113,19 @@ def _facts(result: dict[str, Any]) -> str:
 def _neighbours(result: dict[str, Any]) -> str:
     """How often neighbours share a label, as a table."""
     if not result["neighbours"]:
-        return "The images have no labels."
+        return worded("The images have no labels.", kind_of(result))
     rows = [
         [as_text(task), *(f"{found[key]:.1f}" for key in ("trained", "random_init", "chance"))]
         for task, found in result["neighbours"].items()
     ]
     text = "How often the ten nearest neighbours of an image share its label, in per cent, over the bank:"
-    return f"{text}\n\n{as_table(['task', 'trained', 'random init', 'chance'], rows)}"
+    return f"{worded(text, kind_of(result))}\n\n{as_table(['task', 'trained', 'random init', 'chance'], rows)}"
 
 
-def _prediction(found: dict[str, Any]) -> str:
+def _prediction(found: dict[str, Any], kind: str) -> str:
     """Mean cosines of predictions beside what takes no prediction, as a table."""
     rows = [
-        [text, *("–" if key not in found else f"{found[key]:.3f}" for key in keys)]
+        [worded(text, kind), *("–" if key not in found else f"{found[key]:.3f}" for key in keys)]
         for keys, text in _ROWS.items()
         if keys[0] in found
     ]
@@ -116,12 +133,13 @@ def _prediction(found: dict[str, Any]) -> str:
         f"Means over all target patches of {found['images']} images. A cosine is high for no merit where all targets are "
         "alike: only what exceeds the rows below the first was predicted from the image."
     )
-    return f"{text}\n\n{as_table(['', 'cosine', 'less the mean'], rows)}"
+    return f"{worded(text, kind)}\n\n{as_table(['', 'cosine', 'less the mean'], rows)}"
 
 
 def _map(result: dict[str, Any]) -> str:
     """What the map shows of the bank, and what it leaves out."""
-    lines = [f"{result['mapped']} of {result['bank']} images."] if result["mapped"] < result["bank"] else []
+    images = worded("images", kind_of(result))
+    lines = [f"{result['mapped']} of {result['bank']} {images}."] if result["mapped"] < result["bank"] else []
     if len(result["tasks"]) > PANELS:
         lines.append(f"Of {len(result['tasks'])} tasks the first {PANELS} are drawn.")
     if result["maps"] == ["PCA"] and result["mapped"] >= FEWEST:

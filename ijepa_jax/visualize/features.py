@@ -1,34 +1,41 @@
-"""Pictures of what features hold: patch features as colours, and nearest neighbours of whole images."""
+"""Pictures of what features hold: patch features as colours, and nearest neighbours of whole examples."""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ijepa_jax.evaluate.knn import checked_features, neighbours
-from ijepa_jax.visualize.masks import as_rgb, save_grid
+from ijepa_jax.settings.axes import by
+from ijepa_jax.visualize.canvas import Canvas, is_wide, over_pixels
+from ijepa_jax.visualize.masks import save_grid
 
-_COLUMNS = 8  # images side by side before a new pair of rows begins
+_COLUMNS = 8  # examples side by side before a new pair of rows begins
 
 
-def draw_pca(path, images, patches, grid: tuple[int, int], random_init=None) -> None:
-    """Draws images and, below each, its patch features as colours: their first three principal components as red, green, blue.
+def draw_pca(path, images, patches, grid: Sequence[int], random_init=None) -> None:
+    """Draws examples and, below each, its patches' first three principal components as red, green and blue.
 
-    One basis and one scale serve all images, so that a colour means the same thing in every one of them.
+    One basis and one scale serve all examples, so that a colour means the same thing in every one of them.
 
     Args:
       path: the PNG file to write.
-      images: uint8 [n, H, W, channels].
-      patches: float [n, N, D], features of N = rows * columns patches in row-major order.
-      grid: (rows, columns).
+      images: uint8 [n, H, W, channels], or videos or signals, see `Canvas`.
+      patches: float [n, N, D], features of the N patches of the grid in row-major order.
+      grid: patches along each axis.
       random_init: float [n, N, D], a random encoder's, drawn below them in a basis of their own; None for none.
 
     Raises:
       ValueError: patches that do not fill the grid, or are not finite.
     """
-    images = as_rgb(images)
-    lines = {"image": images, "PCA": as_colours(patches, images, grid)}
+    canvas = Canvas.of(images, grid)
+    lines = {canvas.kind: canvas.pictures(images), "PCA": as_colours(patches, images, grid)}
     if random_init is not None:
         lines["random init"] = as_colours(random_init, images, grid)
-    blank = np.full_like(images[0], 255)
-    rows = []
+    first = lines[canvas.kind][0]
+    if is_wide(first):
+        return save_grid(path, [*zip(*lines.values(), strict=True)], [*lines])
+    blank, rows = np.full_like(first, 255), []
     for start in range(0, len(images), _COLUMNS):
         for pictures in lines.values():
             row = list(pictures[start : start + _COLUMNS])
@@ -36,20 +43,20 @@ def draw_pca(path, images, patches, grid: tuple[int, int], random_init=None) -> 
     save_grid(path, rows, [""] * len(rows[0]), [*lines] * (len(rows) // len(lines)))
 
 
-def as_colours(patches, images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Patch features [n, N, D] as colours, uint8 [n, H, W, 3] like the images: each pixel gets its patch's."""
-    patches = checked_patches(patches, len(images), grid)
-    colours = (255 * pca_colours(patches)).round().astype(np.uint8).reshape(len(images), *grid, 3)
-    height, width = images.shape[1:3]
-    rows_of_pixel, columns_of_pixel = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
-    return colours[:, rows_of_pixel][:, :, columns_of_pixel]
+def as_colours(patches, images, grid: Sequence[int]) -> np.ndarray:
+    """Patch features [n, N, D] as colours: pictures uint8 [n, frames, H, W, 3], in which each pixel has its patch's."""
+    canvas = Canvas.of(images, grid)
+    patches = checked_patches(patches, canvas, len(images))
+    colours = (255 * pca_colours(patches)).round().astype(np.uint8)
+    return over_pixels(colours[:, canvas.patches], canvas.size)
 
 
-def checked_patches(patches, count: int, grid: tuple[int, int]) -> np.ndarray:
-    """Patch features as an array [count, rows * columns, D]; ValueError where they have another shape."""
+def checked_patches(patches, canvas: Canvas, count: int) -> np.ndarray:
+    """Patch features of so many examples as an array [count, N, D]; ValueError where they have another shape."""
     patches = np.asarray(patches)
-    if patches.ndim != 3 or patches.shape[:2] != (count, grid[0] * grid[1]):
-        raise ValueError(f"{count} images on a {grid[0]}x{grid[1]} grid do not fit patch features {list(patches.shape)}")
+    if patches.ndim != 3 or patches.shape[:2] != (count, math.prod(canvas.grid)):
+        fit = f"{count} {canvas.kind}s on a {by(canvas.grid)} grid do not fit"
+        raise ValueError(f"{fit} patch features {list(patches.shape)}")
     return patches
 
 
@@ -114,12 +121,12 @@ def label_agreement(labels, positions, found) -> tuple[float, float]:
 
 
 def draw_neighbours(path, query_images, bank_images, neighbours, titles=None, captions=None) -> None:
-    """Draws a row for each query image: the image, then its neighbours in the bank, nearest first.
+    """Draws a row for each query: the example, then its neighbours in the bank, nearest first.
 
     Args:
       path: the PNG file to write.
-      query_images: uint8 [n, H, W, channels].
-      bank_images: uint8 [N, H, W, channels].
+      query_images: uint8 [n, H, W, channels], or videos or signals, see `Canvas`.
+      bank_images: likewise, N of them.
       neighbours: int [n, k], from `nearest`.
       titles: list of n str that name the rows; None for none.
       captions: for each row the text below the query and each neighbour, n lists of 1 + k str; None for none.
@@ -127,10 +134,10 @@ def draw_neighbours(path, query_images, bank_images, neighbours, titles=None, ca
     Raises:
       ValueError: another number of rows of neighbours than of queries.
     """
-    neighbours = np.asarray(neighbours)
+    neighbours, canvas = np.asarray(neighbours), Canvas.of(query_images)
     if len(neighbours) != len(query_images):
-        raise ValueError(f"{len(query_images)} query images but neighbours of {len(neighbours)}")
-    queries, found = as_rgb(query_images), as_rgb(np.asarray(bank_images)[neighbours.ravel()])
+        raise ValueError(f"{len(query_images)} query {canvas.kind}s but neighbours of {len(neighbours)}")
+    queries, found = canvas.pictures(query_images), canvas.pictures(np.asarray(bank_images)[neighbours.ravel()])
     found = found.reshape(*neighbours.shape, *found.shape[1:])
     rows = [[query, *row] for query, row in zip(queries, found, strict=True)]
     columns = ["query", "nearest", *map(str, range(2, neighbours.shape[1] + 1))]

@@ -29,7 +29,7 @@ class Gallery:
 
     @property
     def patch(self) -> int | tuple[int, ...]:
-        """The side of a patch, or one for each axis."""
+        """The sides of a patch, one for all axes or one for each."""
         return self.method.backbone().network.patch
 
     def images(self, places: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Pictures while a run trains: a few test images above their patch features as colours, without matplotlib."""
+"""Pictures while a run trains: a few test examples above their patch features as colours, without matplotlib."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,18 +11,19 @@ from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.source import Source
 from ijepa_jax.devices.sharding import all_rows
 from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.visualize.canvas import Canvas, is_wide, joined
 from ijepa_jax.visualize.features import as_colours
-from ijepa_jax.visualize.masks import as_rgb
 
 _IMAGES = 8
-_SIDE = 96  # at least so many pixels an image
+_STACKED = 4  # of wide ones
+_GAP = 4  # pixels between them
+_SIDE = 96  # at least so many pixels an example
 
 
-def feature_strip(loader: Loader, test: Source, extract: features_lib.Extract, grid: tuple[int, int], mesh: Mesh) -> np.ndarray:
-    """Some test images and, below each, its patches' first three principal components as colours: uint8 [2 H, n W, 3].
+def feature_strip(loader: Loader, test: Source, extract: features_lib.Extract, grid: Sequence[int], mesh: Mesh) -> np.ndarray:
+    """Some test examples and, below each, its patches' first three principal components as colours, see `side_by_side`.
 
-    `extract` gives `patches` of images, which lie on `grid` (rows, columns). With several processes all must call this
-    and get the picture.
+    `extract` gives `patches` of examples, which lie on `grid`. With several processes all must call this and get the picture.
     """
     few = dataclasses.replace(loader, eval_batch_size=_IMAGES, loading=dataclasses.replace(loader.loading, workers=0))
     rows = features_lib.sample(len(test), _IMAGES)
@@ -33,12 +35,21 @@ def feature_strip(loader: Loader, test: Source, extract: features_lib.Extract, g
     return side_by_side(found["image"], found["patches"], grid)
 
 
-def side_by_side(images: np.ndarray, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The picture of images uint8 [n, H, W, C] and patch features [n, rows * columns, D]; small images are enlarged."""
-    images = as_rgb(images)
-    scale = -(-_SIDE // images.shape[1])
-    strips = [np.concatenate([*row], axis=1) for row in (images, as_colours(patches, images, grid))]
-    return np.concatenate(strips).repeat(scale, axis=0).repeat(scale, axis=1)
+def side_by_side(images: np.ndarray, patches: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """The picture of examples [n, *sizes, C] (see `Canvas`) and features [n, N, D] of their patches: uint8 [H, W, 3].
+
+    Below each example are its features. Small examples are enlarged; of wide ones the first few are drawn, below each other.
+    """
+    examples = Canvas.of(images, grid).pictures(images)
+    lines = [[joined(picture) for picture in pictures] for pictures in (examples, as_colours(patches, images, grid))]
+    scale = -(-_SIDE // len(lines[0][0]))
+    if is_wide(examples[0]):
+        gap = np.full_like(lines[0][0][:_GAP], 255)
+        parts = [part for pair in zip(*lines, strict=True) for part in (*pair, gap)]
+        picture = np.concatenate(parts[: 3 * _STACKED])[:-_GAP]
+    else:
+        picture = np.concatenate([np.concatenate(line, axis=1) for line in lines])
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def read_picture(path) -> np.ndarray:

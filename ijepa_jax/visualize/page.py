@@ -1,10 +1,14 @@
-"""Markdown as a page: one HTML file that needs nothing else, and the escapes that keep text from elsewhere text in both."""
+"""Markdown as a page: one HTML file that needs nothing else.
+
+Also the escapes that keep text from elsewhere text in both, and text on images as text on examples of another kind.
+"""
 
 import base64
 import html
 import mimetypes
 import re
 import urllib.parse
+from typing import Any
 
 from etils import epath
 from markdown_it import MarkdownIt
@@ -133,6 +137,21 @@ def _inlined(folder: epath.Path, name: str) -> str:
     if not picture.exists():
         raise FileNotFoundError(f"a page names the picture {name!r}, which is not in {folder}")
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+
+
+def kind_of(found: dict[str, Any]) -> str:
+    """What a page's examples are, `modality` of what it tells: image, video or signal. Older ones are of images."""
+    return found.get("modality", "image")
+
+
+def worded(text: str, kind: str) -> str:
+    """A text on images and their pixels as one on videos or signals (`kind`). It must hold no names that users gave."""
+    if kind == "image":
+        return text
+    text = re.sub(r"\b([Aa])n image", rf"\1 {kind}", text)
+    text = re.sub(r"\bimage", kind, text)
+    text = re.sub(r"\bImage", kind.capitalize(), text)
+    return re.sub(r"\bpixels\b", "values", text) if kind == "signal" else text
 
 
 def as_table(headings, rows, right: bool = True) -> str:

@@ -1,40 +1,46 @@
 """Pictures of how well the predictor fills in what the context encoder does not see."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
-from ijepa_jax.visualize.masks import Scale, as_rgb, edge, enlarged, reveal, save_grid, seen_patches
+from ijepa_jax.settings.axes import patch_grid
+from ijepa_jax.visualize.canvas import PATCH_PIXELS, Canvas, edge, over_pixels, reveal
+from ijepa_jax.visualize.masks import Scale, save_grid
 
 _SCALE = Scale("RdBu", -1.0, 1.0, "cosine of a patch's prediction with its target, the position's mean target taken off both")
 _INK = (60, 60, 60)
 
 
-def draw_prediction(path, images, masks: dict[str, np.ndarray], cosine: np.ndarray, centred: np.ndarray, patch: int) -> None:
-    """Draws a row for each image: the image, its context, and each target block with how well it was predicted.
+def draw_prediction(
+    path, images, masks: dict[str, np.ndarray], cosine: np.ndarray, centred: np.ndarray, patch: int | Sequence[int]
+) -> None:
+    """Draws a row for each example: the example, its context, and each target block with how well it was predicted.
 
     Below a block stand the means of both cosines over its patches; the colours of these are the second one's.
 
     Args:
       path: the PNG file to write.
-      images: uint8 [n, H, W, channels].
+      images: uint8 [n, H, W, channels], or videos or signals, see `Canvas`.
       masks: as `MaskSampler` gives them; of several contexts the first is drawn.
       cosine: float [n, M, T], of each target token's prediction with its target; tokens past `target_length` do not count.
-      centred: float [n, M, T], likewise, without what all images have in common at the patch.
-      patch: side of a patch in pixels.
+      centred: float [n, M, T], likewise, without what all examples have in common at the patch.
+      patch: sides of a patch, one for all axes or one for each.
     """
-    images = as_rgb(images)
-    grid = images.shape[1] // patch, images.shape[2] // patch
+    canvas = Canvas.of(images, patch_grid(np.shape(images)[1:-1], patch))
     means = block_means(cosine, masks["target_length"]), block_means(centred, masks["target_length"])
     rows, captions = [], []
-    for i, large in enumerate(enlarged(images, patch)):
+    for i, large in enumerate(canvas.pictures(images, PATCH_PIXELS)):
         context = masks["context"][i, 0]
         length = masks["context_length"][i, 0] if "context_length" in masks else len(context)
-        seen = reveal(large, seen_patches(context, length, grid), faintness=1.0)
+        seen = reveal(large, canvas.seen(context, length), faintness=1.0)
         blocks = zip(masks["target"][i], masks["target_length"][i], centred[i], strict=True)
-        rows.append([large, seen, *(_coloured(large, *block, grid) for block in blocks)])
+        rows.append([large, seen, *(_coloured(large, *block, canvas) for block in blocks)])
         captions.append(
             ["", "", *(f"cosine {raw:.2f}\nless mean {own:.2f}" for raw, own in zip(means[0][i], means[1][i], strict=True))]
         )
-    titles = ["image", "context", *(f"target {i + 1}" for i in range(cosine.shape[1]))]
+    titles = [canvas.kind, "context", *(f"target {i + 1}" for i in range(cosine.shape[1]))]
     save_grid(path, rows, titles, captions=captions, scale=_SCALE, side=1.5)
 
 
@@ -50,12 +56,11 @@ def token_mean(values: np.ndarray, target_length: np.ndarray) -> float:
     return float((block_means(values, length) * length).sum() / length.sum())
 
 
-def _coloured(image: np.ndarray, block: np.ndarray, length: int, values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """An image [H, W, 3], faded but for a block's patches, which are coloured by their values [T]."""
-    inside, colours = seen_patches(block, length, grid), np.zeros((grid[0] * grid[1], 3), np.uint8)
-    colours[block[:length]] = _SCALE.colours(values[:length])
-    size = image.shape[0] // grid[0]
-    colours, large = (part.repeat(size, axis=0).repeat(size, axis=1) for part in (colours.reshape(*grid, 3), inside))
-    picture = np.where(large[..., None], colours, reveal(image, np.zeros(grid, bool), faintness=0.6))
-    picture[edge(large, width=2)] = _INK
+def _coloured(large: np.ndarray, block: np.ndarray, length: int, values: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """A picture [frames, H, W, 3], faded but for a block's patches, which are coloured by their values [T]."""
+    inside, by_patch = canvas.seen(block, length)[..., None], np.zeros((math.prod(canvas.grid), 3), np.uint8)
+    by_patch[block[:length]] = _SCALE.colours(values[:length])
+    colours, shown = (over_pixels(cells, large.shape[-3:-1]) for cells in (by_patch[canvas.patches], inside))
+    picture = np.where(shown, colours, reveal(large, np.zeros(inside.shape[:-1], bool), faintness=0.6))
+    picture[edge(shown[..., 0], width=2)] = _INK
     return picture

@@ -12,7 +12,8 @@ from rich.table import Table
 from ijepa_jax.host.files import write_whole
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.settings import plain, ranges, run
-from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, write_page
+from ijepa_jax.visualize.canvas import EXPLAINED
+from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, kind_of, worded, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
 
 _COLUMNS = ("trained", "random_init", "pixels")
@@ -20,8 +21,9 @@ _ONCE = {"ijepa": "trained"}  # columns that older reports call otherwise
 _HEADINGS = ("95% interval", "random init", "pixels")  # after the name of the method
 _CAPTION = (
     "Accuracy on held-out images, per cent, on frozen features: the trained encoder's pooled patches, those of an encoder with "
-    "random weights, and raw pixels at 32x32. Linear probes, but for a row named knn."
+    "random weights, and raw pixels{}. Linear probes, but for a row named knn."
 )
+_SMALL = " at 32x32"  # that images are given as, where their pixels are probed
 _TITLES = {
     "curves": "Training",
     "probes": "Probes over steps",
@@ -51,8 +53,9 @@ def write_report(directory, report: dict) -> None:
         and `feature_std` ({trained, random_init}), `last_metrics` (of the last step: {target_std, ...}), `method`, `name` (of
         the method, for people), `seconds`, `images_per_s`, `steps`, `resumed_from`, `best_step`,
         `input_wait_share` and `probe_share` (0 .. 1), `bad_images`, `params_digest`, `compilations`, `command`, `data`,
-        `config` and `environment` (dicts, nested or not), `pictures` (file names in `directory`), and what `Method.pictures`
-        gives. NaN and infinity become null in the JSON, which has no word for them, and a dash in the page.
+        `modality` (image, video or signal), `config` and `environment` (dicts, nested or not), `pictures` (file names in
+        `directory`), and what `Method.pictures` gives. NaN and infinity become null in the JSON, which has no word for them,
+        and a dash in the page.
 
     Raises:
       FileNotFoundError: a picture is not there.
@@ -97,17 +100,20 @@ def name_of(report: dict) -> str:
 
 def markdown(report: dict) -> str:
     """The report as a page of Markdown; parts that `report` does not have are left out."""
+    kind = kind_of(report)
     parts = [f"# {_title(report)}", in_words(report), *(f"> **Warning:** {warning}" for warning in warnings(report))]
     if report.get("command"):
         parts.append(as_block(report["command"]))
     parts.append(_run_table(report))
     if report.get("probes"):
-        parts += ["## Probes", _CAPTION, _probe_section(report, "probes")]
+        parts += ["## Probes", worded(_CAPTION.format(_SMALL * (kind == "image")), kind), _probe_section(report, "probes")]
     if report.get("knn"):
-        parts += ["## kNN", "Accuracy of kNN on held-out images, per cent.", _probe_section(report, "knn")]
+        parts += ["## kNN", worded("Accuracy of kNN on held-out images, per cent.", kind), _probe_section(report, "knn")]
     parts += [_figures_section(section) for section in report.get("sections") or []]
     parts += _collapse_section(report)
-    parts += [_picture_section(picture, report.get("captions") or {}) for picture in report.get("pictures") or []]
+    pictures = report.get("pictures") or []
+    parts.append(EXPLAINED.get(kind, "") if pictures else "")
+    parts += [_picture_section(picture, report.get("captions") or {}, kind) for picture in pictures]
     if report.get("config"):
         parts += _settings_section(report["config"])
     if report.get("environment"):
@@ -133,11 +139,16 @@ def probe_rows(report: dict, key: str = "probes") -> list[list[str]]:
     ]
 
 
+def _headings(report: dict) -> list[str]:
+    """Those of `probe_rows` after the name of the method."""
+    return [worded(heading, kind_of(report)) for heading in _HEADINGS]
+
+
 def probe_table(report: dict, key: str = "probes") -> Table:
     """The same table for the terminal."""
     table = Table(title="probes of frozen features, accuracy in %" if key == "probes" else "kNN, accuracy in %")
     table.add_column("probe")
-    for heading in (name_of(report), *_HEADINGS):
+    for heading in (name_of(report), *_headings(report)):
         table.add_column(heading, justify="right")
     rows = probe_rows(report, key)
     for i, row in enumerate(rows):
@@ -160,13 +171,15 @@ def _run_table(report: dict) -> str:
         ("digest of all parameters and the target", "params_digest", as_code),
         ("digest of the encoder", "encoder_digest", as_code),
     )
-    rows = [[name, write(report[key])] for name, key, write in named if report.get(key) is not None]
+    kind = kind_of(report)
+    rows = [[worded(name, kind), write(report[key])] for name, key, write in named if report.get(key) is not None]
     return as_table(["", ""], rows, right=False) if rows else ""
 
 
 def _probe_section(report: dict, key: str) -> str:
     table = as_table(
-        ["probe", as_text(name_of(report)), *_HEADINGS], [[as_text(name), *cells] for name, *cells in probe_rows(report, key)]
+        ["probe", as_text(name_of(report)), *_headings(report)],
+        [[as_text(name), *cells] for name, *cells in probe_rows(report, key)],
     )
     strengths = {task: of["l2"] for task, of in (report.get(key) or {}).items() if of.get("l2")}
     shown = [f"{as_text(task)} {' / '.join(f'{of[column]:g}' for column in _COLUMNS)}" for task, of in strengths.items()]
@@ -191,7 +204,7 @@ def _collapse_section(report: dict) -> list[str]:
         if report.get(key)
     ]
     last = report.get("last_metrics") or {}
-    last_rows = [[name, _number(last[key], 4)] for key, name in _LAST_METRICS.items() if key in last]
+    last_rows = [[worded(name, kind_of(report)), _number(last[key], 4)] for key, name in _LAST_METRICS.items() if key in last]
     parts = ["## Signs of collapse"] if rows or last_rows else []
     if rows:
         parts += [
@@ -203,9 +216,10 @@ def _collapse_section(report: dict) -> list[str]:
     return parts
 
 
-def _picture_section(picture: str, captions: dict) -> str:
+def _picture_section(picture: str, captions: dict, kind: str) -> str:
     name = picture.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    title, explained = captions.get(picture) or (_TITLES.get(name, name.replace("_", " ").capitalize()), _EXPLAINED.get(name))
+    ours, explained = (worded(texts.get(name, ""), kind) for texts in (_TITLES, _EXPLAINED))
+    title, explained = captions.get(picture) or (ours or name.replace("_", " ").capitalize(), explained)
     shown = f"![{as_text(title)}]({urllib.parse.quote(picture)})"
     return "\n\n".join(part for part in (f"## {as_text(title)}", explained, shown) if part)
 

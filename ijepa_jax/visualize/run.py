@@ -30,15 +30,16 @@ def draw_pictures(run: Run, state: State, encoder: Any, pooled: features_lib.Ext
     `encoder`: its parameters, and `pooled` gives pooled features by it; both None where there is none. With several processes
     all must call this; the first one draws.
     """
-    folder = run.workdir / "report"
+    folder, kind = run.workdir / "report", "image" if run.encoder is None else run.encoder.modality
     if processes.is_first():
         folder.mkdir(parents=True, exist_ok=True)
     found = dict(_own(folder, run, state))
     drawn = [*found.get("pictures", ())]
     if processes.is_first():
-        drawn += draw_run(folder, metrics.read(run.workdir), run.method.title)
+        drawn += draw_run(folder, metrics.read(run.workdir), run.method.title, kind)
     if pooled is not None:
         drawn += _of_features(folder, run, pooled, encoder)
+        found["modality"] = kind
     return {**found, "pictures": drawn if processes.is_first() else []}
 
 

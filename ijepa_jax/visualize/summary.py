@@ -1,6 +1,6 @@
 """What came out of a run, in a few sentences, and what should make one doubt it."""
 
-from ijepa_jax.visualize.page import as_text
+from ijepa_jax.visualize.page import as_text, kind_of, worded
 
 _FAR_BELOW = 0.5  # of the random encoder's, past which a sign of collapse is worth a warning
 _NEAR_ONE = 1.5  # of an effective rank
@@ -44,19 +44,20 @@ def mean_accuracy(probes: dict[str, dict], column: str) -> float | None:
 def _accuracy(report: dict) -> str:
     """All kinds of probes, each beside its baselines: where one gained, the others may not have."""
     kinds = {"linear probes": linear_probes(report), "nearest neighbours (kNN)": knn_probes(report)}
-    reached = [found for name, probes in kinds.items() if (found := _reached(name, probes))]
+    reached = [found for name, probes in kinds.items() if (found := _reached(name, probes, kind_of(report)))]
     if not reached:
         return "There are no labels to probe the features with." if "probes" in report and not report["probes"] else ""
     tasks = len(linear_probes(report))
     mean = f" (means of {tasks} tasks)" if tasks > 1 else ""
-    return f"Of held-out images, by the pretrained encoder's frozen features{mean}, {'; '.join(reached)}."
+    held_out = worded("Of held-out images", kind_of(report))
+    return f"{held_out}, by the pretrained encoder's frozen features{mean}, {'; '.join(reached)}."
 
 
-def _reached(name: str, probes: dict[str, dict]) -> str:
+def _reached(name: str, probes: dict[str, dict], kind: str) -> str:
     ours, random_init, pixels = (mean_accuracy(probes, column) for column in ("trained", "random_init", "pixels"))
     if ours is None:
         return ""
-    others = (("by random weights", random_init), ("by raw pixels", pixels))
+    others = (("by random weights", random_init), (worded("by raw pixels", kind), pixels))
     beside = ", ".join(f"{value:.1f} % {of}" for of, value in others if value is not None)
     return f"{name} classify **{ours:.1f} %** correctly" + f" ({beside})" * bool(beside)
 
@@ -66,7 +67,7 @@ def _effort(report: dict) -> str:
         return ""
     begun, text = report.get("resumed_from") or 0, f"The run made {report['steps']:,} steps"
     if report.get("images_per_s"):
-        text += f" at {report['images_per_s']:,.0f} images per second"
+        text += f" at {report['images_per_s']:,.0f} {worded('images', kind_of(report))} per second"
     if report.get("seconds"):
         text += f"; with probes and pictures it took {_duration(report['seconds'])}"
         text += f" from step {begun:,} on, where it was last continued" if begun else ""
@@ -80,9 +81,10 @@ def _duration(seconds: float) -> str:
 
 
 def _not_better(report: dict):
+    raw = worded("raw pixels", kind_of(report))
     for kind, probes in (("linear probes", linear_probes(report)), ("kNN", knn_probes(report))):
         ours = mean_accuracy(probes, "trained")
-        for column, name in (("random_init", "an encoder with random weights"), ("pixels", "raw pixels")):
+        for column, name in (("random_init", "an encoder with random weights"), ("pixels", raw)):
             theirs = mean_accuracy(probes, column)
             if ours is not None and theirs is not None and ours <= theirs:
                 yield f"By {kind} the pretrained encoder is no better than {name}: {ours:.1f} % against {theirs:.1f} %."
@@ -105,4 +107,4 @@ def _collapsed(report: dict):
     for key, (least, meaning) in _LEAST.items():
         value = (report.get("last_metrics") or {}).get(key)
         if value is not None and value < least:
-            yield f"At the last step `{key}` is {value:.3g}: {meaning}, as on collapse."
+            yield f"At the last step `{key}` is {value:.3g}: {worded(meaning, kind_of(report))}, as on collapse."
