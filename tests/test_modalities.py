@@ -36,10 +36,7 @@ def test_they_are_trained_evaluated_and_drawn_on_one_device_and_eight(tmp_path, 
     given = [f"--config.{setting}" for setting in f"data.name=arrays:{file} {SMALL} {SETTINGS[kind]}".split()]
     losses = {}
     for devices in (1, 8):
-        place, environment = (
-            tmp_path / f"on_{devices}",
-            {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
-        )
+        place, environment = tmp_path / f"on_{devices}", {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
         every = f"--config.probe.every={2 if devices == 1 else 0}"
         lines = [("pretrain", "--config", ROOT / "configs" / "tiny.py", *given, every, "--workdir", place)]
         if (kind, devices) in (("signal", 1), ("video", 8)):  # of each kind once, as starting a process takes seconds

@@ -160,10 +160,11 @@ class _TrainBatches:
             "bad": np.full(len(index), -1, np.int64),
         }
         uniforms = self._uniforms(_CROP, index, UNIFORMS).tolist()
+        shown = examples(batch)
         for row, u in enumerate(uniforms):
-            self._show(batch, row, u)
+            self._show(shown[row], batch, row, u)
         if self.view.flip:
-            mirrored, shown = counter.uniform(self.seed, _FLIP, index) < 0.5, examples(batch)
+            mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
             shown[mirrored] = shown[mirrored][..., ::-1, :]
         jitter = ColorJitter(self.view.color_jitter) if self.view.color_jitter else None
         for purpose, augment in ((_JITTER, jitter), (_AUGMENT, self.view.augment)):
@@ -171,13 +172,13 @@ class _TrainBatches:
                 self._augment(batch, purpose, augment)
         return batch if self.sampler is None else batch | self.sampler(index)
 
-    def _show(self, batch: Arrays, row: int, u: Sequence[float]) -> None:
+    def _show(self, out: np.ndarray, batch: Arrays, row: int, u: Sequence[float]) -> None:
         """Shows the row's example; if it is bad, another one drawn for it, which is noted in the batch."""
         first, index = int(batch["source"][row]), batch["index"][row]
         chosen = first
         for attempt in range(_MAX_BAD):
             try:
-                self.view.shown_at_random(examples(batch)[row], self.source[chosen], u)
+                self.view.shown_at_random(out, self.source[chosen], u)
             except (images.BadImage, OSError) as error:
                 problem = f"{self.source.name(chosen)}: {error}"
                 batch["bad"][row] = first

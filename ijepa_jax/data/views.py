@@ -5,6 +5,7 @@ run of consecutive ones is shown, as they are: at random in training, the middle
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
@@ -61,7 +62,7 @@ class View:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
-    @property
+    @functools.cached_property
     def modality(self) -> str:
         """What examples are, as which batches hold them."""
         return modality(self.size)
@@ -78,7 +79,7 @@ class View:
         if self.crop != "random":
             out[:] = self.shown(data)
         elif self.modality == "image":
-            crops.crop_into(out, data, lambda *sides: self._box(*sides, u), self.exact)
+            crops.crop_into(out, data, lambda height, width: self._box(height, width, u), self.exact)
         else:
             part = self._run(data, u[-1])
             if self.modality == "signal":
@@ -107,9 +108,13 @@ class View:
 
     def _box(self, height: int, width: int, u: Sequence[float]) -> images.Box:
         """What a random crop takes of an image."""
+        return images.random_resized_crop_box(height, width, u[:-1], self.crop_scale, self._aspect)
+
+    @functools.cached_property
+    def _aspect(self) -> tuple[float, float]:
+        """Of random crops, width / height."""
         rows, columns = self.size[-2:]
-        aspect = tuple(ratio * (columns / rows) for ratio in self.crop_aspect)
-        return images.random_resized_crop_box(height, width, u[: images.CROP_UNIFORMS], self.crop_scale, aspect)
+        return tuple(ratio * (columns / rows) for ratio in self.crop_aspect)
 
     def _run(self, data: np.ndarray, u: float) -> np.ndarray:
         """As many consecutive frames or values as are shown; `u` in [0, 1) says which of those that there are."""
