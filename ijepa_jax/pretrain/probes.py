@@ -17,6 +17,7 @@ from ijepa_jax.train.recorder import Recorder
 from ijepa_jax.train.run import Data, Run
 from ijepa_jax.train.step import State, random_encoder
 from ijepa_jax.visualize.live import feature_strip
+from ijepa_jax.visualize.page import worded
 
 
 def check_labels(parts: Parts, data: Data, display: Display) -> None:
@@ -47,6 +48,11 @@ class Probes:
         """Likewise, of patches."""
         return features.extractor(self._run.encoder, self._run.mesh, ("patches",))
 
+    @property
+    def _raw(self) -> str:
+        """What examples themselves are called, as a baseline."""
+        return worded("raw pixels", self._run.encoder.modality)
+
     def begin(self, continued: bool) -> None:
         """Probes what the run is compared with, or shows again, of one that goes on, what was probed before."""
         if self.every:
@@ -55,7 +61,7 @@ class Probes:
     def _baselines(self) -> None:
         """Probes a random encoder and raw pixels on the sample that probes during training use."""
         run, data = self._run, self._data(during=True)
-        run.display.log("first what this run is compared with: a random encoder, and raw pixels")
+        run.display.log(f"first what this run is compared with: a random encoder, and {self._raw}")
         with self._recorder.probing():
             encoder = random_encoder(run.method, run.config.seed, run.mesh)
             random_init = data.measure(partial(self.pooled, encoder)).results
@@ -64,7 +70,7 @@ class Probes:
         named = {"baseline/random_init": random_init, "baseline/pixels": pixels, "probe": random_init}
         self._recorder.write(0, {f"{name}/{key}": value for name, found in named.items() for key, value in found.items()})
         run.display.probes("random init", random_init, f"probes of a random encoder: {_one_line(random_init)}")
-        run.display.probes("pixels", pixels, f"probes of raw pixels: {_one_line(pixels)}")
+        run.display.probes("pixels", pixels, f"probes of {self._raw}: {_one_line(pixels)}")
 
     def _recall(self) -> None:
         run = self._run
@@ -91,7 +97,7 @@ class Probes:
     def final(self, encoder: Any) -> dict[str, Any]:
         """The report's probes, of the trained encoder and of both baselines; on more images than those during training."""
         run, data = self._run, self._data(during=False)
-        run.display.log("final probes: trained encoder, random encoder, raw pixels")
+        run.display.log(f"final probes: trained encoder, random encoder, {self._raw}")
         trained = data.measure(partial(self.pooled, encoder))
         random_init = data.measure(partial(self.pooled, random_encoder(run.method, run.config.seed, run.mesh)))
         # not under probe/: these are fitted on more images than the probes during training, and would look like a jump
