@@ -81,7 +81,7 @@ def check_only(given: Namespace) -> int:
     if "method" in config:
         from ijepa_jax import build
 
-        if given.command_name in ("pretrain", "decode"):
+        if given.command_name in ("pretrain", "decode") and config.data.name:  # else that of the run that is decoded
             from ijepa_jax.data.open import check_name
 
             check_name(config.data.name, tuple(config.data.image_size))

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from einops import rearrange
 
 from ijepa_jax.decode import pictures
 from ijepa_jax.decode.denoiser import Denoiser
 from ijepa_jax.methods import Batch, IJepa, Look, Method
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.layers import along_last
-from ijepa_jax.model.vit import normalise, take_tokens
+from ijepa_jax.model.vit import normalise, patchify, take_tokens
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.axes import by, each_axis, modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, text, whole
@@ -258,8 +257,8 @@ class Rcdm(Method):
 
     def blocks(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """All blocks of a batch: their patches' places int [B * M, T], lengths [B * M], and pixels float32 [B * M, T, P]."""
-        (p, q), (b, m, t) = self.patch, batch["target"].shape
-        patches = rearrange(scaled(batch["image"]), "b (r p) (c q) ch -> b (r c) (p q ch)", p=p, q=q)
+        b, m, t = batch["target"].shape
+        patches = patchify(scaled(batch["image"]), self.patch)
         pixels = take_tokens(patches, batch["target"].reshape(b, m * t)).reshape(b * m, t, -1)
         return batch["target"].reshape(b * m, t), batch["target_length"].reshape(b * m), pixels
 

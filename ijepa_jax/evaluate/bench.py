@@ -277,6 +277,7 @@ class Bench:
             "kinds": list(kinds),
             "data": [self._fingerprint(split), count],
             "image": [*encoder.image_size, encoder.channels, *encoder.mean, *encoder.std, self.loader.view.center],
+            **({"crop": "none"} if self.loader.view.crop == "none" else {}),
         }
         name = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
         return self.cache / f"{name}.npz"
