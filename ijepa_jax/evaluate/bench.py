@@ -180,6 +180,7 @@ class Bench:
             crop_scale=tuple(crops.crop_scale),
             crop_aspect=tuple(crops.crop_aspect),
             flip=crops.flip and self.encoder.modality != "signal",
+            crop="none" if self.loader.view.crop == "none" else "random",
             augment=augment,
         )
         for batch in loader.crops(source, steps):

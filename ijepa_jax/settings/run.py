@@ -44,8 +44,8 @@ SETTINGS = {
         # of images (height, width), of videos (frames, height, width), of signals (length,)
         "image_size": whole((224, 224), 1, 1_048_576, length=0, each_axis=True, fixed=True),
         "channels": whole(3, 1, 1024, fixed=True),
-        "mean": number((0.485, 0.456, 0.406), -1000, 1000, length=0, fixed=True),
-        "std": number((0.229, 0.224, 0.225), 1e-6, 1000, length=0, fixed=True),
+        "mean": number((0.485, 0.456, 0.406), -1e6, 1e6, length=0, fixed=True),  # of pixels from 0 to 1, or of signals
+        "std": number((0.229, 0.224, 0.225), 1e-9, 1e6, length=0, fixed=True),
         # of training: random resized crops; center: as evaluation shows them; none: as they are, in training and evaluation
         "crop": choice("random", CROPS),
         "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # of a random crop: share of the area
