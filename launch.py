@@ -83,7 +83,9 @@ def check_only(given: Namespace) -> int:
 
         if given.command_name in ("pretrain", "decode") and config.data.name:  # else that of the run that is decoded
             from ijepa_jax.data.open import check_name
+            from ijepa_jax.methods import config as config_lib
 
+            config_lib.check(config)
             check_name(config.data.name, tuple(config.data.image_size))
         build.run_method(config)
     if "protocol" in config:

@@ -115,7 +115,7 @@ def loader(config: ml_collections.ConfigDict) -> Loader:
     view = View(
         size=tuple(data.image_size), channels=data.channels, crop_scale=tuple(data.crop_scale),
         crop_aspect=tuple(data.crop_aspect), flip=data.flip, color_jitter=data.color_jitter, exact=data.exact,
-        center=data.eval_crop, crop=data.crop, mean=tuple(data.mean), std=tuple(data.std),
+        center=data.eval_crop, cropping=data.cropping, mean=tuple(data.mean), std=tuple(data.std),
     )  # fmt: skip
     return Loader(
         data.name, data.directory, {"train": data.size, "test": data.test_size}, view, config.seed, config.optim.batch_size,

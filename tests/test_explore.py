@@ -74,7 +74,7 @@ def test_a_run_is_drawn_on_its_own_data(workdir):
     assert code == 0 and not err, err
     result = json.loads(out.splitlines()[-1])
     assert result["pictures"] == PICTURES and result["bank"] == 24 and result["images"] == 3 and result["data"] == "scenes"
-    assert result["modality"] == "image"
+    assert result["modality"] == "image" and not result["wide"]
     text = checked_page(workdir / "visualize", PICTURES)
     assert [*result["neighbours"]] == ["count", "distance", "shape", "colour"]
     for task, found in result["neighbours"].items():

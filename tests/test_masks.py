@@ -168,6 +168,8 @@ def test_blocks_last_for_a_share_of_the_steps():
     np.testing.assert_array_equal(last, [3, 4, 5, 6])
     np.testing.assert_allclose(count[:3] / 8000, 0.1 / 0.31, atol=0.03)  # five standard deviations
     assert {*begins} == {*range(8)}
+    rows = masks["target"][..., 0] % 36 // 6
+    assert abs(np.corrcoef(np.reshape(begins, (2000, 4)).ravel(), rows.ravel())[0, 1]) < 0.1  # drawn apart
     context_steps = np.bincount((masks["context"] // 36).ravel(), minlength=10) / 2000
     assert context_steps.min() > 2 and context_steps.max() < 6  # contexts last for all steps
 
@@ -361,8 +363,31 @@ def test_strategies():
             {"grid": (2, 14, 14), "mode": "reference", "context_patches": 48},
             r"mode 'reference' is for grids of two axes, not \(2,",
         ),
-        ({"mask_ratio": 1.0}, r"mask_ratio is 1.0; it must be between 0 and 1"),
-        ({"target_duration": (0.0, 1.0)}, r"target_duration is \(0.0, 1.0\); it must be"),
+        ({"mask_ratio": 1.0, "strategy": "random"}, r"mask_ratio is 1.0; it must be between 0 and 1"),
+        ({"mask_ratio": 0.002, "strategy": "random"}, r"mask_ratio is 0.002, which hides none of 196 patches"),
+        (
+            {"mask_ratio": 0.99, "strategy": "random"},
+            r"mask_ratio 0.99 can leave 2 context patches on a 14x14 grid; at least 4",
+        ),
+        (
+            {"mask_ratio": 0.9, "strategy": "block", "grid": (16,)},
+            r"mask_ratio 0.9 can leave 2 context patches on a grid of 16;",
+        ),
+        ({"target_duration": (0.0, 1.0), "grid": (4, 8, 8)}, r"target_duration is \(0.0, 1.0\); it must be"),
+        (
+            {"target_duration": (0.5, 1.0)},
+            r"target_duration is \(0.5, 1.0\), and acts only on blocks, on grids with steps",
+        ),
+        (
+            {"tubes": True},
+            r"tubes is True, and acts only with the strategy 'random', on grids with steps of time: leave it",
+        ),
+        ({"mask_ratio": 0.7}, r"mask_ratio is 0.7, and acts only with the strategies 'random' and 'block': leave it 0.6"),
+        ({"keep_rounds_down": True, "strategy": "block"}, r"keep_rounds_down is True, and acts only with the strategy"),
+        (
+            {"target_aspect": (0.1, 0.2), "grid": (64,)},
+            r"target_aspect is \(0.1, 0.2\), and acts only on grids with rows",
+        ),
         ({"num_targets": 0}, r"num_targets is 0; it must be at least 1"),
         ({"tries": 0}, r"tries is 0"),
         ({"batch_size": 0}, r"batch_size is 0"),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import ijepa_jax
+from ijepa_jax.evaluate import suite
 from ijepa_jax.interop import convert
 from ijepa_jax.pretrain import command
+from ijepa_jax.settings import evaluation
 from ijepa_jax.train import metrics
 from tests import small
 from tests.test_launch import ROOT, launch
@@ -87,6 +89,8 @@ def check_the_encoder(place: Path, kind: str, examples: np.ndarray) -> None:
     assert encoder(given[0]).shape == (32,) and f"{kind}s of" in repr(encoder)
     with pytest.raises(ValueError, match=f"{kind}s of shape .* must be"):
         encoder(np.zeros((2, 7), np.uint8))
+    with pytest.raises(ValueError, match=f"segmentation is of images, and .* has an encoder of {kind}s"):
+        suite.evaluate(evaluation.default("segmentation"), str(place))
     for form in convert.FORMATS:
         with pytest.raises(ValueError, match=f"--format {form} holds encoders of images .*, this one is of {kind}s"):
             convert.export_weights(str(place), str(place / form), form)
@@ -126,8 +130,19 @@ def test_wide_images_are_exported_and_imported(wide, tmp_path, form):
 
 
 def test_patches_that_are_no_squares_are_not_exported(tmp_path):
+    """The run shows images as they are, and is evaluated on others all the same."""
     place = tmp_path / "run"
-    command.pretrain(small.config(data__image_size=(16, 32), model__patch=(4, 8), masks__context_patches=6), place)
+    given = {"data__image_size": (16, 32), "model__patch": (4, 8), "masks__context_patches": 6, "data__cropping": "none"}
+    command.pretrain(small.config(**given), place)
+    settings = evaluation.default("knn")
+    settings.data.image_size, settings.data.train_images, settings.data.test_images = (16, 48), 32, 16
+    result = suite.evaluate(settings, str(place), out=str(tmp_path / "table"))
+    assert result["image_size"] == [16, 48] and result["accuracy"] > 0
+    settings.data.image_size = (16, 16, 16)
+    with pytest.raises(
+        ValueError, match=r"data.image_size \(16, 16, 16\) must have 2 values, as the encoder's has, \(16, 32\)"
+    ):
+        suite.evaluate(settings, str(place), out=str(tmp_path / "table"))
     with pytest.raises(ValueError, match="this one is of images of 16x32 in patches of 4x8: use it by ijepa_jax.load"):
         convert.export_weights(str(place), str(tmp_path / "out"), "timm")
     assert ijepa_jax.load(place).patches(np.zeros((1, 16, 32, 3), np.uint8)).shape == (1, 16, 32)

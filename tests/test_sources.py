@@ -389,10 +389,10 @@ def test_array_errors_of_other_modalities(tmp_path):
     _refused(f"arrays:{path}", r"signals must be float32 \[N, L\] or \[N, L, C\], these are int16 \[20, 64\]", image_size=(64,))
     np.savez(path, videos=np.zeros((20, 4, 6), np.uint8))
     _refused(f"arrays:{path}", r"videos must be uint8 \[N, T, H, W\] or .*, these are uint8 \[20, 4, 6\]", image_size=(4, 6, 8))
-    broken = np.zeros((20, 64), np.float32)
-    broken[3, 5], broken[7, 0] = np.nan, np.inf
+    broken = np.zeros((20, 64))
+    broken[3, 5], broken[7, 0], broken[9, 9] = np.nan, np.inf, 1e300
     np.savez(path, signals=broken)
-    _refused(f"arrays:{path}", "2 of 20 signals have values that are NaN or infinite", image_size=(64,))
+    _refused(f"arrays:{path}", "3 of 20 signals are not finite as float32", image_size=(64,))
     _refused("scenes", r"scenes has images, of \(height, width\), and data.image_size \(64,\) is of signals", image_size=(64,))
     _refused("folder:/x", r"data.image_size \(8, 32, 32\) is of videos, which come from arrays", image_size=(8, 32, 32))
 

@@ -1,9 +1,13 @@
 """What is shown of images, videos and signals."""
 
+import contextlib
+import dataclasses
+
 import numpy as np
 import pytest
 
-from ijepa_jax.data import counter, images
+from ijepa_jax.data import counter, images, pipeline
+from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.data.source import DataError
 from ijepa_jax.data.views import UNIFORMS, View, examples
 
@@ -62,34 +66,61 @@ def test_a_square_view_is_cropped_as_torchvision_crops():
 
 @pytest.mark.parametrize("data", [VIDEO[0], VIDEO, SIGNAL], ids=["image", "video", "signal"])
 def test_without_crops_examples_are_shown_as_they_are(data):
-    exact = View(data.shape[:-1], data.shape[-1], crop="none", center=0.5)
+    exact = View(data.shape[:-1], data.shape[-1], cropping="none", center=0.5)
     for u in U[:2]:
         np.testing.assert_array_equal(at_random(exact, data, u), data)
     np.testing.assert_array_equal(exact.shown(data), data)
-    other = View((data.shape[0] - 1, *data.shape[1:-1]), data.shape[-1], crop="none")
-    with pytest.raises(DataError, match="data.crop 'none'|which data.crop 'none' does not cut"):
+    other = View((data.shape[0] - 1, *data.shape[1:-1]), data.shape[-1], cropping="none")
+    with pytest.raises(DataError, match="data.cropping 'none'|which data.cropping 'none' does not cut"):
         other.shown(data)
     if data.ndim > 2:  # frames of another size
         with pytest.raises(DataError, match="20x30 pixels are not data.image_size 20x29"):
-            View((*data.shape[:-2], 29), crop="none").shown(data)
+            View((*data.shape[:-2], 29), cropping="none").shown(data)
 
 
 @pytest.mark.parametrize("data", [VIDEO[0], VIDEO, SIGNAL], ids=["image", "video", "signal"])
 def test_with_central_crops_training_shows_what_evaluation_does(data):
     size = (3, 16, 16)[-(data.ndim - 1) :] if data.ndim > 2 else (30,)
-    view = View(size, data.shape[-1], crop="center", center=0.8)
+    view = View(size, data.shape[-1], cropping="center", center=0.8)
     for u in U[:2]:
         np.testing.assert_array_equal(at_random(view, data, u), view.shown(data))
 
 
 def test_what_is_too_short_or_has_other_channels_is_named():
-    with pytest.raises(DataError, match="a video of frames 7 is no example for data.image_size 8x16x16, frames first: give"):
+    with pytest.raises(DataError, match="a video of frames 7 is no .* 8x16x16, frames first: there are but 7"):
         View((8, 16, 16)).shown(VIDEO)
     with pytest.raises(DataError, match="a signal of length 50 is no example for data.image_size 64, length first"):
         at_random(View((64,), channels=2), SIGNAL, U[0])
     with pytest.raises(images.BadImage, match="a signal of 2 channels is not one of 1"):
         View((16,), channels=1).shown(SIGNAL)
     assert View((16,), channels=1).shown(SIGNAL[:, 0]).shape == (16, 1)  # [L] has one
+
+
+@dataclasses.dataclass(frozen=True)
+class Darker:
+    """An augmentation that halves what it is given."""
+
+    uniforms: int = 1
+
+    def __call__(self, image, u):
+        return image // 2
+
+
+def test_flips_and_changes_are_those_of_all_frames():
+    source = ArraySource(VIDEO[None].repeat(40, axis=0), {}, "videos", "video")
+
+    def shown(**changes):
+        view = View((4, 8, 12), **changes)
+        with contextlib.closing(pipeline.train_batches(source, None, view, seed=0, batch_size=40)) as stream:
+            return next(stream)["video"]
+
+    plain, flipped = shown(), shown(flip=True)
+    mirrored = (plain != flipped).any(axis=(1, 2, 3, 4))
+    assert 10 < mirrored.sum() < 30
+    np.testing.assert_array_equal(flipped[mirrored], plain[mirrored][..., ::-1, :])
+    np.testing.assert_array_equal(shown(augment=Darker()), plain // 2)
+    jittered = shown(color_jitter=1.0).astype(int)
+    assert (jittered != plain).any(axis=(2, 3, 4)).mean() > 0.9  # every frame of nearly all
 
 
 def test_batches_hold_examples_by_their_modality():

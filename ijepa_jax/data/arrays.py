@@ -108,11 +108,11 @@ def _checked(examples: np.ndarray, modality: str, title: str) -> np.ndarray:
         raise DataError(f"{title}: {modality}s must be {kind} {shapes[modality]}, these are {given}")
     if modality != "signal":
         return examples
+    with np.errstate(over="ignore"):
+        examples = examples.astype(np.float32, copy=False)
     if odd := int((~np.isfinite(examples)).reshape(len(examples), -1).any(axis=1).sum()):
-        raise DataError(
-            f"{title}: {odd} of {len(examples)} signals have values that are NaN or infinite: mend or leave them out"
-        )
-    return examples.astype(np.float32, copy=False)
+        raise DataError(f"{title}: {odd} of {len(examples)} signals are not finite as float32: mend them, or leave them out")
+    return examples
 
 
 def _check_labels(labels: np.ndarray, count: int, title: str) -> np.ndarray:

@@ -43,10 +43,10 @@ class ColorJitter:
 class View:
     """What is shown of an example: [*size, channels], uint8 of an image (H, W) or video (T, H, W), float32 of a signal (L,).
 
-    In training (`crop` random) it is a random resized crop, flipped half the time if `flip`, jittered with strengths 0.8, 0.8,
-    0.8, 0.2 times `color_jitter`, then changed by `augment`, all frames of a video alike. With `crop` center training shows
-    what an evaluation does, and with none both show examples of this size as they are. Crops of files are nearly the exact
-    ones (see `crops.crop_into`), or `exact`: torchvision's. Signals are standardised by `mean` and `std`; pixels are not.
+    In training (`cropping` random) it is a random resized crop, flipped half the time if `flip`, jittered with strengths 0.8,
+    0.8, 0.8, 0.2 times `color_jitter`, then changed by `augment`, all frames of a video alike. With `cropping` center training
+    shows what an evaluation does, and with none both show examples of this size as they are. Crops of files are nearly the
+    exact ones (see `crops.crop_into`), or `exact`: torchvision's. Signals are standardised by `mean` and `std`; pixels are not.
     """
 
     size: tuple[int, ...]
@@ -58,7 +58,7 @@ class View:
     augment: Augment | None = None
     exact: bool = False
     center: float = 1.0  # share of the short side that an evaluation sees, see `images.center_crop`
-    crop: str = "random"  # a name of CROPS
+    cropping: str = "random"  # a name of CROPPING
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -74,9 +74,9 @@ class View:
     def shown_at_random(self, out: np.ndarray, data: np.ndarray | bytes, u: Sequence[float]) -> None:
         """Fills `out` with what training shows of an example, before it is flipped and changed; `u`: `UNIFORMS` uniforms.
 
-        Raises `images.BadImage` for what is no image, and `DataError` for an example of a wrong size with `crop` none.
+        Raises `images.BadImage` for what is no image, and `DataError` for an example of a wrong size with `cropping` none.
         """
-        if self.crop != "random":
+        if self.cropping != "random":
             out[:] = self.shown(data)
         elif self.modality == "image":
             crops.crop_into(out, data, lambda height, width: self._box(height, width, u), self.exact)
@@ -98,11 +98,11 @@ class View:
 
     def _central(self, data: np.ndarray | bytes) -> np.ndarray:
         size, pixels = self.size[-2:], images.decode(data, self.channels)
-        if self.crop != "none":
+        if self.cropping != "none":
             return images.center_crop(pixels, size, self.center)
         if pixels.shape[:2] != tuple(size):
             raise DataError(
-                f"{by(pixels.shape[:2])} pixels are not data.image_size {by(size)}, and data.crop 'none' cuts nothing"
+                f"{by(pixels.shape[:2])} pixels are not data.image_size {by(size)}, and data.cropping 'none' cuts nothing"
             )
         return pixels
 
@@ -119,11 +119,11 @@ class View:
     def _run(self, data: np.ndarray, u: float) -> np.ndarray:
         """As many consecutive frames or values as are shown; `u` in [0, 1) says which of those that there are."""
         wanted, spare = self.size[0], len(data) - self.size[0]
-        if spare < 0 or (spare and self.crop == "none"):
+        if spare < 0 or (spare and self.cropping == "none"):
             name = AXES[self.modality][0]
             raise DataError(
                 f"a {self.modality} of {name} {len(data)} is no example for data.image_size {by(self.size)}, {name} first"
-                + (", which data.crop 'none' does not cut" if spare > 0 else ": give a shorter one")
+                + (", which data.cropping 'none' does not cut" if spare > 0 else f": there are but {len(data)}")
             )
         start = int(u * (spare + 1))
         return data[start : start + wanted]

@@ -180,7 +180,7 @@ class Bench:
             crop_scale=tuple(crops.crop_scale),
             crop_aspect=tuple(crops.crop_aspect),
             flip=crops.flip and self.encoder.modality != "signal",
-            crop="none" if self.loader.view.crop == "none" else "random",
+            cropping="random",
             augment=augment,
         )
         for batch in loader.crops(source, steps):
@@ -278,7 +278,7 @@ class Bench:
             "kinds": list(kinds),
             "data": [self._fingerprint(split), count],
             "image": [*encoder.image_size, encoder.channels, *encoder.mean, *encoder.std, self.loader.view.center],
-            **({"crop": "none"} if self.loader.view.crop == "none" else {}),
+            **({"cropping": "none"} if self.loader.view.cropping == "none" else {}),
         }
         name = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
         return self.cache / f"{name}.npz"

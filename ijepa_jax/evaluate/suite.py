@@ -28,7 +28,7 @@ from ijepa_jax.evaluate.table import write_tables
 from ijepa_jax.host.console import Display
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.settings import plain
-from ijepa_jax.settings.axes import each_axis, patch_grid
+from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.train import checkpoint, digests
 from ijepa_jax.train.step import initial_encoder, random_encoder
 
@@ -107,6 +107,8 @@ def open_bench(
     trained = method.backbone()
     encoder = dataclasses.replace(trained, image_size=loader.view.size)
     patch_grid(encoder.image_size, encoder.network.patch)  # refuses images that do not divide
+    if settings.protocol == "segmentation" and encoder.modality != "image":
+        raise ValueError(f"segmentation is of images, and {path} has an encoder of {encoder.modality}s")
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
     shapes = jax.eval_shape(functools.partial(initial_encoder, method, 0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
@@ -139,6 +141,8 @@ def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict)
     data, own = settings.data, build.loader(run)
     view = {"size": data.image_size and _size(data.image_size, own.view.size), "center": data.crop}
     view = {name: value for name, value in view.items() if value is not None}
+    if view and own.view.cropping == "none":  # examples of the run's size are shown in another way
+        view["cropping"] = "center"
     sizes = {"train": data.size, "test": data.test_size}
     return dataclasses.replace(
         own.with_view(color_jitter=0.0, **view),
@@ -153,12 +157,11 @@ def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict)
 
 def _size(given: int | Sequence[int], trained: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes that an evaluation shows, of `data.image_size`; one number is the side of square images, or of frames."""
-    if isinstance(given, int) and len(trained) == 3:
-        return (trained[0], given, given)
-    try:
-        return each_axis(given, len(trained))
-    except ValueError as error:
-        raise ValueError(f"data.image_size: {error}, as the encoder's {trained}") from error
+    if isinstance(given, int):
+        return (*trained[:-2], *[given] * len(trained[-2:]))
+    if len(given) != len(trained):
+        raise ValueError(f"data.image_size {tuple(given)} must have {len(trained)} values, as the encoder's has, {trained}")
+    return tuple(given)
 
 
 def _open(loader: Loader, split: str, wanted: int, display: Display) -> Subset:

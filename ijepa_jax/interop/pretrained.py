@@ -23,6 +23,7 @@ Images = Any  # arrays, what `np.asarray` makes arrays of, or Pillow images
 
 DTYPES = ("float32", "bfloat16")
 _SHAPES = {"signal": "L", "image": "H, W", "video": "T, H, W"}
+_STANDARDISED = "(values - encoder.encoder.mean) / encoder.encoder.std"
 _OVERSHOOT = 0.25  # of pixels of 0 .. 1, by sharp filters
 _NORMAL = 6.0  # normal random numbers, which are common test images, stay below
 
@@ -172,7 +173,10 @@ def preprocess(
     """
     size = np.ravel(np.array(image_size, object)).tolist() * (2 if np.ndim(image_size) == 0 else 1)
     if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side is not True and side > 0 for side in size):
-        raise ValueError(f"image_size {image_size!r} must be a whole number of pixels, or two: (height, width)")
+        raise ValueError(
+            f"image_size {image_size!r} must be a whole number of pixels, or two, (height, width): encoders of videos and "
+            "signals take arrays"
+        )
     size = (int(size[0]), int(size[1]))
     if not isinstance(crop, (int, float, np.number)) or not 0 < crop <= 1:
         raise ValueError(f"crop {crop!r} must be a number above 0 and at most 1: the share of the short side that is kept")
@@ -192,11 +196,12 @@ def _batched(images: np.ndarray | jax.Array, encoder: Encoder) -> tuple[np.ndarr
     if images.ndim != axes + 2 or images.shape[-1] != encoder.channels or not len(images):
         wanted = f"{_SHAPES[kind]}, {encoder.channels}]"
         made = ": ijepa_jax.preprocess makes such of files and of images of other sizes" if kind == "image" else ""
-        if images.ndim == 4 and images.shape[1] == encoder.channels:
-            made = ": images.transpose(0, 2, 3, 1) puts channels last"
+        if images.ndim == axes + 2 and images.shape[1] == encoder.channels:
+            order = (0, *range(2, images.ndim), 1)
+            made = f": {kind}s.transpose{order} puts channels last"
         raise ValueError(f"{kind}s of shape {list(images.shape)} must be [B, {wanted} or [{wanted}{made}")
-    if kind == "signal" and images.dtype == np.uint8:
-        raise ValueError("signals of uint8 must be float: (values - encoder.encoder.mean) / encoder.encoder.std")
+    if kind == "signal" and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"signals of {images.dtype} must be float: {_STANDARDISED}")
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"{kind}s of {images.dtype} must be uint8 (0 .. 255), or float already normalised")
     return images, single
@@ -242,7 +247,8 @@ def _check_normalised(images: np.ndarray | jax.Array, encoder: Encoder) -> None:
         problem = problem or next(filter(None, spans), "")
     if problem:
         right = "give uint8, 0 .. 255, or floats (pixels / 255 - encoder.encoder.mean) / encoder.encoder.std"
-        raise ValueError(f"float images {problem}: {right}; check=False takes them as they are")
+        right = f"give {_STANDARDISED}" if encoder.modality == "signal" else right
+        raise ValueError(f"float {encoder.modality}s {problem}: {right}; check=False takes them as they are")
 
 
 def _unlike(low: float, high: float, encoder: Encoder) -> str:

@@ -251,6 +251,8 @@ class MaskSampler:
     def _block_size(self, patches: np.ndarray, aspect: np.ndarray) -> np.ndarray:
         """Rows and columns, int32 [..., 2], of blocks of about so many patches; a side cut by the grid extends the other."""
         rows, columns = self._span[-2:]
+        if rows == 1:  # a span, which has no aspect
+            return np.stack([np.ones_like(patches, np.int32), patches.astype(np.int32)], -1)
         height, width = np.rint(np.sqrt(patches * aspect)), np.rint(np.sqrt(patches / aspect))
         if self.mode != "reference":
             width = np.where(height >= rows, np.maximum(width, np.rint(patches / rows)), width)
@@ -341,6 +343,18 @@ class MaskSampler:
             known = "; ".join(", ".join(f"{name} from {low} to {high}" for name, low, high in of) for of in _SIDES.values())
             raise ValueError(f"masks.grid is {self.grid}; it must be of one, two or three axes: {known}")
 
+    @property
+    def _acting(self) -> dict[str, tuple[bool, str]]:
+        """Whether settings do anything, and where they do; those that do not must be left as they are."""
+        random, block, timed = self.strategy == "random", self.strategy in ("multiblock", "block"), len(self.grid) == 3
+        return {
+            "target_aspect": (len(self.grid) > 1, "on grids with rows and columns"),
+            "target_duration": (timed and block, "on blocks, on grids with steps of time"),
+            "mask_ratio": (random or self.strategy == "block", "with the strategies 'random' and 'block'"),
+            "keep_rounds_down": (random, "with the strategy 'random'"),
+            "tubes": (random and timed, "with the strategy 'random', on grids with steps of time"),
+        }
+
     def _check_settings(self):
         """Raises ValueError for a setting that is wrong by itself."""
         for name, valid in (("strategy", STRATEGIES), ("mode", MODES)):
@@ -348,11 +362,18 @@ class MaskSampler:
                 raise ValueError(f"masks.{name} is {getattr(self, name)!r}; valid are {', '.join(valid)}")
         if self.mode == "reference" and len(self.grid) != 2:
             raise ValueError(f"masks.mode 'reference' is for grids of two axes, not {self.grid}: use 'subset'")
+        for name, (acts, where) in self._acting.items():
+            if not acts and (given := getattr(self, name)) != (left := type(self).__dataclass_fields__[name].default):
+                raise ValueError(f"masks.{name} is {given}, and acts only {where}: leave it {left}")
         for name in ("num_context_blocks", "num_targets", "batch_size", "tries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"masks.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"masks.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
+        if self.strategy == "random" and not self._hidden_patches:
+            raise ValueError(
+                f"masks.mask_ratio is {self.mask_ratio}, which hides none of {self._patches // self._repeats} patches"
+            )
         for name in ("target_scale", "context_scale"):
             low, high = getattr(self, name)
             if not 1 / self._plane - 1e-9 < low <= high <= 1:
@@ -371,20 +392,24 @@ class MaskSampler:
 
     def _check_context_patches(self):
         """Raises ValueError for a context length that cannot always be had."""
-        given, most, grid = self.context_patches, self._context_bounds[0], by(self.grid)
+        given, most = self.context_patches, self._context_bounds[0]
+        grid = f"{by(self.grid)} grid" if len(self.grid) > 1 else f"grid of {self.grid[0]}"
+        blamed = f"masks.mask_ratio {self.mask_ratio}"
+        if self.strategy in ("multiblock", "rasterized"):
+            blamed = f"masks.target_scale {self.target_scale} and masks.context_scale {self.context_scale}"
         if most < SMALLEST_CONTEXT:
             raise ValueError(
-                f"masks.target_scale {self.target_scale} and masks.context_scale {self.context_scale} can leave {most} context "
-                f"patches on a {grid} grid; at least {SMALLEST_CONTEXT} are needed: smaller targets or a larger grid"
+                f"{blamed} can leave {most} context patches on a {grid}; at least {SMALLEST_CONTEXT} are needed: smaller "
+                "targets or a larger grid"
             )
         if given == 0 and self.strategy == "multiblock" and self.mode != "pad":
             raise ValueError(
                 f"masks.context_patches must be given for mode {self.mode!r}, {SMALLEST_CONTEXT} to {most} on this "
-                f"{grid} grid; 48 on 14x14, 72 on 16x16, 272 on 28x28 are what the reference keeps"
+                f"{grid}; 48 on 14x14, 72 on 16x16, 272 on 28x28 are what the reference keeps"
             )
         if given != 0 and not SMALLEST_CONTEXT <= given <= most:
             raise ValueError(
-                f"masks.context_patches is {given}; on a {grid} grid these settings guarantee {most}: "
+                f"masks.context_patches is {given}; on a {grid} these settings guarantee {most}: "
                 f"give {SMALLEST_CONTEXT} to {most}"
             )
 

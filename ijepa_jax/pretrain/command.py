@@ -18,6 +18,7 @@ from ijepa_jax.host.console import Display
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute, full_disk_named
 from ijepa_jax.host.signals import stop_requests
+from ijepa_jax.methods import config as config_lib
 from ijepa_jax.methods import identity
 from ijepa_jax.model.vit import parameter_count
 from ijepa_jax.pretrain.probes import Probes, check_labels
@@ -56,6 +57,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     facts = {**plain.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
     code = {name: value for name, value in identity(config.method).items() if name != "file"}  # which may lie elsewhere
     processes.check_agreement({**facts, **code})
+    config_lib.check(config)
     check_name(config.data.name, tuple(config.data.image_size))
     parts = build.parts(config)  # before anything is written
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim, _all_ended() as ends:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 AXES = {"signal": ("length",), "image": ("height", "width"), "video": ("frames", "height", "width")}
-CROPS = ("random", "center", "none")  # what training shows of examples, see `data.views.View`
+CROPPING = ("random", "center", "none")  # what training shows of examples, see `data.views.View`
 POSITION_FEATURES = {1: 2, 2: 4, 3: 1}  # what a network's width divides into for sine-cosine positions, by number of axes
 _UNITS = {"signal": "values", "image": "pixels", "video": "frames and pixels"}
 

@@ -10,7 +10,7 @@ import ml_collections
 
 from ijepa_jax.settings import ranges
 from ijepa_jax.settings.architectures import ATTENTION, GRADIENTS, INTERPOLATIONS, REMAT, SIZES
-from ijepa_jax.settings.axes import CROPS, modality, patch_grid
+from ijepa_jax.settings.axes import CROPPING, modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, choice, flag, number, text, whole
 
 SETTINGS = {
@@ -47,7 +47,7 @@ SETTINGS = {
         "mean": number((0.485, 0.456, 0.406), -1e6, 1e6, length=0, fixed=True),  # of pixels from 0 to 1, or of signals
         "std": number((0.229, 0.224, 0.225), 1e-9, 1e6, length=0, fixed=True),
         # of training: random resized crops; center: as evaluation shows them; none: as they are, in training and evaluation
-        "crop": choice("random", CROPS),
+        "cropping": choice("random", CROPPING),
         "crop_scale": number((0.3, 1.0), 0, 1, "(]", length=2, rising=True),  # of a random crop: share of the area
         "crop_aspect": number((3 / 4, 4 / 3), 0, 1000, "(]", length=2, rising=True),  # relative to that of image_size
         "flip": flag(False),

@@ -8,7 +8,7 @@ pictures need not know what they are of.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -30,6 +30,7 @@ EXPLAINED = {
     f"{_FRAMES} evenly spread ones. Each picture has as many videos as it has room for.",
     "signal": f"Signals are shown as lines, one for each channel, the first {_LANES} where there are more; a patch is a band "
     "of the picture. Each picture has as many signals as it has room for.",
+    "wide": "Images this wide are drawn below each other. Each picture has as many as it has room for.",
 }
 
 
@@ -92,9 +93,20 @@ class Canvas:
             scale = max(1, min(scale, STRIP_PIXELS // (frames.shape[1] * self.size[1])))
         return frames.repeat(scale, axis=2).repeat(scale, axis=3)
 
+    @property
+    def wide(self) -> bool:
+        """Whether pictures are too wide to lie side by side."""
+        return is_wide(np.empty((len(self.patches), *self.size, 0)))
+
     def seen(self, indices, length) -> np.ndarray:
         """The cells of the first `length` of a block's patch indices: bool [frames, rows, columns]."""
         return seen_patches(indices, length, self.grid).ravel()[self.patches]
+
+
+def explained(found: dict[str, Any]) -> str:
+    """What a reader must know of the pictures of a page, which tells `modality` and `wide`; empty for most images."""
+    kind = found.get("modality", "image")
+    return EXPLAINED.get("wide" if kind == "image" and found.get("wide") else kind, "")
 
 
 def as_rgb(images) -> np.ndarray:

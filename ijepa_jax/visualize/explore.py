@@ -18,10 +18,10 @@ from ijepa_jax.host.console import Display
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import absolute
 from ijepa_jax.methods import Method
-from ijepa_jax.settings.axes import modality
 from ijepa_jax.settings.evaluation import default
 from ijepa_jax.train import checkpoint
 from ijepa_jax.visualize import explore_page
+from ijepa_jax.visualize.canvas import Canvas
 from ijepa_jax.visualize.features import draw_pca, label_agreement, nearest_others
 from ijepa_jax.visualize.gallery import Gallery
 from ijepa_jax.visualize.map import draw_map, project
@@ -102,11 +102,12 @@ def explore(
     saved = checkpoint.restore_parts(path, found_step, ("params", "target") if predicts else ())
     origin = saved.notes.get("origin", {"warm_start": True})
     look = _look(bench, Subject("checkpoint", params, digest), saved.trees, split, images, seed)
+    shown = Canvas(bench.encoder.image_size, bench.encoder.grid)
     result = {
         "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.loader.name,
         "split": split, "bank": len(look.gallery.rows), "images": len(look.gallery.chosen), "seed": seed,
         "own_masks": "warm_start" in origin, "command": command, "name": bench.method.title,
-        "left_out": look.left_out, "modality": modality(look.gallery.method.backbone().grid),
+        "left_out": look.left_out, "modality": shown.kind, "wide": shown.wide,
     }  # fmt: skip
     if processes.is_first():
         display.log("drawing")

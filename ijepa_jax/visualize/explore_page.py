@@ -68,7 +68,7 @@ def title(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The page of what `explore` has drawn and measured, as Markdown; pictures are named relative to it."""
     kind = kind_of(result)
-    parts = [f"# {as_text(title(result))}", _facts(result), canvas.EXPLAINED.get(kind, "")]
+    parts = [f"# {as_text(title(result))}", _facts(result), canvas.explained(result)]
     for picture, (heading, text) in _sections(kind).items():
         if picture == "prediction.png" and picture not in result["pictures"]:
             parts.append(f"## {heading}\n\nLeft out: {as_text(result['left_out'])}.")

@@ -12,7 +12,7 @@ from rich.table import Table
 from ijepa_jax.host.files import write_whole
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.settings import plain, ranges, run
-from ijepa_jax.visualize.canvas import EXPLAINED
+from ijepa_jax.visualize.canvas import explained
 from ijepa_jax.visualize.page import as_block, as_code, as_table, as_text, kind_of, worded, write_page
 from ijepa_jax.visualize.summary import in_words, linear_probes, mean_accuracy, warnings
 
@@ -112,7 +112,7 @@ def markdown(report: dict) -> str:
     parts += [_figures_section(section) for section in report.get("sections") or []]
     parts += _collapse_section(report)
     pictures = report.get("pictures") or []
-    parts.append(EXPLAINED.get(kind, "") if pictures else "")
+    parts.append(explained(report) if pictures else "")
     parts += [_picture_section(picture, report.get("captions") or {}, kind) for picture in pictures]
     if report.get("config"):
         parts += _settings_section(report["config"])

@@ -15,6 +15,7 @@ from ijepa_jax.settings.axes import AXES
 from ijepa_jax.train import metrics
 from ijepa_jax.train.run import Run
 from ijepa_jax.train.step import State
+from ijepa_jax.visualize.canvas import Canvas
 from ijepa_jax.visualize.curves import draw_run
 from ijepa_jax.visualize.features import draw_pca
 from ijepa_jax.visualize.gallery import Gallery
@@ -39,7 +40,7 @@ def draw_pictures(run: Run, state: State, encoder: Any, pooled: features_lib.Ext
         drawn += draw_run(folder, metrics.read(run.workdir), run.method.title, kind)
     if pooled is not None:
         drawn += _of_features(folder, run, pooled, encoder)
-        found["modality"] = kind
+        found |= {"modality": kind, "wide": Canvas(run.encoder.image_size, run.encoder.grid).wide}
     return {**found, "pictures": drawn if processes.is_first() else []}
 
 

@@ -67,9 +67,9 @@ def draw_similarity(path, images, patches, grid: Sequence[int]) -> None:
         for query in queries.ravel():
             _mark(marked, canvas.patches == query, width=2)
         if in_order:
-            maps = over_pixels(of_example, large.shape[-3:-1])
-            _mark_each(maps, queries, canvas, width=2)
-            rows.append([marked, *maps])
+            drawn = over_pixels(of_example, large.shape[-3:-1])
+            _mark_each(drawn, queries, canvas, width=2)
+            rows.append([marked, *drawn])
         else:
             rows.append([marked, _mosaic(of_example, queries, canvas)])
     titles = [f"similarity {i + 1}" for i in range(len(queries))] if in_order else ["similarity to each marked patch"]
