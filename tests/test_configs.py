@@ -93,7 +93,10 @@ def test_unknown_names_are_named():
         ({"model__dtype": "float16"}, "model.dtype 'float16' must be one of"),
         ({"optim__epochs": 3.0}, "give either optim.epochs or optim.steps"),
         ({"masks__context_patches": 60}, "context_patches"),
-        ({"data__image_size": (30, 32)}, "an image of 30x32 pixels does not divide into patches of 4x4"),
+        (
+            {"data__image_size": (30, 32)},
+            "data.image_size, model.patch: image of 30x32 pixels does not divide into patches of 4x4",
+        ),
         ({"data__image_size": (8, 8)}, "grid"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -51,7 +51,7 @@ def digest(workdir: Path) -> str:
         (["--config.optim.peak_lr=high"], "error: --config.optim.peak_lr=high must be a number above 0"),
         (
             ["--config.optim.clip=None", "--config.data.flip", "--config.data.image_size=32", "--dry-run"],
-            "error: data.image_size (32,) must be 2 values, whole numbers from 1 to 16,384",
+            "error: data.image_size (32,) is of signals, which are not flipped or jittered: images have (height, width)",
         ),
         (["--config.optim.peak_lr=None"], "error: --config.optim.peak_lr=None must be a number above 0 and at most 1,000"),
         (
@@ -156,7 +156,10 @@ def jpegs(folder: Path, count: int, size: int = 40) -> None:
         (["--config.data.name=idx:empty"], "empty"),
         (["--config.data.name=arrays:missing.npz"], "missing.npz"),
         (["--config.data.name=tfds:not_prepared"], "not_prepared"),
-        (["--config.data.image_size=(2,2)"], "data.image_size: an image of 2x2 pixels does not divide into patches of 4x4"),
+        (
+            ["--config.data.image_size=(2,2)"],
+            "data.image_size, model.patch: image of 2x2 pixels does not divide into patches of 4x4",
+        ),
         (["--config.data.image_size=(8,8)"], "grid"),
         (["--config.masks.context_patches=64"], "context_patches"),
         (["--workdir=/proc/run"], "/proc/run"),
