@@ -48,15 +48,15 @@ def pixels(mesh: Mesh, patch: int | tuple[int, ...] = 1, kinds: Sequence[str] = 
     return lambda images: all_rows(pixel_features(images, patch, kinds), mesh)
 
 
-def pixel_features(examples: np.ndarray, patch: int | tuple[int, ...], kinds: Sequence[str]) -> Features:
+def pixel_features(shown: np.ndarray, patch: int | tuple[int, ...], kinds: Sequence[str]) -> Features:
     """Those of some examples, by the kinds of `pixels`."""
     found = {}
     if "last" in kinds:
-        small = np.stack([_REDUCED[examples.ndim - 2](example) for example in examples])
+        small = np.stack([_REDUCED[shown.ndim - 2](example) for example in shown])
         found["last"] = small.reshape(len(small), -1)
     if "patches" in kinds:
-        found["patches"] = patchify(examples, patch)
-    full = 255 if examples.dtype == np.uint8 else 1
+        found["patches"] = patchify(shown, patch)
+    full = 255 if shown.dtype == np.uint8 else 1
     return {kind: values.astype(np.float32) / full for kind, values in found.items()}
 
 

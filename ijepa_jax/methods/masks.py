@@ -133,7 +133,6 @@ class MaskSampler:
         """Settings that the strategy fixes, whatever is given; the context of `block` is all the grid but the target."""
         hidden = (self.mask_ratio, self.mask_ratio)
         return {
-            "multiblock": {},
             "random": {"num_targets": 1},
             "block": {"num_targets": 1, "target_scale": hidden, "context_scale": (1.0, 1.0)},
             "rasterized": {"num_targets": 1 if len(self.grid) == 1 else 3},
