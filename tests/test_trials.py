@@ -1,0 +1,102 @@
+"""Methods on trial are what they say, and I-JEPA where nothing is changed."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ijepa_jax import build
+from ijepa_jax.methods import IJepa
+from tests import trials
+from tests.small import batch, config, method
+
+RECORDED = Path(__file__).resolve().parent.parent.parent / "shared" / "parity" / "sigreg.npz"
+
+
+def trial(**changes) -> trials.Trial:
+    """Of the small method, with fields changed."""
+    base = method()
+    return trials.Trial(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)}, **changes)
+
+
+def loss_of(of: IJepa) -> tuple[float, dict]:
+    params = of.init(jax.random.key(0))
+    return jax.jit(of.loss)(params, of.target(params), batch(of), jax.random.key(1))
+
+
+def test_a_trial_of_nothing_is_ijepa():
+    wanted, metrics = loss_of(method())
+    loss, found = loss_of(trial())
+    np.testing.assert_allclose([loss, found["predicted"]], wanted, rtol=1e-6)
+    assert not metrics.keys() & found.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last_blocks": 2}, {"norm": "none"}, {"norm": "feature"}, {"centred": True}, {"pixels": True}, {"error": "l1"},
+        {"error": "l2"}, {"error": "cosine"}, {"sigreg": 0.1}, {"variance": 1.0}, {"covariance": 100.0}, {"embed_scale": 3.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_change_acts(change):
+    loss, _ = loss_of(trial(**change))
+    assert np.isfinite(loss) and abs(loss - loss_of(trial())[0]) > 1e-5
+
+
+def test_all_outputs_averaged_are_the_last_alone_where_there_is_one():
+    of = trial(last_blocks=2)
+    params, images = of.init(jax.random.key(0))["encoder"], jnp.asarray(batch(of)["image"], jnp.float32) / 100
+    first, last, _ = of.network.apply({"params": params}, images, layers=True)
+    wanted = (jax.nn.standardize(first, epsilon=1e-5) + jax.nn.standardize(last, epsilon=1e-5)) / 2
+    np.testing.assert_allclose(of.encode_target(params, images), wanted, atol=1e-5)
+
+
+def test_a_stem_looks_into_each_patch_alone():
+    network = trials.Stem(patch=4, width=16, depth=1, heads=2)
+    images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+    params = network.init(jax.random.key(1), images)
+    alone = network.apply(params, images, jnp.array([[1]]))
+    other = network.apply(params, images.at[:, :, :4].set(0), jnp.array([[1]]))
+    np.testing.assert_array_equal(alone, other)  # patch 1 is the upper right one
+    assert (network.apply(params, images.at[:, 0, 7].set(0), jnp.array([[1]])) != alone).any()
+
+
+def test_what_tokens_hold_is_told_apart():
+    """Tokens of a position, of an image, and of neither, each of variance 1, by theory."""
+    b, grid, d = 400, (4, 4), 8
+    place, image, noise = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(1, 16, d), (b, 1, d), (b, 16, d)])
+    )
+    place = (place - place.mean(axis=1, keepdims=True)) / place.std(axis=1, keepdims=True)
+    of = lambda *parts: {k: float(v) for k, v in trials.inside(sum(parts) + jnp.zeros((b, 16, d)), grid).items()}  # noqa: E731
+    assert of(place, noise)["position_share"] == pytest.approx(0.5, abs=0.02)
+    assert of(noise)["position_share"] == pytest.approx(0, abs=0.02) and of(noise)["token_rank"] == pytest.approx(d, abs=0.1)
+    assert of(place, image, noise)["token_std"] == pytest.approx(3**0.5, abs=0.03)
+    assert of(image, noise)["image_share"] == pytest.approx(0.5 + 0.5 / 16, abs=0.03)  # the mean of 16 has a share of its own
+    assert of(image)["neighbour_cosine"] == pytest.approx(1, abs=1e-3)
+    assert of(noise)["neighbour_cosine"] == pytest.approx(0, abs=0.02)
+    one = jnp.zeros((1, 1, d)).at[..., 3].set(1.0)
+    assert of(noise * one)["token_rank"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="needs the recorded ../shared/parity/sigreg.npz")
+@pytest.mark.parametrize("kind", ["normal", "shifted", "collapsed", "correlated", "wide", "bimodal"])
+def test_sigreg_is_the_authors(kind):
+    kept = np.load(RECORDED)
+    value, gradient = jax.value_and_grad(trials.sigreg)(kept[f"{kind}/x"], kept["directions"])
+    np.testing.assert_allclose(value, kept[f"{kind}/value"], rtol=2e-6)
+    np.testing.assert_allclose(gradient, kept[f"{kind}/gradient"], atol=2e-6 * np.abs(kept[f"{kind}/gradient"]).max())
+
+
+def test_labels_are_those_of_the_images_that_the_loader_shows():
+
+    settings = config()
+    parts = build.parts(build.completed(settings))
+    source = parts.loader.open("train")
+    labels = trials.Labels("scenes", settings.data.size, "", settings.seed, settings.optim.batch_size)
+    for shown, _ in zip(parts.loader.train_batches(source, labels, 0), range(3), strict=False):
+        np.testing.assert_array_equal(shown["label_shape"], source.labels_at(shown["source"])["shape"])

@@ -1,0 +1,265 @@
+"""Methods on trial: I-JEPA with one thing changed, and its controls, for the studies in tests/studies.
+
+Each is trained by the launcher as any user's method is: `--config.method=tests/trials.py:Trial --config.custom.error=l1`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from ijepa_jax.data.open import open_source
+from ijepa_jax.data.pipeline import permute
+from ijepa_jax.data.views import examples
+from ijepa_jax.methods import IJepa
+from ijepa_jax.methods.ijepa import TARGET_EPSILON
+from ijepa_jax.model.layers import Dense, gelu
+from ijepa_jax.model.vit import ViT, normalise, patchify
+from ijepa_jax.settings.axes import each_axis
+
+ERRORS = {
+    "huber": lambda prediction, goal: optax.huber_loss(prediction, goal, delta=1.0),
+    "l1": lambda prediction, goal: jnp.abs(prediction - goal),
+    "l2": lambda prediction, goal: jnp.square(prediction - goal) / 2,
+    "cosine": lambda prediction, goal: 1 - optax.cosine_similarity(prediction, goal, epsilon=1e-6)[..., None],
+}
+
+
+class Stem(ViT):
+    """A ViT whose patches pass two 3x3 convolutions first, each patch by itself: nothing hidden is seen from its neighbours."""
+
+    channels: int = 16
+
+    @nn.compact
+    def __call__(self, images, keep=None, lengths=None, **keywords):
+        patch = each_axis(self.patch, 2)
+        grid = [size // side for size, side in zip(images.shape[1:3], patch, strict=True)]
+        x = patchify(images, self.patch).reshape(-1, *patch, images.shape[-1])
+        for name in ("stem1", "stem2"):
+            x = gelu(nn.Conv(self.channels, (3, 3), dtype=self.dtype, name=name)(x))
+        x = x.reshape(len(images), *grid, *patch, self.channels).swapaxes(2, 3)
+        return super().__call__(x.reshape(*images.shape[:3], self.channels), keep, lengths, **keywords)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial(IJepa):
+    """I-JEPA, changed where a field is not at its default, with metrics of what tokens hold."""
+
+    title = "I-JEPA, changed"
+    additive = False
+
+    embed_scale: float = 1.0  # patches' initial embedding is multiplied by this
+    stem: bool = False
+    last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
+    norm: str = "layer"  # of targets: layer, none, feature (over the batch's tokens)
+    centred: bool = False  # whether targets are told from the batch's mean at their position
+    pixels: bool = False  # whether targets are patches' normalised pixels
+    error: str = "huber"  # a name of ERRORS
+    sigreg: float = 0.0  # weight of SIGReg on the context encoder's tokens (arXiv 2511.08544)
+    slices: int = 64
+    variance: float = 0.0  # weight of VICReg's hinge on the tokens' features
+    covariance: float = 0.0
+
+    @classmethod
+    def from_settings(cls, config):
+        method = super().from_settings(config)
+        if not method.stem:
+            return method
+        fields = {field.name: getattr(method.network, field.name) for field in dataclasses.fields(ViT)}
+        return dataclasses.replace(method, network=Stem(**{name: fields[name] for name in fields.keys() - {"parent", "name"}}))
+
+    def init(self, key):
+        params = super().init(key)
+        embed = params["encoder"]["patch_embed"]
+        params["encoder"]["patch_embed"] = {**embed, "kernel": embed["kernel"] * self.embed_scale}
+        if self.pixels:
+            values = int(np.prod(each_axis(self.network.patch, len(self.image_size)))) * self.channels
+            head = Dense(values, jnp.float32).init(jax.random.fold_in(key, 1), jnp.zeros((1, self.network.width)))
+            params["pixels"] = head["params"]
+        return params
+
+    def target(self, params):
+        return None if self.pixels else super().target(params)
+
+    def encode_target(self, target, images, wanted=None):
+        if self.last_blocks == 1 and self.norm == "layer":
+            return super().encode_target(target, images)
+        *blocks, final = self.network.apply({"params": target}, images, layers=True)
+        outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
+        if self.norm == "layer":
+            outputs = [_standardised(x, axis=-1) for x in outputs]
+        encoded = sum(x.astype(jnp.float32) for x in outputs) / len(outputs)
+        if self.norm == "feature":
+            encoded = _standardised(encoded, axis=(0, 1))
+        return jax.lax.stop_gradient(encoded)
+
+    def loss(self, params, target, batch, key):
+        images = normalise(examples(batch), self.mean, self.std)
+        if self.pixels:
+            encoded = jax.nn.standardize(patchify(images, self.network.patch), epsilon=1e-6)
+        else:
+            encoded = self.encode_target(target, images)
+        if self.centred:
+            encoded = _standardised(encoded - encoded.mean(axis=0, keepdims=True), axis=-1)
+        goal = self.gather_targets(encoded, batch["target"])[:, :, None]
+        context = self.encode_context(params["encoder"], images, batch, key)
+        prediction = self.predict(params["predictor"], context, batch)
+        if self.pixels:
+            prediction = Dense(goal.shape[-1], jnp.float32).apply({"params": params["pixels"]}, prediction)
+        valid = jnp.arange(goal.shape[3])[None, None] < batch["target_length"][..., None]  # [B, M, T]
+        mean = lambda error: jnp.where(valid, error.mean(axis=(2, 4)), 0).sum() / self.weight(batch)  # noqa: E731
+        predicted = mean(ERRORS[self.error](prediction, goal))
+        place = self.gather_targets(jnp.broadcast_to(encoded.mean(axis=0, keepdims=True), encoded.shape), batch["target"])[
+            :, :, None
+        ]
+        metrics = {
+            "predicted": predicted,
+            "of_position_alone": mean(ERRORS[self.error](place, goal)),
+            **inside(encoded, self.grid),
+        }
+        tokens = context.astype(jnp.float32).reshape(-1, context.shape[-1])
+        loss = predicted
+        if self.sigreg:
+            metrics["sigreg"] = sigreg(tokens, directions(jax.random.fold_in(key, 1), tokens.shape[-1], self.slices))
+            loss += self.sigreg * metrics["sigreg"]
+        if self.variance or self.covariance:
+            centred = tokens - tokens.mean(axis=0, keepdims=True)
+            products = centred.T @ centred / len(tokens)
+            spread = jnp.diagonal(products)
+            hinge = jnp.maximum(0, 1 - jnp.sqrt(spread + 1e-4)).mean()
+            loss += self.variance * hinge
+            loss += self.covariance * (jnp.square(products).sum() - jnp.square(spread).sum()) / len(spread)
+        return loss, metrics
+
+    def flops(self):
+        """Of context encoder, target encoder and predictor; stems, heads and terms are left out."""
+        found = super().flops()
+        return {part: found[part] for part in found if part != "target"} if self.pixels else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(Trial):
+    """The same encoder taught the labels of the same crops: what the network could learn. A linear layer for each task."""
+
+    title = "supervised"
+    labels: "Labels | None" = None  # no setting: made from the run's
+
+    @classmethod
+    def from_settings(cls, config):
+        optim, data = config.optim, config.data
+        labels = Labels(data.name, data.size, data.directory, config.seed, optim.batch_size)
+        return dataclasses.replace(super().from_settings(config), labels=labels)
+
+    def prepare(self):
+        return self.labels
+
+    def init(self, key):
+        params, zeros = super().init(key), jnp.zeros((1, self.network.width))
+        heads = {
+            task: Dense(classes, jnp.float32).init(jax.random.fold_in(key, i), zeros)["params"]
+            for i, (task, classes) in enumerate(self.labels.source().classes.items())
+        }
+        return {"encoder": params["encoder"], "heads": heads}
+
+    def target(self, params):
+        return None
+
+    def weight(self, batch):
+        return jnp.float32(len(examples(batch)))
+
+    def loss(self, params, target, batch, key):
+        images = normalise(examples(batch), self.mean, self.std)
+        tokens = self.network.apply({"params": params["encoder"]}, images, train=True, rngs={"drop_path": key})
+        pooled, losses = tokens.astype(jnp.float32).mean(axis=1), []
+        for task, head in params["heads"].items():
+            logits = Dense(head["bias"].shape[0], jnp.float32).apply({"params": head}, pooled)
+            losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, batch[f"label_{task}"]).mean())
+        return sum(losses) / len(losses), inside(jax.lax.stop_gradient(tokens.astype(jnp.float32)), self.grid)
+
+    def flops(self):
+        """Of the encoder, which sees whole images and is trained: three times what it takes to run it."""
+        return {"context": 3 * super().flops()["target"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The labels of a run's training examples from their global indices: what the loader shows, it shows in this order."""
+
+    name: str
+    size: int
+    directory: str
+    seed: int
+    batch_size: int
+
+    def source(self):
+        return _opened(self.name, self.size, self.directory, self.seed)
+
+    def __call__(self, index):
+        source = self.source()
+        epoch_steps = len(source) // self.batch_size
+        step, row = np.divmod(index, self.batch_size)
+        epoch = step // epoch_steps
+        rows = np.empty_like(index)
+        for one in np.unique(epoch):
+            place = epoch == one
+            position = (step[place] % epoch_steps) * self.batch_size + row[place]
+            rows[place] = permute(position, len(source), self.seed, int(one))
+        return {f"label_{task}": labels.astype(np.int32) for task, labels in source.labels_at(rows).items()}
+
+
+@functools.cache
+def _opened(name, size, directory, seed):
+    return open_source(name, "train", size=size, seed=seed, directory=directory, image_size=(16, 16))  # scenes: labels alone
+
+
+def inside(encoded, grid):
+    """What tokens [B, N, D] hold, as scalars.
+
+    `token_std` over images and positions; `position_share` of that variance that the position alone tells; of what is left,
+    `token_rank` (participation ratio of its covariance), `image_share` that the image's mean tells, and `neighbour_cosine`,
+    the similarity of patches side by side.
+    """
+    b, n, d = encoded.shape
+    place = encoded.mean(axis=0, keepdims=True)
+    left = encoded - place
+    within = jnp.square(left).sum() / ((b - 1) * n)
+    between = jnp.square(place - place.mean(axis=1, keepdims=True)).sum() / n - within / b
+    covariance = left.reshape(-1, d).T @ left.reshape(-1, d) / ((b - 1) * n)
+    image = jnp.square(left.mean(axis=1)).sum() / (b - 1)
+    square = left.reshape(b, *grid, d)
+    ahead, behind = jnp.take(square, np.arange(1, grid[-1]), axis=-2), jnp.take(square, np.arange(grid[-1] - 1), axis=-2)
+    return {
+        "token_std": jnp.sqrt((within + between) / d),
+        "position_share": between / (within + between),
+        "token_rank": jnp.square(jnp.trace(covariance)) / jnp.square(covariance).sum(),
+        "image_share": image / within,
+        "neighbour_cosine": optax.cosine_similarity(ahead, behind, epsilon=1e-6).mean(),
+    }
+
+
+def sigreg(x_nd, directions_dm, knots=17, furthest=3.0):
+    """How far samples [N, D] are from a standard normal: the Epps-Pulley statistic in unit directions [D, M], in the mean."""
+    y_nm, step = x_nd @ directions_dm, furthest / (knots - 1)
+    total = 0.0
+    for k in range(1, knots):  # at knot 0 there is nothing to tell
+        t, weight = k * step, (1 if k == knots - 1 else 2) * step
+        window = np.exp(-(t**2) / 2)
+        apart = jnp.square(jnp.cos(t * y_nm).mean(axis=0) - window) + jnp.square(jnp.sin(t * y_nm).mean(axis=0))
+        total += weight * window * apart
+    return len(x_nd) * total.mean()
+
+
+def directions(key, width, slices):
+    """Random unit columns [D, M]."""
+    drawn = jax.random.normal(key, (width, slices))
+    return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
+
+
+def _standardised(x, axis):
+    x = x.astype(jnp.float32)
+    variance = x.var(axis=axis, keepdims=True)
+    return (x - x.mean(axis=axis, keepdims=True)) / jnp.sqrt(variance + TARGET_EPSILON)
