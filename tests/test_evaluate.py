@@ -17,7 +17,7 @@ from ijepa_jax.host.console import Display
 from ijepa_jax.pretrain import command
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.train.checkpoint import CheckpointError
-from tests import small
+from tests import layer_probes, small
 
 CONFIGS = {module.__name__.rsplit(".", 1)[1]: module for module in (attentive, dense, finetune, knn, linear, lowshot, rank)}
 CONFIG_FOLDER = pathlib.Path(knn.__file__).parent
@@ -284,3 +284,13 @@ def test_wrong_settings_are_named(workdir, tmp_path, name, changes, error, messa
 def test_segments_are_only_of_scenes(workdir, tmp_path):
     with pytest.raises(DataError, match="segmentation needs images with masks"):
         evaluate(workdir, "dense", out=tmp_path, data__name=arrays(tmp_path))
+
+
+def test_what_probes_see_of_layers_ends_in_what_they_see_of_the_encoder(workdir, tmp_path):
+    found = layer_probes.of_run(str(workdir), 64, 32)
+    assert [len(scores) for of in found.values() for scores in of.values()] == [3] * 4  # two blocks, and the output
+    result = evaluate(workdir, "knn", out=tmp_path, step=-1)
+    wanted = [result["accuracy"], result["baselines"]["random_init"]]
+    np.testing.assert_allclose([of["knn"][-1] for of in found.values()], wanted, atol=0.01)
+    assert found["trained"]["linear"][0] != found["trained"]["linear"][-1]
+    assert len(layer_probes.table("runs/a", found)) == 4
