@@ -227,9 +227,9 @@ class Runner:
             raise RuntimeError("not started")
         command = [sys.executable, str(ROOT / "launch.py"), *words]
         with self.log(trial).open("a") as log:
-            # on some of the cores XLA starts so many threads; not in a process group of its own: Ctrl-C reaches it, too
+            # XLA starts as many threads as it is given cores; Ctrl-C is for this process, which then ends the others
             pinned = ["taskset", "-c", ",".join(map(str, cores))] if len(cores) and shutil.which("taskset") else []
-            process = subprocess.Popen([*pinned, *command], stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen([*pinned, *command], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             self._running[trial.name] = process
             code = process.wait()
             del self._running[trial.name]
@@ -343,7 +343,8 @@ def _probed(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each variant: of each score mean, spread over seeds, and the paired difference from the first variant."""
+    """A row for each variant: of each score mean, spread over seeds, what the same network with random weights has, and the
+    paired difference from the first variant."""
     variants = list(dict.fromkeys(one["variant"] for one in results))
     by_seed = {(one["variant"], one["seed"]): one for one in results}
     rows = []
@@ -356,6 +357,8 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             pairs = [(one, by_seed[variants[0], one["seed"]]) for one in own if (variants[0], one["seed"]) in by_seed]
             apart = [one["scores"][name] - base["scores"][name] for one, base in pairs if name in base["scores"]]
             row["scores"][name] = spread([one["scores"][name] for one in own])
+            if all(name in one["random_init"] for one in own):
+                row["scores"][name]["random_init"] = statistics.fmean(one["random_init"][name] for one in own)
             if variant != variants[0] and apart:
                 row["scores"][name]["difference"] = spread(apart)
         row["metrics"] = {
@@ -378,26 +381,28 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def baselines(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """What the first variant's runs are compared with, in the mean over seeds."""
+    """What does not depend on the variant's network: of the first variant's runs, in the mean over seeds."""
     first = [one for one in results if one["variant"] == results[0]["variant"]]
-    kinds = [kind for kind in ("random_init", "supervised", "pixels") if first[0].get(kind)]
+    kinds = [kind for kind in ("supervised", "pixels") if first[0].get(kind)]
     return {kind: {name: statistics.fmean(one[kind][name] for one in first) for name in first[0][kind]} for kind in kinds}
 
 
 def table(results: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ()) -> list[str]:
-    """The summary as rows of Markdown, with the baselines of the first variant at its end."""
+    """The summary as rows of Markdown, at its end what does not depend on the network."""
     rows, scores = summary(results), list(dict.fromkeys(name for one in results for name in one["scores"]))
-    head = ["", "seeds", "steps", "TFLOP", "s", *(cell for name in scores for cell in (name, "difference")), *metrics]
+    head = ["", "seeds", "steps", "TFLOP", "s", *(cell for name in scores for cell in (name, "random init", "difference"))]
+    head += metrics
     lines = [head, ["---"] * len(head)]
     for row in rows:
         flops = "" if row["flops"] is None else f"{row['flops'] / 1e12:.4g}"
         cells = [row["variant"], str(row["seeds"]), str(row["steps"]), flops, f"{row['seconds']:.0f}"]
         for name in scores:
             found = row["scores"].get(name)
-            cells += [_cell(found), _difference(found)] if found else ["", ""]
+            random_init = f"{found['random_init']:.1f}" if found and "random_init" in found else ""
+            cells += [_cell(found), random_init, _difference(found)] if found else [""] * 3
         lines.append([*cells, *(f"{row['metrics'][name]:.3g}" if name in row["metrics"] else "" for name in metrics)])
     for kind, values in baselines(results).items():
-        cells = [cell for name in scores for cell in (f"{values[name]:.1f}" if name in values else "", "")]
+        cells = [cell for name in scores for cell in (f"{values[name]:.1f}" if name in values else "", "", "")]
         lines.append([kind.replace("_", " "), "", "", "", "", *cells, *[""] * len(metrics)])
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
@@ -437,8 +442,8 @@ def draw(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             at = [line["step"] / one["steps"] * whole for line in probed]
             during.plot(at, [line[kind] for line in probed], marker=marks[one["variant"]], markersize=3, linewidth=1, **look)
         for name, style in (("random_init", "--"), ("pixels", ":")):
-            if kind in results[0].get(name, {}):
-                final.axhline(baselines(results)[name][kind], color="gray", linestyle=style, label=name.replace("_", " "))
+            if kind in results[0].get(name, {}):  # random init: of the first variant's network
+                final.axhline(results[0][name][kind], color="gray", linestyle=style, label=name.replace("_", " "))
         for axis, title in ((final, "final weights"), (during, "on the way, smaller samples")):
             axis.set(title=f"{kind} probe, {title}", ylabel="accuracy, %")
             axis.set_xlabel("model FLOPs of the run so far" if by_compute else "images seen")
@@ -490,7 +495,8 @@ def write(folder: Path, title: str, results: Sequence[Mapping[str, Any]], metric
     rows = {"study": title, "rows": summary(results), "baselines": baselines(results), "runs": list(results)}
     (folder / "study.json").write_text(json.dumps(rows, indent=1) + "\n")
     (folder / "study.md").write_text("\n".join(table(results, metrics)) + "\n")
-    draw(folder / "study.png", results)
+    if results[0]["scores"].keys() & {"linear", "knn"}:
+        draw(folder / "study.png", results)
 
 
 def _study(file: str) -> dict[str, Any]:
