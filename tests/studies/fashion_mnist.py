@@ -1,18 +1,50 @@
 """Fashion-MNIST, a third of the committed run: one change at a time (docs/experiments.md, "Why does it learn so little?").
 
-python tests/study.py tests/studies/fashion_mnist.py --parallel 2
+    python tests/study.py tests/studies/fashion_mnist.py --parallel 2
 """
 
 CONFIG = "configs/fashion_mnist.py"
-TRIAL = "tests/trials.py:Trial"
-SETTINGS = {"method": TRIAL, "optim.steps": 3000, "probe.every": 1000, "checkpoint.every": 3000}
-METRICS = ("position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
+SETTINGS = {"method": "tests/trials.py:Trial", "optim.steps": 3000, "probe.every": 1000, "checkpoint.every": 3000}
+METRICS = ("predicted", "of_position_alone", "position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
+
+SUPERVISED = {"method": "tests/trials.py:Supervised"}
+EMBED, RANDOM = {"custom.embed_scale": 12.0}, {"masks.strategy": "random", "masks.context_patches": 24}
+CROPS = {"data.crop_scale": (0.6, 1.0)}
+THREE = EMBED | RANDOM | CROPS
+
 VARIANTS = {
     "committed": {},
-    "supervised": {"method": "tests/trials.py:Supervised"},
+    "committed, as the package has it": {"method": "ijepa"},  # the same but for what is measured on the way, and rounding
+    # what could be learned
+    "supervised": SUPERVISED,
+    "supervised, embed 12, lr 0.002": SUPERVISED | EMBED | {"optim.peak_lr": 2e-3},
+    "supervised, embed 12, lr 0.002, crops 0.6": SUPERVISED | EMBED | CROPS | {"optim.peak_lr": 2e-3},
+    # one change
     "embed 4": {"custom.embed_scale": 4.0},
-    "embed 12": {"custom.embed_scale": 12.0},
-    "random masks": {"masks.strategy": "random", "masks.context_patches": 24},
+    "embed 12": EMBED,
+    "random masks": RANDOM,
     "sigreg": {"custom.sigreg": 0.02},
-    "pixels embed 12": {"custom.pixels": True, "custom.embed_scale": 12.0},
+    "momentum 0.99": {"optim.momentum": 0.99},
+    "momentum 0.9995": {"optim.momentum": 0.9995},
+    "two contexts": {"masks.num_context_blocks": 2, "optim.steps": 1808},  # at equal compute
+    "alone": {"predictor.context": "alone", "optim.steps": 3516},  # likewise
+    # two
+    "embed 12, lr 0.002": EMBED | {"optim.peak_lr": 2e-3},
+    "embed 12, random masks": EMBED | RANDOM,
+    "embed 12, crops 0.6": EMBED | CROPS,
+    "embed 12, pixels": EMBED | {"custom.pixels": True},
+    # three, and one more
+    "three": THREE,
+    "three, times 5": THREE | {"optim.steps": 15000, "probe.every": 1500},
+    "three, pixels": THREE | {"custom.pixels": True},
+    "three, stem": THREE | {"custom.stem": True, "custom.embed_scale": 4.0},
+    "three, hidden 0.75": THREE | {"masks.mask_ratio": 0.75, "masks.context_patches": 16},
+    "three, sigreg": THREE | {"custom.sigreg": 0.02},
+    "three, sigreg 0.002": THREE | {"custom.sigreg": 0.002},
+    "three, lr 0.001": THREE | {"optim.peak_lr": 1e-3},
+    "three, batch 128, lr 0.001": THREE | {"optim.batch_size": 128, "optim.peak_lr": 1e-3},
+    "three, two blocks": THREE | {"custom.last_blocks": 2},
+    "three, centred": THREE | {"custom.centred": True},
+    "three, l2": THREE | {"custom.error": "l2"},
+    "three, predictor 1": THREE | {"predictor.depth": 1},
 }

@@ -1,0 +1,19 @@
+"""Generated scenes, the quickstart's run: one change at a time (docs/experiments.md, "Why does it learn so little?").
+
+    python tests/study.py tests/studies/scenes.py --parallel 2
+"""
+
+CONFIG = "configs/quickstart.py"
+SETTINGS = {"method": "tests/trials.py:Trial", "checkpoint.every": 2400}
+METRICS = ("predicted", "of_position_alone", "position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
+
+EMBED, RANDOM = {"custom.embed_scale": 3.5}, {"masks.strategy": "random"}
+
+VARIANTS = {
+    "committed": {},
+    "supervised": {"method": "tests/trials.py:Supervised"},
+    "embed 3.5": EMBED,
+    "random masks": RANDOM,
+    "embed 3.5, random masks": EMBED | RANDOM,
+    "embed 3.5, random masks, pixels": EMBED | RANDOM | {"custom.pixels": True},
+}
