@@ -256,8 +256,6 @@ def run(planned: Sequence[Trial], runner: Runner, parallel: int, show: Callable[
     found: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     started = time.monotonic()
-    for trial in planned:  # a folder that holds other runs is refused before time is spent
-        runner.finished(trial)
     with ThreadPoolExecutor(parallel) as pool:
         waiting: dict[Future, Trial] = {pool.submit(runner, trial): trial for trial in planned}
         try:
@@ -274,6 +272,7 @@ def run(planned: Sequence[Trial], runner: Runner, parallel: int, show: Callable[
                         print(f"failed: {failed[-1]}", flush=True)
                         continue
                     print(_line(found[trial.name], len(found) + len(failed), len(planned), started), flush=True)
+                if done and found:
                     show([found[trial.name] for trial in planned if trial.name in found])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -431,7 +430,7 @@ def draw(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     marks = {variant: "os^Dv*P"[i // 10 % 7] for i, variant in enumerate(variants)}
     for kind, (final, during) in zip(kinds, figure.subplots(len(kinds), 2, squeeze=False), strict=True):
         for one in results:
-            look, whole = {"color": colours[one["variant"]]}, one["flops"] if by_compute else one["images"]
+            look, whole = {"color": colours[one["variant"]]}, one["flops"] / 1e12 if by_compute else one["images"]
             named = (
                 {"label": one["variant"]}
                 if one is next(other for other in results if other["variant"] == one["variant"])
@@ -446,9 +445,8 @@ def draw(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
                 final.axhline(results[0][name][kind], color="gray", linestyle=style, label=name.replace("_", " "))
         for axis, title in ((final, "final weights"), (during, "on the way, smaller samples")):
             axis.set(title=f"{kind} probe, {title}", ylabel="accuracy, %")
-            axis.set_xlabel("model FLOPs of the run so far" if by_compute else "images seen")
+            axis.set_xlabel("model TFLOPs" if by_compute else "images seen")
             axis.grid(alpha=0.3)
-        final.set_xscale("log")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
@@ -478,6 +476,8 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     runner = Runner(given, study.get("EVALUATE", ()))
+    done = [trial for trial in planned if runner.finished(trial)]  # a folder of other runs is refused before time is spent
+    planned = done if given.finished else planned
     try:
         failed = run(planned, runner, given.parallel, show)
     except KeyboardInterrupt:
@@ -520,6 +520,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--equal", choices=("images", "compute"), default="images", help="what all variants get as much of")
     parser.add_argument("--parallel", type=_natural, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="name the runs and their settings, and run nothing")
+    parser.add_argument("--finished", action="store_true", help="table and draw what is finished, and run nothing")
     given, left = parser.parse_known_args()
     if wrong := [word for word in left if not re.fullmatch(r"--config\.[\w.]+=.*", word)]:
         parser.error(f"{' '.join(wrong)} is not known; settings of all runs are --config.KEY=VALUE")

@@ -1,6 +1,6 @@
 """Fashion-MNIST, a third of the committed run: one change at a time (docs/experiments.md, "Why does it learn so little?").
 
-    python tests/study.py tests/studies/fashion_mnist.py --parallel 2
+python tests/study.py tests/studies/fashion_mnist.py --parallel 2
 """
 
 CONFIG = "configs/fashion_mnist.py"
@@ -47,4 +47,5 @@ VARIANTS = {
     "three, centred": THREE | {"custom.centred": True},
     "three, l2": THREE | {"custom.error": "l2"},
     "three, predictor 1": THREE | {"predictor.depth": 1},
+    "three, width 192, depth 2": THREE | {"model.width": 192, "model.depth": 2},
 }

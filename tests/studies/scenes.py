@@ -1,6 +1,6 @@
 """Generated scenes, the quickstart's run: one change at a time (docs/experiments.md, "Why does it learn so little?").
 
-    python tests/study.py tests/studies/scenes.py --parallel 2
+python tests/study.py tests/studies/scenes.py --parallel 2
 """
 
 CONFIG = "configs/quickstart.py"
@@ -15,5 +15,7 @@ VARIANTS = {
     "embed 3.5": EMBED,
     "random masks": RANDOM,
     "embed 3.5, random masks": EMBED | RANDOM,
-    "embed 3.5, random masks, pixels": EMBED | RANDOM | {"custom.pixels": True},
+    "sigreg": {"custom.sigreg": 0.02},
+    "pixels": {"custom.pixels": True},
+    "embed 3.5, random masks, sigreg": EMBED | RANDOM | {"custom.sigreg": 0.02},
 }
