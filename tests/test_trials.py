@@ -37,8 +37,9 @@ def test_a_trial_of_nothing_is_ijepa():
 @pytest.mark.parametrize(
     "change",
     [
-        {"last_blocks": 2}, {"norm": "none"}, {"norm": "feature"}, {"centred": True}, {"pixels": True}, {"error": "l1"},
-        {"error": "l2"}, {"error": "cosine"}, {"sigreg": 0.1}, {"variance": 1.0}, {"covariance": 100.0}, {"embed_scale": 3.0},
+        {"last_blocks": 2}, {"norm": "none"}, {"norm": "feature"}, {"norm": "whiten"}, {"centred": True}, {"pixels": True},
+        {"error": "l1"}, {"error": "l2"}, {"error": "cosine"}, {"sigreg": 0.1}, {"variance": 1.0}, {"covariance": 100.0},
+        {"embed_scale": 3.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -100,3 +101,9 @@ def test_labels_are_those_of_the_images_that_the_loader_shows():
     labels = trials.Labels("scenes", settings.data.size, "", settings.seed, settings.optim.batch_size)
     for shown, _ in zip(parts.loader.train_batches(source, labels, 0), range(3), strict=False):
         np.testing.assert_array_equal(shown["label_shape"], source.labels_at(shown["source"])["shape"])
+
+
+def test_whitened_samples_tell_as_much_in_every_direction():
+    x = jax.random.normal(jax.random.key(0), (500, 6)) @ jax.random.normal(jax.random.key(1), (6, 6))
+    found = np.cov(trials.whitened(x - x.mean(axis=0, keepdims=True), floor=0.0).T, ddof=0)
+    np.testing.assert_allclose(found, np.eye(6), atol=1e-4)

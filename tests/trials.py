@@ -55,7 +55,7 @@ class Trial(IJepa):
     embed_scale: float = 1.0  # patches' initial embedding is multiplied by this
     stem: bool = False
     last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
-    norm: str = "layer"  # of targets: layer, none, feature (over the batch's tokens)
+    norm: str = "layer"  # of targets: layer, none; layer and then feature or whiten, over the batch's tokens
     centred: bool = False  # whether targets are told from the batch's mean at their position
     pixels: bool = False  # whether targets are patches' normalised pixels
     error: str = "huber"  # a name of ERRORS
@@ -86,15 +86,15 @@ class Trial(IJepa):
         return None if self.pixels else super().target(params)
 
     def encode_target(self, target, images, wanted=None):
-        if self.last_blocks == 1 and self.norm == "layer":
-            return super().encode_target(target, images)
         *blocks, final = self.network.apply({"params": target}, images, layers=True)
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
-        if self.norm == "layer":
+        if self.norm != "none":
             outputs = [_standardised(x, axis=-1) for x in outputs]
         encoded = sum(x.astype(jnp.float32) for x in outputs) / len(outputs)
-        if self.norm == "feature":
+        if self.norm in ("feature", "whiten"):
             encoded = _standardised(encoded, axis=(0, 1))
+        if self.norm == "whiten":
+            encoded = whitened(encoded.reshape(-1, encoded.shape[-1])).reshape(encoded.shape)
         return jax.lax.stop_gradient(encoded)
 
     def loss(self, params, target, batch, key):
@@ -214,6 +214,13 @@ class Labels:
 @functools.cache
 def _opened(name, size, directory, seed):
     return open_source(name, "train", size=size, seed=seed, directory=directory, image_size=(16, 16))  # scenes: labels alone
+
+
+def whitened(x_nd, floor=1e-2):
+    """Centred samples [N, D], turned and stretched so that no direction tells more than another; weak ones less, by `floor`."""
+    covariance = x_nd.T @ x_nd / len(x_nd)
+    values, axes = jnp.linalg.eigh(covariance)
+    return (x_nd @ (axes / jnp.sqrt(values + floor * values.mean())[None])) @ axes.T
 
 
 def inside(encoded, grid):
