@@ -44,6 +44,8 @@ VARIANTS = {
     "three, lr 0.001": THREE | {"optim.peak_lr": 1e-3},
     "three, batch 128, lr 0.001": THREE | {"optim.batch_size": 128, "optim.peak_lr": 1e-3},
     "three, two blocks": THREE | {"custom.last_blocks": 2},
+    "three, feature": THREE | {"custom.norm": "feature"},
+    "three, whiten": THREE | {"custom.norm": "whiten"},
     "three, centred": THREE | {"custom.centred": True},
     "three, l2": THREE | {"custom.error": "l2"},
     "three, predictor 1": THREE | {"predictor.depth": 1},

@@ -16,6 +16,7 @@ VARIANTS = {
     "random masks": RANDOM,
     "embed 3.5, random masks": EMBED | RANDOM,
     "sigreg": {"custom.sigreg": 0.02},
+    "whiten": {"custom.norm": "whiten"},
     "pixels": {"custom.pixels": True},
     "embed 3.5, random masks, sigreg": EMBED | RANDOM | {"custom.sigreg": 0.02},
 }
