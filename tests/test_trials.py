@@ -37,7 +37,7 @@ def test_a_trial_of_nothing_is_ijepa():
 @pytest.mark.parametrize(
     "change",
     [
-        {"last_blocks": 2}, {"norm": "none"}, {"norm": "feature"}, {"norm": "whiten"}, {"centred": True}, {"pixels": True},
+        {"last_blocks": 2}, {"norm": "feature"}, {"norm": "whiten"}, {"centred": True}, {"pixels": True},
         {"error": "l1"}, {"error": "l2"}, {"error": "cosine"}, {"sigreg": 0.1}, {"variance": 1.0}, {"covariance": 100.0},
         {"embed_scale": 3.0},
     ],

@@ -55,7 +55,7 @@ class Trial(IJepa):
     embed_scale: float = 1.0  # patches' initial embedding is multiplied by this
     stem: bool = False
     last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
-    norm: str = "layer"  # of targets: layer, none; layer and then feature or whiten, over the batch's tokens
+    norm: str = "layer"  # of targets; after it, over the batch's tokens: feature, whiten
     centred: bool = False  # whether targets are told from the batch's mean at their position
     pixels: bool = False  # whether targets are patches' normalised pixels
     error: str = "huber"  # a name of ERRORS
@@ -88,9 +88,7 @@ class Trial(IJepa):
     def encode_target(self, target, images, wanted=None):
         *blocks, final = self.network.apply({"params": target}, images, layers=True)
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
-        if self.norm != "none":
-            outputs = [_standardised(x, axis=-1) for x in outputs]
-        encoded = sum(x.astype(jnp.float32) for x in outputs) / len(outputs)
+        encoded = sum(_standardised(x, axis=-1) for x in outputs) / len(outputs)
         if self.norm in ("feature", "whiten"):
             encoded = _standardised(encoded, axis=(0, 1))
         if self.norm == "whiten":
