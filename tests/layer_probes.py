@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ijepa_jax.evaluate import knn, logistic
 from ijepa_jax.evaluate.bench import Bench, Subject
+from ijepa_jax.evaluate.features import Features
 from ijepa_jax.evaluate.suite import open_bench, random_init
 from ijepa_jax.host.console import Display
 from ijepa_jax.settings import evaluation
@@ -53,10 +53,8 @@ def of_run(workdir: str, train_images: int, test_images: int) -> dict[str, dict[
 
 def _probed(bench: Bench, subject: Subject) -> dict[str, list[float]]:
     train, test = (bench.split(subject, ("layers", "last"), split) for split in ("train", "test"))
-    layers = train.features["layers"].shape[1]
     found: dict[str, list[float]] = {"linear": [], "knn": []}
-    for layer in [*range(layers), None]:
-        bank, queries = (_of_layer(split.features, layer) for split in (train, test))
+    for bank, queries in zip(*map(_by_layer, (train.features, test.features)), strict=True):
         basis = logistic.prepare(bank)
         scores: dict[str, list[float]] = {"linear": [], "knn": []}
         for task, classes in bench.tasks.items():
@@ -68,8 +66,9 @@ def _probed(bench: Bench, subject: Subject) -> dict[str, list[float]]:
     return found
 
 
-def _of_layer(features: dict[str, Any], layer: int | None) -> np.ndarray:
-    return features["last"] if layer is None else features["layers"][:, layer]
+def _by_layer(features: Features) -> list[np.ndarray]:
+    """Those of each block [N, D], first to last, and of the output."""
+    return [*features["layers"].swapaxes(0, 1), features["last"]]
 
 
 def table(workdir: str, found: dict[str, dict[str, list[float]]]) -> list[str]:

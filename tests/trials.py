@@ -21,6 +21,8 @@ from ijepa_jax.model.layers import Dense, gelu
 from ijepa_jax.model.vit import ViT, normalise, patchify
 from ijepa_jax.settings.axes import each_axis
 
+standardised = functools.partial(jax.nn.standardize, epsilon=TARGET_EPSILON, algorithm="stable")  # as I-JEPA's targets are
+
 ERRORS = {
     "huber": lambda prediction, goal: optax.huber_loss(prediction, goal, delta=1.0),
     "l1": lambda prediction, goal: jnp.abs(prediction - goal),
@@ -88,9 +90,9 @@ class Trial(IJepa):
     def encode_target(self, target, images, wanted=None):
         *blocks, final = self.network.apply({"params": target}, images, layers=True)
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
-        encoded = sum(_standardised(x, axis=-1) for x in outputs) / len(outputs)
+        encoded = sum(standardised(x.astype(jnp.float32)) for x in outputs) / len(outputs)
         if self.norm in ("feature", "whiten"):
-            encoded = _standardised(encoded, axis=(0, 1))
+            encoded = standardised(encoded, axis=(0, 1))
         if self.norm == "whiten":
             encoded = whitened(encoded.reshape(-1, encoded.shape[-1])).reshape(encoded.shape)
         return jax.lax.stop_gradient(encoded)
@@ -102,8 +104,9 @@ class Trial(IJepa):
         else:
             encoded = self.encode_target(target, images)
         if self.centred:
-            encoded = _standardised(encoded - encoded.mean(axis=0, keepdims=True), axis=-1)
-        goal = self.gather_targets(encoded, batch["target"])[:, :, None]
+            encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
+        of_targets = lambda tokens: self.gather_targets(tokens, batch["target"])[:, :, None]  # noqa: E731
+        goal = of_targets(encoded)
         context = self.encode_context(params["encoder"], images, batch, key)
         prediction = self.predict(params["predictor"], context, batch)
         if self.pixels:
@@ -111,9 +114,7 @@ class Trial(IJepa):
         valid = jnp.arange(goal.shape[3])[None, None] < batch["target_length"][..., None]  # [B, M, T]
         mean = lambda error: jnp.where(valid, error.mean(axis=(2, 4)), 0).sum() / self.weight(batch)  # noqa: E731
         predicted = mean(ERRORS[self.error](prediction, goal))
-        place = self.gather_targets(jnp.broadcast_to(encoded.mean(axis=0, keepdims=True), encoded.shape), batch["target"])[
-            :, :, None
-        ]
+        place = of_targets(jnp.broadcast_to(encoded.mean(axis=0, keepdims=True), encoded.shape))
         metrics = {
             "predicted": predicted,
             "of_position_alone": mean(ERRORS[self.error](place, goal)),
@@ -262,9 +263,3 @@ def directions(key, width, slices):
     """Random unit columns [D, M]."""
     drawn = jax.random.normal(key, (width, slices))
     return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
-
-
-def _standardised(x, axis):
-    x = x.astype(jnp.float32)
-    variance = x.var(axis=axis, keepdims=True)
-    return (x - x.mean(axis=axis, keepdims=True)) / jnp.sqrt(variance + TARGET_EPSILON)
