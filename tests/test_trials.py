@@ -84,6 +84,79 @@ def test_what_tokens_hold_is_told_apart():
     assert of(noise * one)["token_rank"] == pytest.approx(1, abs=1e-3)
 
 
+def test_a_batch_is_too_few_to_tell_positions_by_and_that_is_allowed_for():
+    """A mean over 8 images is of the position and, by an eighth, of these images: the share must not have it."""
+    shares = []
+    for i in range(40):
+        image, noise = (jax.random.normal(jax.random.key(2 * i + j), (8, [1, 16][j], 8)) for j in (0, 1))
+        shares.append(float(trials.inside(image + noise, (4, 4))["position_share"]))
+    assert np.mean(shares) == pytest.approx(0, abs=0.01)  # 0.06 if it had
+
+
+def test_tokens_that_are_all_one_have_numbers():
+    assert all(np.isfinite(value) for value in trials.inside(jnp.ones((4, 16, 8)), (4, 4)).values())
+
+
+def test_metrics_are_of_tokens_whatever_the_targets():
+    inside = {"token_rank", "position_share", "image_share"}
+    usual = loss_of(trial())[1]
+    for change in ({"norm": "whiten"}, {"centred": True}, {"last_blocks": 2}):
+        changed = loss_of(trial(**change))[1]
+        np.testing.assert_allclose([changed[key] for key in inside], [usual[key] for key in inside], rtol=1e-5)
+    assert not loss_of(trial(pixels=True))[1].keys() & inside
+
+
+def test_a_supervised_trial_learns_labels():
+    parts = build.parts(build.completed(config(method="tests/trials.py:Supervised")))
+    of, source = parts.method, parts.loader.open("train")
+    shown = next(parts.loader.train_batches(source, of.labels, 0))
+    params = of.init(jax.random.key(0))
+    params["heads"] = jax.tree.map(jnp.zeros_like, params["heads"])
+    loss, metrics = of.loss(params, None, shown, jax.random.key(1))
+    classes = source.classes
+    np.testing.assert_allclose(loss, np.mean([np.log(count) for count in classes.values()]), rtol=1e-5)  # all as likely
+    task = next(iter(classes))
+    bias = np.arange(classes[task]) / 10
+    params["heads"][task]["bias"] = jnp.asarray(bias)
+    gained = bias[shown[f"label_{task}"]].mean() - np.log(np.exp(bias).mean())
+    biased = of.loss(params, None, shown, jax.random.key(1))[0]
+    np.testing.assert_allclose(biased, loss - gained / len(classes), rtol=1e-5)
+    assert {"token_rank", "image_share"} <= metrics.keys()
+
+
+def built(kind: str = "Trial", **custom) -> IJepa:
+    """A trial of the small configuration, with settings of its own."""
+    settings = build.completed(config(method=f"tests/trials.py:{kind}"))
+    with settings.unlocked():
+        settings.custom.update(custom)
+    return build.method(settings)
+
+
+def test_flops_are_of_what_is_run():
+    usual = built().flops()
+    assert usual == build.method(build.completed(config())).flops()
+    assert built(pixels=True).flops() == {part: usual[part] for part in ("context", "predictor")}
+    assert built("Supervised").flops() == {"context": 3 * usual["target"]}
+    of = built(sigreg=1.0)
+    assert of.flops() == {**usual, "sigreg": 6 * of.masks.context_length * of.network.width * 64}
+    pixels, kernels = np.prod(of.image_size), 9 * 3 * 16 + 9 * 16 * 16  # of the two convolutions
+    assert built(stem=True).flops()["stem"] == 4 * 2 * pixels * (kernels + 16 * of.network.width)
+    assert built(stem=True, pixels=True).flops()["stem"] == 3 * 2 * pixels * (kernels + 16 * of.network.width)
+
+
+def test_a_trial_with_a_stem_has_one():
+    assert {"stem1", "stem2"} <= built(stem=True).init(jax.random.key(0))["encoder"].keys()
+    assert not {"stem1", "stem2"} & built().init(jax.random.key(0))["encoder"].keys()
+
+
+def test_terms_on_tokens_refuse_padding():
+    settings = build.completed(config(method="tests/trials.py:Trial", masks__mode="pad"))
+    build.method(settings)
+    settings.custom.sigreg = 0.1
+    with pytest.raises(ValueError, match="masks.mode=pad adds padding"):
+        build.method(settings)
+
+
 @pytest.mark.skipif(not RECORDED.is_file(), reason="needs the recorded ../shared/parity/sigreg.npz")
 @pytest.mark.parametrize("kind", ["normal", "shifted", "collapsed", "correlated", "wide", "bimodal"])
 def test_sigreg_is_the_authors(kind):
@@ -94,12 +167,12 @@ def test_sigreg_is_the_authors(kind):
 
 
 def test_labels_are_those_of_the_images_that_the_loader_shows():
-
     settings = config()
     parts = build.parts(build.completed(settings))
     source = parts.loader.open("train")
     labels = trials.Labels("scenes", settings.data.size, "", settings.seed, settings.optim.batch_size)
-    for shown, _ in zip(parts.loader.train_batches(source, labels, 0), range(3), strict=False):
+    before_last = len(source) // settings.optim.batch_size - 1  # of the first epoch
+    for shown, _ in zip(parts.loader.train_batches(source, labels, before_last), range(2), strict=False):
         np.testing.assert_array_equal(shown["label_shape"], source.labels_at(shown["source"])["shape"])
 
 

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 
 from ijepa_jax.data.open import open_source
-from ijepa_jax.data.pipeline import permute
+from ijepa_jax.data.pipeline import shown_at
 from ijepa_jax.data.views import examples
 from ijepa_jax.methods import IJepa
 from ijepa_jax.methods.ijepa import TARGET_EPSILON
@@ -23,6 +23,8 @@ from ijepa_jax.settings.axes import each_axis
 
 standardised = functools.partial(jax.nn.standardize, epsilon=TARGET_EPSILON, algorithm="stable")  # as I-JEPA's targets are
 
+# what `inside` tells of the target encoder's tokens, and of the loss, for a study's table
+METRICS = ("predicted", "of_position_alone", "position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
 ERRORS = {
     "huber": lambda prediction, goal: optax.huber_loss(prediction, goal, delta=1.0),
     "l1": lambda prediction, goal: jnp.abs(prediction - goal),
@@ -49,7 +51,7 @@ class Stem(ViT):
 
 @dataclasses.dataclass(frozen=True)
 class Trial(IJepa):
-    """I-JEPA, changed where a field is not at its default, with metrics of what tokens hold."""
+    """I-JEPA, changed where a field is not at its default, with metrics of what the target encoder's tokens hold."""
 
     title = "I-JEPA, changed"
     additive = False
@@ -69,6 +71,8 @@ class Trial(IJepa):
     @classmethod
     def from_settings(cls, config):
         method = super().from_settings(config)
+        if (method.sigreg or method.variance or method.covariance) and config.masks.mode == "pad":
+            raise ValueError("custom.sigreg, variance and covariance take all context tokens, and masks.mode=pad adds padding")
         if not method.stem:
             return method
         fields = {field.name: getattr(method.network, field.name) for field in dataclasses.fields(ViT)}
@@ -88,7 +92,11 @@ class Trial(IJepa):
         return None if self.pixels else super().target(params)
 
     def encode_target(self, target, images, wanted=None):
-        *blocks, final = self.network.apply({"params": target}, images, layers=True)
+        return self.goals(self.network.apply({"params": target}, images, layers=True))
+
+    def goals(self, layers):
+        """Targets [B, N, D] from the outputs of all blocks and, last, the encoder's."""
+        *blocks, final = layers
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
         encoded = sum(standardised(x.astype(jnp.float32)) for x in outputs) / len(outputs)
         if self.norm in ("feature", "whiten"):
@@ -98,11 +106,13 @@ class Trial(IJepa):
         return jax.lax.stop_gradient(encoded)
 
     def loss(self, params, target, batch, key):
-        images = normalise(examples(batch), self.mean, self.std)
+        images, metrics = normalise(examples(batch), self.mean, self.std), {}
         if self.pixels:
             encoded = jax.nn.standardize(patchify(images, self.network.patch), epsilon=1e-6)
         else:
-            encoded = self.encode_target(target, images)
+            layers = self.network.apply({"params": target}, images, layers=True)
+            encoded = self.goals(layers)
+            metrics |= inside(jax.lax.stop_gradient(standardised(layers[-1].astype(jnp.float32))), self.grid)
         if self.centred:
             encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
         of_targets = lambda tokens: self.gather_targets(tokens, batch["target"])[:, :, None]  # noqa: E731
@@ -115,11 +125,7 @@ class Trial(IJepa):
         mean = lambda error: jnp.where(valid, error.mean(axis=(2, 4)), 0).sum() / self.weight(batch)  # noqa: E731
         predicted = mean(ERRORS[self.error](prediction, goal))
         place = of_targets(jnp.broadcast_to(encoded.mean(axis=0, keepdims=True), encoded.shape))
-        metrics = {
-            "predicted": predicted,
-            "of_position_alone": mean(ERRORS[self.error](place, goal)),
-            **inside(encoded, self.grid),
-        }
+        metrics |= {"predicted": predicted, "of_position_alone": mean(ERRORS[self.error](place, goal))}
         tokens = context.astype(jnp.float32).reshape(-1, context.shape[-1])
         loss = predicted
         if self.sigreg:
@@ -135,9 +141,19 @@ class Trial(IJepa):
         return loss, metrics
 
     def flops(self):
-        """Of context encoder, target encoder and predictor; stems, heads and terms are left out."""
+        """Of context encoder, target encoder, predictor, stem and SIGReg's projections; heads are left out."""
         found = super().flops()
-        return {part: found[part] for part in found if part != "target"} if self.pixels else found
+        if self.pixels:
+            del found["target"]
+        if self.stem:  # all patches' are computed, in the context encoder too, and there with gradients
+            inner, kernel = self.network.channels, 9
+            of_pixel = 2 * inner * (kernel * (self.channels + inner) + self.network.width)
+            found["stem"] = int(np.prod(self.image_size)) * of_pixel * (3 + ("target" in found))
+        if self.sigreg:
+            found["sigreg"] = (
+                3 * 2 * self.masks.num_context_blocks * self.masks.context_length * self.network.width * self.slices
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,14 +215,7 @@ class Labels:
 
     def __call__(self, index):
         source = self.source()
-        epoch_steps = len(source) // self.batch_size
-        step, row = np.divmod(index, self.batch_size)
-        epoch = step // epoch_steps
-        rows = np.empty_like(index)
-        for one in np.unique(epoch):
-            place = epoch == one
-            position = (step[place] % epoch_steps) * self.batch_size + row[place]
-            rows[place] = permute(position, len(source), self.seed, int(one))
+        rows = shown_at(index, len(source), self.seed, self.batch_size)
         return {f"label_{task}": labels.astype(np.int32) for task, labels in source.labels_at(rows).items()}
 
 
@@ -233,16 +242,18 @@ def inside(encoded, grid):
     place = encoded.mean(axis=0, keepdims=True)
     left = encoded - place
     within = jnp.square(left).sum() / ((b - 1) * n)
-    between = jnp.square(place - place.mean(axis=1, keepdims=True)).sum() / n - within / b
+    alone = jnp.square(left - left.mean(axis=1, keepdims=True)).sum() / ((b - 1) * n)  # an image's mean moves all positions
+    between = jnp.square(place - place.mean(axis=1, keepdims=True)).sum() / n - alone / b
+    tiny = jnp.finfo(jnp.float32).tiny  # where all tokens are one
     covariance = left.reshape(-1, d).T @ left.reshape(-1, d) / ((b - 1) * n)
     image = jnp.square(left.mean(axis=1)).sum() / (b - 1)
     square = left.reshape(b, *grid, d)
     ahead, behind = jnp.take(square, np.arange(1, grid[-1]), axis=-2), jnp.take(square, np.arange(grid[-1] - 1), axis=-2)
     return {
-        "token_std": jnp.sqrt((within + between) / d),
-        "position_share": between / (within + between),
-        "token_rank": jnp.square(jnp.trace(covariance)) / jnp.square(covariance).sum(),
-        "image_share": image / within,
+        "token_std": jnp.sqrt(jnp.maximum(within + between, 0) / d),
+        "position_share": between / (within + between + tiny),
+        "token_rank": jnp.square(jnp.trace(covariance)) / (jnp.square(covariance).sum() + tiny),
+        "image_share": image / (within + tiny),
         "neighbour_cosine": optax.cosine_similarity(ahead, behind, epsilon=1e-6).mean(),
     }
 

@@ -116,8 +116,15 @@ def eval_batches(
     return _stream(make_batch, 0, batches, loading)
 
 
-def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """Looks up `position` (int64 [n]) in a random permutation of range(count), which is never stored.
+def shown_at(index: np.ndarray, count: int, seed: int, batch_size: int) -> np.ndarray:
+    """Which of `count` examples the global indices [n] of a run show, all of them readable."""
+    step, row = np.divmod(index, batch_size)
+    epoch, step_of_epoch = np.divmod(step, count // batch_size)
+    return permute(step_of_epoch * batch_size + row, count, seed, epoch)
+
+
+def permute(position: np.ndarray, count: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
+    """Looks up `position` (int64 [n]) in a random permutation of range(count), one for each epoch, which is never stored.
 
     A Feistel network on the smallest near-square grid with `count` cells or more: each round shifts one coordinate by a
     hash of the other. A position that lands on one of the few cells past `count` is sent through again until it does not.
@@ -126,12 +133,13 @@ def permute(position: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarr
     side = math.isqrt(count - 1) + 1
     sides = (-(-count // side), side)
     permuted = np.array(position, np.int64)
+    epochs = np.broadcast_to(epoch, permuted.shape)
     todo = np.arange(len(permuted))
     while len(todo):
         coordinates = list(np.divmod(permuted[todo], side))
         for round_ in range(_ROUNDS):
             moved, fixed = round_ % 2, 1 - round_ % 2
-            shift = counter.bits(seed, _SHUFFLE, epoch, round_, coordinates[fixed]) % np.uint64(sides[moved])
+            shift = counter.bits(seed, _SHUFFLE, epochs[todo], round_, coordinates[fixed]) % np.uint64(sides[moved])
             coordinates[moved] = (coordinates[moved] + shift.astype(np.int64)) % sides[moved]
         permuted[todo] = coordinates[0] * side + coordinates[1]
         todo = todo[permuted[todo] >= count]
@@ -152,11 +160,10 @@ class _TrainBatches:
     def __call__(self, step: int, part: slice) -> Arrays:
         rows = np.asarray(self.rows[part], dtype=np.int64)
         index = step * self.batch_size + rows
-        epoch, step_of_epoch = divmod(step, len(self.source) // self.batch_size)
         batch = {
             self.view.modality: self.view.blank(len(index)),
             "index": index,
-            "source": permute(step_of_epoch * self.batch_size + rows, len(self.source), self.seed, epoch),
+            "source": shown_at(index, len(self.source), self.seed, self.batch_size),
             "bad": np.full(len(index), -1, np.int64),
         }
         uniforms = self._uniforms(_CROP, index, UNIFORMS).tolist()

@@ -3,9 +3,10 @@
 python tests/study.py tests/studies/fashion_mnist.py --parallel 2
 """
 
+from tests.trials import METRICS  # noqa: F401 - the study's
+
 CONFIG = "configs/fashion_mnist.py"
 SETTINGS = {"method": "tests/trials.py:Trial", "optim.steps": 3000, "probe.every": 1000, "checkpoint.every": 3000}
-METRICS = ("predicted", "of_position_alone", "position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
 
 SUPERVISED = {"method": "tests/trials.py:Supervised"}
 EMBED, RANDOM = {"custom.embed_scale": 12.0}, {"masks.strategy": "random", "masks.context_patches": 24}

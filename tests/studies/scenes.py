@@ -3,9 +3,10 @@
 python tests/study.py tests/studies/scenes.py --parallel 2
 """
 
+from tests.trials import METRICS  # noqa: F401 - the study's
+
 CONFIG = "configs/quickstart.py"
 SETTINGS = {"method": "tests/trials.py:Trial", "checkpoint.every": 2400}
-METRICS = ("predicted", "of_position_alone", "position_share", "token_std", "token_rank", "image_share", "neighbour_cosine")
 
 EMBED, RANDOM = {"custom.embed_scale": 3.5}, {"masks.strategy": "random"}
 
