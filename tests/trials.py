@@ -57,6 +57,7 @@ class Trial(IJepa):
     additive = False
 
     embed_scale: float = 1.0  # patches' initial embedding is multiplied by this
+    fan_in: str = ""  # parts whose linear layers start as wide as their inputs (LeCun), with commas: encoder,predictor
     stem: bool = False
     last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
     norm: str = "layer"  # of targets; after it, over the batch's tokens: feature, whiten
@@ -80,6 +81,9 @@ class Trial(IJepa):
 
     def init(self, key):
         params = super().init(key)
+        for part in filter(None, self.fan_in.split(",")):
+            wide = lambda path, x: x / (0.02 * x.shape[-2] ** 0.5) if path[-1].key == "kernel" else x  # noqa: E731
+            params[part] = jax.tree.map_with_path(wide, params[part])
         embed = params["encoder"]["patch_embed"]
         params["encoder"]["patch_embed"] = {**embed, "kernel": embed["kernel"] * self.embed_scale}
         if self.pixels:

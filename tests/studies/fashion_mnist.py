@@ -12,6 +12,8 @@ SUPERVISED = {"method": "tests/trials.py:Supervised"}
 EMBED, RANDOM = {"custom.embed_scale": 12.0}, {"masks.strategy": "random", "masks.context_patches": 24}
 CROPS = {"data.crop_scale": (0.6, 1.0)}
 THREE = EMBED | RANDOM | CROPS
+FAN_IN = RANDOM | CROPS | {"custom.fan_in": "encoder,predictor"}
+PATCH_8 = {"model.patch": 8, "masks.context_patches": 6, "optim.steps": 12_600}  # for about as many FLOPs
 
 VARIANTS = {
     "committed": {},
@@ -41,8 +43,9 @@ VARIANTS = {
     "three, stem": THREE | {"custom.stem": True, "custom.embed_scale": 4.0},
     "three, hidden 0.75": THREE | {"masks.mask_ratio": 0.75, "masks.context_patches": 16},
     "three, sigreg": THREE | {"custom.sigreg": 0.02},
-    "three, sigreg 0.002": THREE | {"custom.sigreg": 0.002},
     "three, lr 0.001": THREE | {"optim.peak_lr": 1e-3},
+    "three, warm-up 900": THREE | {"optim.warmup": 900.0},
+    "three, batch 16": THREE | {"optim.batch_size": 16},
     "three, batch 128, lr 0.001": THREE | {"optim.batch_size": 128, "optim.peak_lr": 1e-3},
     "three, two blocks": THREE | {"custom.last_blocks": 2},
     "three, feature": THREE | {"custom.norm": "feature"},
@@ -51,4 +54,15 @@ VARIANTS = {
     "three, l2": THREE | {"custom.error": "l2"},
     "three, predictor 1": THREE | {"predictor.depth": 1},
     "three, width 192, depth 2": THREE | {"model.width": 192, "model.depth": 2},
+    "three, patch 8": THREE | PATCH_8 | {"custom.embed_scale": 6.0},
+    "three, patch 2": THREE | {"custom.embed_scale": 24.0, "model.patch": 2, "masks.context_patches": 96, "optim.steps": 700},
+    # linear layers that start as wide as their inputs, in the place of embed 12
+    "fan-in": FAN_IN,
+    "fan-in, encoder alone": FAN_IN | {"custom.fan_in": "encoder"},
+    "three, fan-in of the predictor": THREE | {"custom.fan_in": "predictor"},
+    "fan-in, lr 0.001": FAN_IN | {"optim.peak_lr": 1e-3},
+    "fan-in, patch 8": FAN_IN | PATCH_8,
+    "fan-in, 28 pixels": FAN_IN | {"data.image_size": (28, 28), "masks.context_patches": 18, "optim.steps": 4040},
+    "fan-in, 28 pixels, patch 7, width 192": FAN_IN
+    | {"data.image_size": (28, 28), "model.patch": 7, "model.width": 192, "masks.context_patches": 6, "optim.steps": 3650},
 }
