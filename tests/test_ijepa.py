@@ -128,18 +128,16 @@ def test_wrong_settings_are_named():
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_depth_scaled_initialisation(scan):
-    method = small.method(depth=3, scan=scan)
-    plain = method.init(jax.random.key(0))["encoder"]["blocks"]
-    scaled = dataclasses.replace(method, init_scheme="depth_scaled").init(jax.random.key(0))["encoder"]["blocks"]
-    for layer in range(3):
-        pick = (
-            (lambda tree, i=layer: tree["scanned"]["fc2"]["kernel"][i])
-            if scan
-            else (lambda tree, i=layer: tree[str(i)]["fc2"]["kernel"])
-        )
-        np.testing.assert_allclose(pick(scaled), pick(plain) / np.sqrt(2 * (layer + 1)), rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, *((tree["scanned"] if scan else tree["0"])["fc1"] for tree in (plain, scaled)))
+def test_initialisation_by_fan_in_keeps_the_scale_of_what_passes_a_layer(scan):
+    method = dataclasses.replace(small.method(width=64, depth=3, scan=scan), init_scheme="fan_in")
+    params = method.init(jax.random.key(0))
+    kernels = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) > 4 and {path[0].key for path, _ in kernels} == {"encoder", "predictor"}
+    for path, leaf in kernels:
+        np.testing.assert_allclose(leaf.std() * leaf.shape[-2] ** 0.5, 1, atol=4 / leaf.size**0.5, err_msg=str(path))
+    usual = dataclasses.replace(method, init_scheme="normal").init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, usual["encoder"]["norm"], params["encoder"]["norm"])
+    np.testing.assert_array_equal(usual["predictor"]["mask_token"], params["predictor"]["mask_token"])
 
 
 @pytest.mark.parametrize("mode", ["subset", "raster"])

@@ -16,7 +16,7 @@ from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pipeline import shown_at
 from ijepa_jax.data.views import examples
 from ijepa_jax.methods import IJepa
-from ijepa_jax.methods.ijepa import TARGET_EPSILON
+from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in
 from ijepa_jax.model.layers import Dense, gelu
 from ijepa_jax.model.vit import ViT, normalise, patchify
 from ijepa_jax.settings.axes import each_axis
@@ -57,7 +57,7 @@ class Trial(IJepa):
     additive = False
 
     embed_scale: float = 1.0  # patches' initial embedding is multiplied by this
-    fan_in: str = ""  # parts whose linear layers start as wide as their inputs (LeCun), with commas: encoder,predictor
+    fan_in: str = ""  # parts that are initialised so, with commas: encoder,predictor
     stem: bool = False
     last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
     norm: str = "layer"  # of targets; after it, over the batch's tokens: feature, whiten
@@ -82,8 +82,7 @@ class Trial(IJepa):
     def init(self, key):
         params = super().init(key)
         for part in filter(None, self.fan_in.split(",")):
-            wide = lambda path, x: x / (0.02 * x.shape[-2] ** 0.5) if path[-1].key == "kernel" else x  # noqa: E731
-            params[part] = jax.tree.map_with_path(wide, params[part])
+            params[part] = by_fan_in(params[part])
         embed = params["encoder"]["patch_embed"]
         params["encoder"]["patch_embed"] = {**embed, "kernel": embed["kernel"] * self.embed_scale}
         if self.pixels:

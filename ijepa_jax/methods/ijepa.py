@@ -14,6 +14,7 @@ from ijepa_jax.methods.contract import Batch, Method, nothing
 from ijepa_jax.methods.masks import MODES, STRATEGIES, MaskSampler
 from ijepa_jax.model import flops
 from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.layers import INITIAL_STD
 from ijepa_jax.model.predictor import CONTEXTS, Predictor
 from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import ViT, from_settings, normalise, take_tokens
@@ -88,8 +89,8 @@ class IJepa(Method):
             raise ValueError(
                 "target.last_block 'distinct' needs masks.num_context_blocks 1 and masks.mode 'subset' or 'raster'"
             )
-        if self.init_scheme not in ("normal", "depth_scaled"):
-            raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'depth_scaled'")
+        if self.init_scheme not in ("normal", "fan_in"):
+            raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'fan_in'")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} must have one value for each of {self.channels} channels")
 
@@ -159,8 +160,8 @@ class IJepa(Method):
     def init(self, key: jax.Array) -> dict[str, dict]:
         """Fresh float32 parameters: {"encoder": tree, "predictor": tree}.
 
-        `normal` is what the released trainer effectively does; `depth_scaled` also divides the weights that write into
-        the residual stream by sqrt(2 * layer), as the paper-era code did before its trainer overwrote them.
+        Linear layers' weights have a standard deviation of 0.02, as in the released trainer (`normal`), which is meant for
+        networks some thousand wide; or, for narrow ones, of 1 / sqrt(inputs), so that outputs are as wide as inputs (`fan_in`).
         """
         encoder_key, predictor_key = jax.random.split(key)
         images = jnp.zeros((1, *self.image_size, self.channels))
@@ -170,7 +171,7 @@ class IJepa(Method):
             "encoder": self.network.init(encoder_key, images, index[:, 0])["params"],
             "predictor": self.predictor.init(predictor_key, tokens, index, index, self.grid)["params"],
         }
-        return {name: _scale_by_depth(tree) for name, tree in params.items()} if self.init_scheme == "depth_scaled" else params
+        return by_fan_in(params) if self.init_scheme == "fan_in" else params
 
     def target(self, params: dict[str, dict]) -> dict:
         """The sub-tree that the exponential moving average follows: the context encoder's."""
@@ -314,14 +315,10 @@ def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:
     return jnp.sqrt(variance).mean()
 
 
-def _scale_by_depth(tree: dict) -> dict:
-    """Divides the kernels that write into the residual stream by sqrt(2 * layer), layers counted from 1."""
+def by_fan_in(params: dict) -> dict:
+    """Fresh parameters with linear layers' weights stretched to a standard deviation of 1 / sqrt(inputs)."""
 
     def scale(path, leaf):
-        names = [entry.key for entry in path]
-        if names[0] != "blocks" or names[-2] not in ("proj", "fc2") or names[-1] != "kernel":
-            return leaf
-        layer = jnp.arange(1, len(leaf) + 1).reshape(-1, 1, 1) if names[1] == "scanned" else int(names[1]) + 1
-        return leaf / jnp.sqrt(2.0 * layer)
+        return leaf / (INITIAL_STD * leaf.shape[-2] ** 0.5) if path[-1].key == "kernel" else leaf
 
-    return jax.tree_util.tree_map_with_path(scale, tree)
+    return jax.tree_util.tree_map_with_path(scale, params)

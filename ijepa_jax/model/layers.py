@@ -20,6 +20,9 @@ def along_last(weights: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.broadcast_to_rank(weights, x.ndim)
 
 
+INITIAL_STD = 0.02  # of linear layers' weights
+
+
 class Dense(nn.Module):
     """A linear layer with the method's initialisation: weights normal with standard deviation 0.02, zero biases.
 
@@ -36,7 +39,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.normal(INITIAL_STD), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
         if self.float8:

@@ -30,7 +30,7 @@ SETTINGS = {
         "gradients": choice("written", GRADIENTS),  # automatic: jax.jvp and jax.hessian of the loss work; slower
         "scan": flag(False, fixed=True),  # one scanned block instead of unrolled ones: compiles faster
         "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory
-        "init": choice("normal", ("normal", "depth_scaled")),
+        "init": choice("normal", ("normal", "fan_in")),
         "epsilon": number(1e-6, 1e-20, 1, fixed=True),  # of layer norms
         # table: kept with the weights, never trained, as imports bring it
         "positions": choice("sincos", ("sincos", "table"), fixed=True),
