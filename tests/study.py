@@ -17,11 +17,13 @@ All variants of a seed run before the next seed, one run at a time on all cores,
 that are finished are only read and those that were stopped continue, so that the same command goes on where it ended. study.md,
 study.json and study.png beside the runs hold all that is finished, whichever were asked for, and are written anew after every
 run. Accuracies are the final weights', in per cent; differences are paired by seed, with Student's 95% interval over seeds;
-seconds are of runs that were not interrupted.
+seconds are of runs that were not interrupted. NAME.json beside a run is what it was started with; a run of other settings is
+refused, and so is one that would go on with other code of its method.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -39,11 +41,13 @@ from queue import SimpleQueue
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ijepa_jax import build, cli
 from ijepa_jax.host.errors import one_line
+from ijepa_jax.host.files import write_whole
 from ijepa_jax.methods import broken, identity
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.settings import evaluation, plain
@@ -55,7 +59,7 @@ _STRETCHED = (_WARMUP, "probe.every", "checkpoint.every")  # to the length of a 
 _INDIFFERENT = ("checkpoint.", "log.", "profile.", "probe.every")  # change neither weights nor scores
 _LINE_SECONDS = 60.0  # between lines on what runs
 _STOPPED = 75  # exit code of a run that was asked to stop, and saved itself
-_LONGEST = 100  # letters of a variant's name: it is a folder's
+_LONGEST = 200  # bytes of a variant's name: it is a folder's
 
 
 class Refused(SystemExit):
@@ -107,22 +111,21 @@ def read(file: str, config: str = "", settings: Mapping[str, Any] | None = None)
     variants, lists = said["VARIANTS"], {name: said.get(name, ()) for name in ("EVALUATE", "METRICS")}
     if not isinstance(variants, Mapping) or not all(isinstance(of, Mapping) for of in [*variants.values()]):
         raise Refused(f"{file}: VARIANTS must be {{name: {{setting: value}}}}")
-    if wrong := [name for name, value in lists.items() if isinstance(value, str) or not isinstance(value, Sequence)]:
-        raise Refused(f"{file}: {wrong[0]} must be a list of names, not {lists[wrong[0]]!r}")
+    if not isinstance(said.get("SETTINGS", {}), Mapping):
+        raise Refused(f"{file}: SETTINGS must be {{setting: value}}, not {said['SETTINGS']!r}")
+    for name, value in lists.items():
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str | Path) for one in value):
+            raise Refused(f"{file}: {name} must be a list of names, not {value!r}")
     of_all = {**said.get("SETTINGS", {}), **(settings or {})}
     for variant, own in variants.items():
-        if (
-            not isinstance(variant, str)
-            or not re.fullmatch(rf"[^|\n]{{1,{_LONGEST}}}", variant)
-            or not re.search(r"\w", variant)
-        ):
+        if not isinstance(variant, str) or not re.fullmatch(r"[^|\n]*\w[^|\n]*", variant) or len(variant.encode()) > _LONGEST:
             raise Refused(f"{file}: {variant!r} is no name of a variant: it heads a row and a folder, so letters, and no '|'")
         if "seed" in {**of_all, **own}:
             raise Refused(f"{variant}: a study gives the seeds itself, all variants the same: --seeds, not the setting seed")
     evaluations = {str(path): _protocol(str(path)) for path in lists["EVALUATE"]}
     if len({Path(path).stem for path in evaluations}) < len(evaluations):
         raise Refused(f"{file}: two files of EVALUATE have one name: their scores need two")
-    return Study(file, config or said["CONFIG"], variants, of_all, evaluations, tuple(lists["METRICS"]))
+    return Study(file, config or str(said["CONFIG"]), variants, of_all, evaluations, tuple(map(str, lists["METRICS"])))
 
 
 def _protocol(file: str) -> dict[str, Any]:
@@ -132,6 +135,8 @@ def _protocol(file: str) -> dict[str, Any]:
         evaluation.check(found)
     except (cli.UsageError, ValueError) as error:
         raise Refused(f"EVALUATE: {cli.plain(error)}") from error
+    if found.protocol == "rank":
+        raise Refused(f"EVALUATE: {file} gives no accuracy, and reports have RankMe")
     return json.loads(json.dumps(plain.to_plain(found)))
 
 
@@ -165,6 +170,12 @@ class Trial:
         """The settings as the launcher takes them."""
         return [_override(key, value) for key, value in {**self.settings, "seed": self.seed}.items()]
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that it is started with, as JSON types, and what its method's code is now."""
+        code = {key: value for key, value in _identity(self.config.method).items() if key != "file"}  # wherever that is
+        return {"settings": plain.to_plain(self.config), "code": code}
+
     def at(self, seed: int) -> "Trial":
         """The same with another seed."""
         config = ml_collections.ConfigDict(self.config)
@@ -188,7 +199,9 @@ def _trial(study: Study, variant: str, first: Trial | None, equal: str) -> Trial
     stretched = _stretched(study, variant, file)
     asked = _read(variant, file, own)
     steps = asked.optim.steps
-    cost = _flops(_configured(variant, file, own | stretched(steps)))
+    if not steps:
+        raise Refused(f"{variant} counts epochs: runs are compared by steps, give optim.steps")
+    cost = _flops(variant, asked)
     if first and "optim.steps" not in study.variants[variant]:
         wanted = first.config.optim
         steps = round(wanted.steps * wanted.batch_size / asked.optim.batch_size)
@@ -197,6 +210,8 @@ def _trial(study: Study, variant: str, first: Trial | None, equal: str) -> Trial
                 whose = variant if first.flops else first.variant
                 raise Refused(f"{whose}: its method does not tell its FLOPs: --equal images")
             steps = round(first.flops / cost)
+        if not steps:
+            raise Refused(f"{variant}: a single step of it is more than all of {first.variant}: it would get none")
     own |= {"optim.steps": steps, **stretched(steps)}
     return Trial(variant, 0, file, own, _configured(variant, file, own), None if cost is None else cost * steps)
 
@@ -208,7 +223,7 @@ def _stretched(study: Study, variant: str, file: str) -> Callable[[int], dict[st
     """
     own, common = plain.flatten(_read(variant, file, {})), plain.flatten(_read(variant, file, study.common))
     said = {key: common if key in study.common else own for key in _STRETCHED}
-    if not said[_WARMUP]["optim.steps"] and _WARMUP not in study.variants[variant]:
+    if not common["optim.steps"] or (not said[_WARMUP]["optim.steps"] and _WARMUP not in study.variants[variant]):
         raise Refused(f"{variant}: {file} counts epochs: give optim.steps and {_WARMUP} in SETTINGS, or a file in steps")
 
     def at(length: int) -> dict[str, Any]:
@@ -240,10 +255,16 @@ def _read(variant: str, file: str, settings: Mapping[str, Any]) -> ml_collection
         raise Refused(f"{variant}: {cli.plain(error)}") from error
 
 
-def _flops(config: ml_collections.ConfigDict) -> int | None:
+def _flops(variant: str, config: ml_collections.ConfigDict) -> int | None:
     """Model FLOPs of a step."""
-    found = build.method(config).flops()
-    return None if found is None else sum(found.values()) * config.optim.batch_size
+    try:
+        found = build.method(config).flops()
+        return None if found is None else sum(found.values()) * config.optim.batch_size
+    except Exception as error:
+        raise Refused(f"{variant}: {error if isinstance(error, ValueError) else broken(config.method, error)}") from error
+
+
+_identity = functools.cache(identity)  # as of the start: a file may change while runs of it go on
 
 
 def _override(key: str, value: Any) -> str:
@@ -277,6 +298,8 @@ class Runner:
         cores = self._cores.get()
         try:
             if self.report(trial) is None:
+                if not self.workdir(trial).is_dir():
+                    _write(self.folder / f"{trial.name}.json", json.dumps(trial.asked, indent=1) + "\n")
                 config = ["--config", trial.config_file, "--workdir", str(self.workdir(trial)), f"--stopped-code={_STOPPED}"]
                 self._launch(trial, ["pretrain", *config, *trial.overrides], cores)
                 if self.report(trial) is None:
@@ -291,53 +314,66 @@ class Runner:
             self._cores.put(cores)
 
     def report(self, trial: Trial) -> dict[str, Any] | None:
-        """The report of a finished trial; None: there is none that can be read. Raises Refused where it is of another run."""
-        report = _json(self.workdir(trial) / "report" / "report.json")
-        if report is None:
-            return None
+        """The report of a finished trial; None: there is none that can be read."""
+        found = _json(self.workdir(trial) / "report" / "report.json")
+        return found if found and found.get("steps") else None
+
+    def check(self, trial: Trial) -> None:
+        """Raises Refused where a trial's workdir holds a run of other settings, or one that other code began."""
+        kept = self._started(trial)
+        if not kept:
+            return
         try:
-            kept = config_lib.from_plain({**report["config"], "method": trial.config.method})
-            differences = plain.differences(plain.to_plain(kept), plain.to_plain(trial.config))
-            differences |= (
-                {} if report["config"]["method"] == trial.config.method else {"method": (report["config"]["method"],)}
-            )
+            found = plain.to_plain(config_lib.from_plain(kept["settings"]))
+            differences = plain.differences(found, trial.asked["settings"])
             said = ", ".join(f"{key} {it[0]}" for key, it in differences.items() if not key.startswith(_INDIFFERENT))
         except ValueError as error:
             said = one_line(error)
+        if not said and self.report(trial) is None and self.other_code(trial):
+            said = "an earlier version of its method's code"
         if said:
             raise Refused(
                 f"{self.workdir(trial)} holds another run, with {said}: give another folder by --runs, or delete this one"
             )
-        return report
+
+    def other_code(self, trial: Trial) -> bool:
+        """Whether a trial was started with other code of its method than there is now."""
+        kept = self._started(trial).get("code")
+        return kept is not None and kept != trial.asked["code"]
+
+    def _started(self, trial: Trial) -> dict[str, Any]:
+        """What a trial was started with, as `Trial.asked`; of a run that was not started here, its settings alone."""
+        workdir = self.workdir(trial)
+        if not workdir.is_dir():
+            return {}
+        settings = _json(workdir / "config.json") or (self.report(trial) or {}).get("config")
+        return _json(workdir.with_name(f"{trial.name}.json")) or ({"settings": settings} if settings else {})
 
     def outcome(self, trial: Trial) -> dict[str, Any] | None:
         """What a trial came to as plain numbers, with the evaluations that there are; None: it is not finished."""
         report = self.report(trial)
         if report is None:
             return None
-        evaluations = {Path(file).stem: self._evaluated(trial, file) for file in self._evaluations}
+        evaluations = {Path(file).stem: self._evaluated(trial, file, report) for file in self._evaluations}
         found = {name: result for name, result in evaluations.items() if result}
         return {
-            "variant": trial.variant, "seed": trial.seed, "settings": dict(trial.settings), "flops": trial.flops,
+            "variant": trial.variant, "seed": trial.seed, "flops": trial.flops,
+            "settings": {key: value if isinstance(value, int | float) else str(value) for key, value in trial.settings.items()},
             "images": report["steps"] * trial.config.optim.batch_size,
-            **study_results.of_run(report, self.workdir(trial) / "metrics.jsonl", found),
+            **study_results.of_run(report, self.workdir(trial), found),
         }  # fmt: skip
 
     def missing(self, trial: Trial) -> list[str]:
         """The evaluations that a trial lacks."""
-        return [file for file in self._evaluations if self._evaluated(trial, file) is None]
-
-    def other_code(self, trial: Trial) -> bool:
-        """Whether a finished trial's method was other code than it is now."""
-        report = self.report(trial)
-        return bool(report and report.get("method_code") and report["method_code"] != identity(trial.config.method))
+        report = self.report(trial) or {}
+        return [file for file in self._evaluations if self._evaluated(trial, file, report) is None]
 
     def _evaluated_in(self, trial: Trial, file: str) -> Path:
         return self.workdir(trial) / "study" / Path(file).stem
 
-    def _evaluated(self, trial: Trial, file: str) -> dict[str, Any] | None:
+    def _evaluated(self, trial: Trial, file: str, report: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of an evaluation as it is now, of the encoder as it is now."""
-        digest = (self.report(trial) or {}).get("encoder_digest")
+        digest = report.get("encoder_digest")
         for place in sorted(self._evaluated_in(trial, file).glob("*.json")):
             found = _json(place) or {}
             if digest and found.get("encoder_digest") == digest and found.get("settings") == self._evaluations[file]:
@@ -424,6 +460,10 @@ def _json(file: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _write(file: Path, content: str) -> None:
+    write_whole(epath.Path(file), content)
+
+
 # the command
 
 
@@ -437,8 +477,11 @@ def main() -> int:
     runner = Runner(given.runs, given.parallel, study.evaluations)
     chosen = [trial for trial in each if not given.only or trial.variant in given.only or trial is each[0]]
     asked = [trial.at(seed) for seed in range(given.seeds) for trial in chosen]
-    finished = _finished(runner, each, asked)  # a folder of other runs is refused before time is spent
-    todo = [trial for trial in asked if trial.name not in finished or runner.missing(trial)]
+    for trial in asked:
+        runner.check(trial)  # before time is spent
+    names = {trial.name for trial in asked}
+    others = [trial for trial in _there(runner, each) if trial.name not in names and not _left_out(runner, trial)]
+    todo = [trial for trial in asked if runner.report(trial) is None or runner.missing(trial)]
     if given.dry_run:
         for trial in asked:
             state = "continues" if runner.workdir(trial).is_dir() else "to run"
@@ -448,47 +491,56 @@ def main() -> int:
         return 0
     try:
         given.runs.mkdir(parents=True, exist_ok=True)
-        (given.runs / "study.md").touch()
+        _write(given.runs / "study.md", "nothing was finished\n")
     except OSError as error:
         raise Refused(f"cannot write to {given.runs}: {error.strerror}: give another folder by --runs") from error
+    for name in ("study.json", "study.png"):
+        (given.runs / name).unlink(missing_ok=True)
+    finished: dict[str, dict[str, Any]] = {}
 
     def show(trial: Trial | None = None) -> None:
-        if trial is not None:
-            finished[trial.name] = runner.outcome(trial)
-        study_results.write(given.runs, study.file, study.reference, _in_order(finished, study), study.metrics)
+        for one in [*asked, *others]:  # another call may have finished some
+            if (one is trial or one.name not in finished) and (outcome := runner.outcome(one)) is not None:
+                finished[one.name] = outcome
+        if finished:
+            results = _in_order(finished, study)
+            notes = _notes(
+                study, results, [one.name for one in [*asked, *others] if one.name in finished and runner.other_code(one)]
+            )
+            study_results.write(given.runs, study.file, study.reference, results, study.metrics, notes)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _interrupt)
-    if finished:
-        show()
+    show()
     try:
         failed = run([] if given.finished else todo, runner, given.parallel, show)
     except KeyboardInterrupt:
         print("interrupted: runs are saved, and the same command continues", file=sys.stderr)
         return 130
-    print(f"\n{(given.runs / 'study.md').read_text() or 'nothing was finished'}")
-    for line in _notes(study, runner, asked, finished):
-        print(f"note: {line}", file=sys.stderr)
+    print(f"\n{(given.runs / 'study.md').read_text()}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _finished(runner: Runner, each: Sequence[Trial], asked: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """What there is of all variants and seeds; of those that are not asked for, other runs are told and left out."""
-    names, found = {trial.name for trial in asked}, {}
+def _there(runner: Runner, each: Sequence[Trial]) -> list[Trial]:
+    """All variants at all seeds that have a folder."""
+    found = []
     for trial in each:
-        places = runner.folder.glob(f"{trial.stem}_*/report/report.json")
-        words = (place.parent.parent.name.removeprefix(f"{trial.stem}_") for place in places)
-        for one in map(trial.at, sorted(int(word) for word in words if word.isdigit())):
-            try:
-                found[one.name] = runner.outcome(one)
-            except Refused as error:
-                if one.name in names:
-                    raise
-                print(f"left out of the table: {one.name}: {error}", file=sys.stderr)
-    return {name: outcome for name, outcome in found.items() if outcome is not None}
+        words = (place.name.removeprefix(f"{trial.stem}_") for place in runner.folder.glob(f"{trial.stem}_*/"))
+        found += [trial.at(seed) for seed in sorted(int(word) for word in words if re.fullmatch("[0-9]+", word))]
+    return found
+
+
+def _left_out(runner: Runner, trial: Trial) -> bool:
+    """Whether a trial that was not asked for is of other settings; says so."""
+    try:
+        runner.check(trial)
+    except Refused as error:
+        print(f"left out of the table: {trial.name}: {error}", file=sys.stderr)
+        return True
+    return False
 
 
 def _in_order(finished: Mapping[str, Mapping[str, Any]], study: Study) -> list[Mapping[str, Any]]:
@@ -496,15 +548,17 @@ def _in_order(finished: Mapping[str, Mapping[str, Any]], study: Study) -> list[M
     return sorted(finished.values(), key=lambda one: (order.index(one["variant"]), one["seed"]))
 
 
-def _notes(study: Study, runner: Runner, asked: Sequence[Trial], finished: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _notes(study: Study, results: Sequence[Mapping[str, Any]], other_code: Sequence[str]) -> list[str]:
     """What a reader of the table should know."""
     notes = []
-    if finished and not any(one["variant"] == study.reference for one in finished.values()):
+    if not any(one["variant"] == study.reference for one in results):
         notes.append(f"there is nothing of {study.reference!r}, with which others would be compared")
-    if other := [trial.name for trial in asked if trial.name in finished and runner.other_code(trial)]:
-        notes.append(f"the method's code was another when these ran: {', '.join(other)}; delete their folders to run them anew")
-    there = {name for one in finished.values() for name in one["metrics"]}
-    if finished and (unknown := [name for name in study.metrics if name not in there]):
+    if other_code:
+        notes.append(
+            f"the method's code is another since these ran: {', '.join(other_code)}; delete their folders to run them anew"
+        )
+    there = {name for one in results for name in one["metrics"]}
+    if unknown := [name for name in study.metrics if name not in there]:
         notes.append(f"no run has METRICS {', '.join(unknown)}: there is {', '.join(sorted(there))}")
     return notes
 

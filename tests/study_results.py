@@ -1,16 +1,21 @@
 """What a study's runs came to (see study.py): plain numbers of each, means and paired differences of all, a table, a plot."""
 
+import io
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from scipy.stats import t as student
 
+from ijepa_jax.host.files import write_whole
+from ijepa_jax.train.metrics import read
 from ijepa_jax.visualize.summary import knn_probes, linear_probes, mean_accuracy
 
+_DRAWN = ("linear", "knn")
 _PARTS = 10  # of a run, that means of metrics are taken over
 
 Run = Mapping[str, Any]
@@ -19,13 +24,13 @@ Run = Mapping[str, Any]
 # of one run
 
 
-def of_run(report: Mapping[str, Any], metrics: Path, evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def of_run(report: Mapping[str, Any], workdir: Path, evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a finished run came to, as plain numbers.
 
     `scores` are of the trained encoder, and `random_init`, `pixels` and others of what it is compared with: accuracies in per
     cent (`linear` and `knn` are the report's, others those of evaluations), and RankMe.
     """
-    lines = [*_lines(metrics)]
+    lines = read(workdir)
     columns = {"scores": "trained", "random_init": "random_init", "pixels": "pixels"}
     found: dict[str, dict[str, float]] = {name: {} for name in columns}
     kinds = {"linear": linear_probes(report), "knn": knn_probes(report)}
@@ -34,28 +39,17 @@ def of_run(report: Mapping[str, Any], metrics: Path, evaluations: Mapping[str, M
         found[name] |= {kind: value for kind, value in means.items() if value is not None}
         if column in report.get("rankme", {}):
             found[name]["rankme"] = report["rankme"][column]
-    for name, evaluation in evaluations.items():
-        if "accuracy" in evaluation:
-            found["scores"][name] = evaluation["accuracy"]
-            for column, value in evaluation["baselines"].items():
-                found.setdefault(column, {})[name] = value
+    for stem, evaluation in evaluations.items():
+        name = f"{stem}, protocol" if stem in found["scores"] else stem
+        found["scores"][name] = evaluation["accuracy"]
+        for column, value in evaluation["baselines"].items():
+            found.setdefault(column, {})[name] = value
     tasks = {f"{kind}/{task}" if task else kind: probe["trained"] for kind, of in kinds.items() for task, probe in of.items()}
     return {
         **found, "tasks": tasks, "steps": report["steps"], "params_digest": report["params_digest"],
         "seconds": None if report.get("resumed_from") else report["seconds"],  # those are of its last process alone
         "metrics": _metrics(lines, report["steps"]), "probed": _probed(lines),
     }  # fmt: skip
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Those of metrics.jsonl that can be read: a run that was killed may leave half a line."""
-    for line in metrics.read_text(errors="replace").splitlines() if metrics.is_file() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and "step" in found:
-            yield found
 
 
 def _metrics(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, list[float | None]]:
@@ -142,14 +136,26 @@ def _mean(values: Sequence[float]) -> float | None:
 # to look at
 
 
-def write(folder: Path, title: str, reference: str, results: Sequence[Run], metrics: Sequence[str]) -> None:
+def write(
+    folder: Path, title: str, reference: str, results: Sequence[Run], metrics: Sequence[str], notes: Sequence[str]
+) -> None:
     """study.json, study.md and study.png."""
     rows, fixed = summary(results, reference), baselines(results, reference)
-    kept = {"study": title, "reference": reference, "rows": rows, "baselines": fixed, "runs": list(results)}
-    (folder / "study.json").write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
-    (folder / "study.md").write_text("\n".join(table(rows, fixed, metrics)) + "\n")
-    if results[0]["scores"].keys() & {"linear", "knn"}:
-        draw(folder / "study.png", results)
+    kept = {
+        "study": title,
+        "reference": reference,
+        "notes": list(notes),
+        "rows": rows,
+        "baselines": fixed,
+        "runs": list(results),
+    }
+    lines = [*table(rows, fixed, metrics), *(f"\nNote: {note}." for note in notes)]
+    write_whole(epath.Path(folder / "study.json"), json.dumps(kept, indent=1, allow_nan=False) + "\n")
+    write_whole(epath.Path(folder / "study.md"), "\n".join(lines) + "\n")
+    if any(one["scores"].keys() & _DRAWN for one in results):
+        picture = io.BytesIO()
+        figure_of(results).savefig(picture, dpi=110, format="png")
+        write_whole(epath.Path(folder / "study.png"), picture.getvalue())
 
 
 def table(rows: Sequence[Mapping[str, Any]], fixed: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> list[str]:
@@ -188,16 +194,14 @@ def _difference(found: Mapping[str, Any]) -> str:
     return f"{apart['mean']:+.1f}{interval}"
 
 
-def draw(path: Path, results: Sequence[Run]) -> None:
-    """Probe against model FLOPs: final accuracies of every run, and those on the way, on their smaller samples."""
-    figure_of(results).savefig(path, dpi=110)
-
-
 def figure_of(results: Sequence[Run]) -> Any:
-    """The plot: a row for each kind of probe; against images seen where a method does not tell its FLOPs."""
+    """Probe against model FLOPs: final accuracies of every run, and those on the way, on their smaller samples.
+
+    A row for each kind of probe; against images seen where a method does not tell its FLOPs.
+    """
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in ("linear", "knn") if kind in results[0]["scores"]]
+    kinds = [kind for kind in _DRAWN if any(kind in one["scores"] for one in results)]
     by_compute = all(one["flops"] for one in results)
     figure = Figure(figsize=(13, 4.2 * len(kinds)), layout="constrained")
     variants = list(dict.fromkeys(one["variant"] for one in results))

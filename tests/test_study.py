@@ -38,6 +38,8 @@ if given.command_name == "evaluate":
     Path(given.out).mkdir(parents=True, exist_ok=True), (Path(given.out) / "found.json").write_text(json.dumps(found))
     sys.exit()
 config = build.completed(given.config)
+workdir.mkdir(parents=True, exist_ok=True)
+(workdir / "config.json").write_text(json.dumps(plain.to_plain(config)))
 kind = config.optim.clip
 if kind == 0.5:
     sys.exit("error: this one cannot be")
@@ -47,13 +49,12 @@ if kind in (0.125, 0.25):
     print("step 7/20 loss 0.5", flush=True)
     time.sleep(60 if kind == 0.25 else 1)
 if kind == 0.0625:  # as a run that is stopped, by a launcher that then says nothing of it
-    workdir.mkdir(parents=True)
     sys.exit()
 lr = config.optim.peak_lr * 1e4 + config.seed
 probes = {{"count": {{"trained": 30 + lr, "random_init": 25.0, "pixels": 20.0}},
            "shape": {{"trained": 50 + 3 * lr, "random_init": 35.0, "pixels": 40.0}}}}
 report = {{"probes": probes, "knn": probes, "rankme": {{"trained": 3.0, "random_init": 2.0}}, "steps": config.optim.steps,
-           "seconds": 10.0, "params_digest": "f" * 64, "encoder_digest": "e" * 64, "method_code": {{}},
+           "seconds": 10.0, "params_digest": "f" * 64, "encoder_digest": "e" * 64,
            "resumed_from": 5 * (kind == 0.75), "config": plain.to_plain(config)}}
 kept.parent.mkdir(parents=True, exist_ok=True)
 kept.write_text(json.dumps(report))
@@ -151,6 +152,12 @@ def test_seeds_differ_in_nothing_else():
         ({"a": {}, "b": {"method": "nowhere.py:Mine"}}, "b: .*there is no file nowhere.py"),
         ({"a": {}, "b": {"masks.context_patches": 65}}, "b: masks.context_patches is 65"),
         ({"a": {"config": "configs/in1k_vith14.py"}}, "a: configs/in1k_vith14.py counts epochs: give optim.steps and"),
+        (
+            {"a": {"config": "configs/in1k_vith14.py", "optim.epochs": 0.0, "optim.steps": 9, "optim.warmup": 1.0}},
+            "counts epochs",
+        ),
+        ({"a": {}, "b": {"optim.epochs": 2.0, "optim.steps": 0}}, "b counts epochs: .* give optim.steps"),
+        ({"a": {}, "b": {"optim.batch_size": 200_000}}, "b: a single step of it is more than all of a"),
         ({"a b": {}, "a-b": {"optim.clip": 1.0}}, "two variants' names differ in signs alone"),
     ],
 )
@@ -160,7 +167,7 @@ def test_what_the_launcher_would_refuse_is_refused_before_anything_runs(variants
 
 
 def test_equal_compute_needs_flops(monkeypatch):
-    monkeypatch.setattr(study, "_flops", lambda config: None if config.masks.mode == "pad" else 1)
+    monkeypatch.setattr(study, "_flops", lambda variant, config: None if config.masks.mode == "pad" else 1)
     with pytest.raises(study.Refused, match="^error: b: its method does not tell its FLOPs: --equal images"):
         planned({"a": {}, "b": {"masks.mode": "pad"}}, equal="compute")
     with pytest.raises(study.Refused, match="^error: b: its method does not tell its FLOPs"):
@@ -175,12 +182,16 @@ def test_equal_compute_needs_flops(monkeypatch):
         ("CONFIG = 'configs/tiny.py'\nVARIANTS = [{}]", "VARIANTS must be {name: {setting: value}}"),
         (text(a=None), "VARIANTS must be"),
         (text(a={}) + "METRICS = 'loss'", "METRICS must be a list of names, not 'loss'"),
+        (text(a={}) + "METRICS = (1,)", r"METRICS must be a list of names, not \(1,\)"),
+        (text(a={}) + "SETTINGS = []", r"SETTINGS must be \{setting: value\}, not \[\]"),
         (text(a={}) + "EVALUATE = ['configs/evaluate/none.py']", "EVALUATE: .*none.py"),
+        (text(a={}) + "EVALUATE = ['configs/evaluate/rank.py']", "EVALUATE: .*rank.py gives no accuracy"),
+        (text(a={}) + "EVALUATE = ['configs/evaluate/knn.py', './configs/evaluate/knn.py']", "two files of EVALUATE have one"),
         (text(a={}) + "x = 1 +", r"study '.*some.py' cannot be made: .*some.py, line 6: SyntaxError"),
         (text(a={}) + "x = nothing", "NameError: name 'nothing'"),
         (text(**{"a|b": {}}), r"'a\|b' is no name of a variant"),
         (text(**{"": {}}), "'' is no name"),
-        (text(**{"a" * 101: {}}), "is no name"),
+        (text(**{"ひ" * 67: {}}), "is no name"),
         (text(a={"seed": 3}), "a: a study gives the seeds itself, all variants the same: --seeds"),
     ],
 )
@@ -267,9 +278,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(table, capsys):
     assert [one["variant"] for one in table.kept()["runs"]] == ["as it is"]
 
 
-def test_others_are_compared_with_the_first_even_where_that_fails(table, capsys):
+def test_others_are_compared_with_the_first_even_where_that_fails(table):
     assert table(text(**{"first": FAILS, "second": {}, "third": {"optim.peak_lr": 2e-3}}), "--seeds", "1") == 1
-    assert "nothing of 'first', with which others would be compared" in capsys.readouterr().err
+    assert "Note: there is nothing of 'first', with which others would" in (table.runs / "study.md").read_text()
     assert not any("difference" in row["scores"]["linear"] for row in table.kept()["rows"])
 
 
@@ -281,17 +292,59 @@ def test_a_damaged_report_is_made_anew(table):
     assert len(table.kept()["runs"]) == 1
 
 
-def test_what_should_be_known_of_a_table_is_said(table, capsys, monkeypatch):
-    monkeypatch.setattr(study, "identity", lambda method: {"source": "other"})
+def test_what_should_be_known_of_a_table_is_said(table, monkeypatch):
     one = text(**{"as it is": RESUMED}).replace("target_std", "no_such")
     assert table(one, "--seeds", "1") == 0
-    said = capsys.readouterr().err
-    assert "no run has METRICS no_such: there is loss, target_std" in said and "code was another" not in said
+    said = (table.runs / "study.md").read_text()
+    assert "Note: no run has METRICS no_such: there is loss, target_std" in said and "code is another" not in said
     assert table.kept()["rows"][0]["seconds"] is None  # which are of a part of it
-    report = table.runs / "as_it_is_0" / "report" / "report.json"
-    report.write_text(report.read_text().replace('"method_code": {}', '"method_code": {"source": "this"}'))
+    monkeypatch.setattr(study, "_identity", lambda method: {"source": "other", "file": "here"})
     table(one, "--seeds", "1")
-    assert "the method's code was another when these ran: as_it_is_0; delete" in capsys.readouterr().err
+    assert "Note: the method's code is another since these ran: as_it_is_0; delete" in (table.runs / "study.md").read_text()
+    monkeypatch.setattr(study, "_identity", lambda method: {"file": "elsewhere"})
+    table(one, "--seeds", "1")
+    assert "code is another" not in (table.runs / "study.md").read_text()
+
+
+def test_a_run_goes_on_with_the_settings_and_the_code_that_it_began_with(table, monkeypatch):
+    table(text(**{"as it is": QUIET}), "--seeds", "1")
+    with pytest.raises(study.Refused, match=r"as_it_is_0 holds another run, with optim.clip 0.0625: give another folder"):
+        table(text(**{"as it is": {}}), "--seeds", "1")
+    monkeypatch.setattr(study, "_identity", lambda method: {"source": "other"})
+    with pytest.raises(study.Refused, match="holds another run, with an earlier version of its method's code"):
+        table(text(**{"as it is": QUIET}), "--seeds", "1")
+    assert len(table.launched()) == 1
+
+
+def test_a_run_of_another_method_or_data_is_another_run(table):
+    table(text(**{"as it is": {}}), "--seeds", "1")
+    for other in ({"method": "tests/trials.py:Trial"}, {"data.size": 300}, {"masks.context_patches": 8}, {"model.depth": 1}):
+        with pytest.raises(study.Refused, match="holds another run, with "):
+            table(text(**{"as it is": other}), "--seeds", "1")
+
+
+def test_other_runs_that_were_not_asked_for_are_left_out_and_said(table, capsys):
+    table(STUDY, "--seeds", "1")
+    changed = STUDY.replace("'optim.peak_lr': 0.002", "'optim.peak_lr': 0.003")
+    assert table(changed, "--seeds", "1", "--only", "as it is") == 0
+    assert "left out of the table: faster_0: error: " in capsys.readouterr().err
+    assert [one["variant"] for one in table.kept()["runs"]] == ["as it is"]
+    shutil.rmtree(table.runs / "as_it_is_0")
+    assert table(changed, "--finished", "--only", "as it is") == 0  # no table of what is not there any more
+    assert "nothing was finished" in capsys.readouterr().out and not (table.runs / "study.json").exists()
+
+
+def test_flags_change_what_runs(table, capsys, monkeypatch):
+    three = text(**{"first": {}, "padded": {"masks.mode": "pad"}, "third": {}}).replace(
+        "'third': {}", "'third': {'optim.clip': 1.0}"
+    )
+    words = ["--seeds", "1", "--dry-run", "--only", "padded", "--equal", "compute", "--config.masks.context_patches=8"]
+    table(three, *words, "--config", "configs/quickstart.py")
+    first, padded = capsys.readouterr().out.splitlines()
+    assert first.startswith("first_0: to run, 20 steps") and "context_patches=8" in first
+    assert padded.startswith("padded_0: to run, 6 steps")  # whose contexts are padded to 60 patches
+    monkeypatch.setattr(sys, "argv", ["study.py", "tests/studies/scenes.py"])
+    assert study._arguments().runs == ROOT / "runs" / "study" / "scenes"
 
 
 def test_what_runs_is_shown_meanwhile(table, capsys, monkeypatch):
@@ -300,8 +353,19 @@ def test_what_runs_is_shown_meanwhile(table, capsys, monkeypatch):
     assert "  slow_0: step 7/20 loss 0.5\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_study_ends_its_runs_and_says_so(table, number):
+def test_a_study_ends_with_its_terminal_but_not_under_nohup(table):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for had, has in ((signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, study._interrupt)):
+            signal.signal(signal.SIGHUP, had)
+            table(text(**{"as it is": {}}), "--finished")
+            assert signal.getsignal(signal.SIGHUP) is has
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_an_interrupted_study_ends_its_runs_and_says_so(table):
     (table.folder / "some.py").write_text(text(**{"slow": SLOW, "as it is": {}}))
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from tests import study; "
     start += f"study.ROOT = Path({str(table.folder)!r}); sys.exit(study.main())"
@@ -311,7 +375,7 @@ def test_an_interrupted_study_ends_its_runs_and_says_so(table, number):
     until = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < until:
         time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)  # the run itself would sleep on
     assert process.returncode == 130 and "the same command continues" in said
     assert len(table.launched()) == 1
@@ -366,6 +430,14 @@ def test_differences_are_paired_by_seed():
     assert "difference" not in base["scores"]["linear"]
 
 
+def test_baselines_are_of_the_reference_and_of_all_its_seeds():
+    runs = [a_run("b", 0, pixels={"linear": 9.0}), *(a_run("a", i, pixels={"linear": 10.0 + i}) for i in (0, 1))]
+    runs[1]["random_init"], runs[2]["random_init"] = {"linear": 20.0}, {"linear": 30.0}
+    assert study_results.baselines(runs, "a") == {"pixels": {"linear": 10.5}}
+    assert study_results.baselines(runs[:1], "a") == {"pixels": {"linear": 9.0}}
+    assert study_results.summary(runs, "a")[1]["scores"]["linear"]["random_init"] == 25.0
+
+
 def test_the_plot_is_of_probes_against_flops():
     probed = [{"step": 5, "linear": 40.0}]
     figure = study_results.figure_of([a_run("a", 0, probed=probed), a_run("b", 0, flops=4e12, probed=probed)])
@@ -373,6 +445,8 @@ def test_the_plot_is_of_probes_against_flops():
     assert [line.get_xydata().tolist() for line in final.lines] == [[[2, 50]], [[4, 50]]]
     assert [line.get_xydata().tolist() for line in during.lines] == [[[1, 40]], [[2, 40]]]
     assert final.get_xlabel() == "model TFLOPs"
+    figure = study_results.figure_of([a_run("a", 0, random_init={"linear": 20.0}, pixels={"linear": 30.0})])
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [50, 20, 30]
     untold = study_results.figure_of([a_run("a", 0, flops=None)])
     assert untold.axes[0].get_xlabel() == "images seen" and untold.axes[0].lines[0].get_xdata() == [320]
 

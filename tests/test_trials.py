@@ -56,6 +56,53 @@ def test_all_outputs_averaged_are_the_last_alone_where_there_is_one():
     np.testing.assert_allclose(of.encode_target(params, images), wanted, atol=1e-5)
 
 
+def test_targets_are_changed_as_their_names_say():
+    of, (b, n, d) = trial(), (5, 36, 16)
+    layers = np.random.default_rng(0).normal(2, 1, size=(3, b, n, d)).astype(np.float32) * np.arange(1, d + 1)
+    plain = np.asarray(of.goals([*map(jnp.asarray, layers)]), np.float64)
+    assert np.abs(plain.mean(axis=-1)).max() < 1e-5 and np.abs(plain.std(axis=-1) - 1).max() < 1e-3
+    feature = np.asarray(trial(norm="feature").goals([*map(jnp.asarray, layers)]), np.float64)
+    np.testing.assert_allclose(feature, (plain - plain.mean(axis=(0, 1))) / plain.std(axis=(0, 1)), atol=1e-3)
+    centred = plain - plain.mean(axis=0)
+    wanted = (centred - centred.mean(axis=-1, keepdims=True)) / centred.std(axis=-1, keepdims=True)
+    np.testing.assert_allclose(trial(centred=True).goals([*map(jnp.asarray, layers)]), wanted, atol=1e-3)
+
+
+def test_vicregs_terms_by_hand():
+    x = np.random.default_rng(0).normal(size=(200, 3)) @ [[0.5, 0.2, 0], [0, 2, 0], [0, 0, 0.1]]
+    hinge, products = trials.vicreg(jnp.asarray(x))
+    covariance = np.cov(x.T, ddof=0)
+    np.testing.assert_allclose(hinge, np.maximum(0, 1 - np.sqrt(np.diag(covariance) + 1e-4)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(products, (covariance**2).sum() / 3 - (np.diag(covariance) ** 2).sum() / 3, rtol=1e-3)
+
+
+def test_directions_are_of_length_one():
+    np.testing.assert_allclose(jnp.linalg.norm(trials.directions(jax.random.key(0), 16, 8), axis=0), 1, rtol=1e-5)
+
+
+def test_parts_are_initialised_by_fan_in():
+    usual, changed = (built(fan_in=parts).init(jax.random.key(0)) for parts in ("", "predictor"))
+    jax.tree.map(np.testing.assert_array_equal, usual["encoder"], changed["encoder"])
+    kernels = (params["predictor"]["embed"]["kernel"] for params in (usual, changed))
+    np.testing.assert_allclose(next(kernels) / (0.02 * 32**0.5), next(kernels), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("custom", "says"),
+    [
+        ({"norm": "whitten"}, "custom.norm must be one of layer, feature, whiten"),
+        ({"error": "l3"}, "custom.error of huber, l1, l2, cosine"),
+        ({"last_blocks": 9}, "custom.last_blocks 9 must be from 1 to the 2 blocks there are"),
+        ({"fan_in": "encode"}, "custom.fan_in must be of encoder,predictor"),
+        ({"fan_in": "encoder", "stem": True}, "custom.fan_in must be .* without a stem"),
+        ({"pixels": True, "centred": True}, "custom.pixels has targets of its own"),
+    ],
+)
+def test_settings_that_a_trial_has_not_are_refused(custom, says):
+    with pytest.raises(ValueError, match=says):
+        built(**custom)
+
+
 def test_a_stem_looks_into_each_patch_alone():
     network = trials.Stem(patch=4, width=16, depth=1, heads=2)
     images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))

@@ -72,12 +72,26 @@ class Trial(IJepa):
     @classmethod
     def from_settings(cls, config):
         method = super().from_settings(config)
-        if (method.sigreg or method.variance or method.covariance) and config.masks.mode == "pad":
-            raise ValueError("custom.sigreg, variance and covariance take all context tokens, and masks.mode=pad adds padding")
+        method._check(config)
         if not method.stem:
             return method
         fields = {field.name: getattr(method.network, field.name) for field in dataclasses.fields(ViT)}
         return dataclasses.replace(method, network=Stem(**{name: fields[name] for name in fields.keys() - {"parent", "name"}}))
+
+    def _check(self, config):
+        parts, norms = {"encoder", "predictor"}, ("layer", "feature", "whiten")
+        if (self.sigreg or self.variance or self.covariance) and config.masks.mode == "pad":
+            raise ValueError("custom.sigreg, variance and covariance take all context tokens, and masks.mode=pad adds padding")
+        if self.norm not in norms or self.error not in ERRORS:
+            raise ValueError(f"custom.norm must be one of {', '.join(norms)}, and custom.error of {', '.join(ERRORS)}")
+        if not 1 <= self.last_blocks <= self.network.depth:
+            raise ValueError(
+                f"custom.last_blocks {self.last_blocks} must be from 1 to the {self.network.depth} blocks there are"
+            )
+        if self.pixels and (self.centred or self.norm != "layer" or self.last_blocks > 1):
+            raise ValueError("custom.pixels has targets of its own: neither centred, norm nor last_blocks")
+        if self.fan_in and ({*self.fan_in.split(",")} - parts or self.stem or self.init_scheme != "normal"):
+            raise ValueError("custom.fan_in must be of encoder,predictor, without a stem and with model.init=normal")
 
     def init(self, key):
         params = super().init(key)
@@ -106,6 +120,8 @@ class Trial(IJepa):
             encoded = standardised(encoded, axis=(0, 1))
         if self.norm == "whiten":
             encoded = whitened(encoded.reshape(-1, encoded.shape[-1])).reshape(encoded.shape)
+        if self.centred:
+            encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
         return jax.lax.stop_gradient(encoded)
 
     def loss(self, params, target, batch, key):
@@ -116,8 +132,6 @@ class Trial(IJepa):
             layers = self.network.apply({"params": target}, images, layers=True)
             encoded = self.goals(layers)
             metrics |= inside(jax.lax.stop_gradient(standardised(layers[-1].astype(jnp.float32))), self.grid)
-        if self.centred:
-            encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
         of_targets = lambda tokens: self.gather_targets(tokens, batch["target"])[:, :, None]  # noqa: E731
         goal = of_targets(encoded)
         context = self.encode_context(params["encoder"], images, batch, key)
@@ -135,12 +149,8 @@ class Trial(IJepa):
             metrics["sigreg"] = sigreg(tokens, directions(jax.random.fold_in(key, 1), tokens.shape[-1], self.slices))
             loss += self.sigreg * metrics["sigreg"]
         if self.variance or self.covariance:
-            centred = tokens - tokens.mean(axis=0, keepdims=True)
-            products = centred.T @ centred / len(tokens)
-            spread = jnp.diagonal(products)
-            hinge = jnp.maximum(0, 1 - jnp.sqrt(spread + 1e-4)).mean()
-            loss += self.variance * hinge
-            loss += self.covariance * (jnp.square(products).sum() - jnp.square(spread).sum()) / len(spread)
+            hinge, products = vicreg(tokens)
+            loss += self.variance * hinge + self.covariance * products
         return loss, metrics
 
     def flops(self):
@@ -169,6 +179,8 @@ class Supervised(Trial):
     @classmethod
     def from_settings(cls, config):
         optim, data = config.optim, config.data
+        if config.custom.pixels or config.custom.stem:
+            raise ValueError("the supervised control has neither custom.pixels nor custom.stem")
         labels = Labels(data.name, data.size, data.directory, config.seed, optim.batch_size)
         return dataclasses.replace(super().from_settings(config), labels=labels)
 
@@ -271,6 +283,15 @@ def sigreg(x_nd, directions_dm, knots=17, furthest=3.0):
         apart = jnp.square(jnp.cos(t * y_nm).mean(axis=0) - window) + jnp.square(jnp.sin(t * y_nm).mean(axis=0))
         total += weight * window * apart
     return len(x_nd) * total.mean()
+
+
+def vicreg(x_nd):
+    """Of samples [N, D]: how far features' deviations are below 1, in the mean; and their products' squares, a feature."""
+    centred = x_nd - x_nd.mean(axis=0, keepdims=True)
+    products = centred.T @ centred / len(x_nd)
+    spread = jnp.diagonal(products)
+    hinge = jnp.maximum(0, 1 - jnp.sqrt(spread + 1e-4)).mean()
+    return hinge, (jnp.square(products).sum() - jnp.square(spread).sum()) / len(spread)
 
 
 def directions(key, width, slices):

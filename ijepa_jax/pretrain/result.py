@@ -36,7 +36,6 @@ def finish(
     report = {
         **found,
         "method": run.config.method,
-        "method_code": run.code,
         "name": run.method.title,
         "seconds": round(time.monotonic() - started, 1),
         "images_per_s": round(rate, 1) if rate else None,
