@@ -62,6 +62,8 @@ VARIANTS = {
     "three, fan-in of the predictor": THREE | {"custom.fan_in": "predictor"},
     "fan-in, lr 0.001": FAN_IN | {"optim.peak_lr": 1e-3},
     "fan-in, patch 8": FAN_IN | PATCH_8,
+    "fan-in, patch 8, whiten": FAN_IN | PATCH_8 | {"custom.norm": "whiten"},
+    "fan-in, patch 8, width 144, longer": FAN_IN | PATCH_8 | {"model.width": 144, "model.heads": 3, "optim.steps": 30_000},
     "fan-in, 28 pixels": FAN_IN | {"data.image_size": (28, 28), "masks.context_patches": 18, "optim.steps": 4040},
     "fan-in, 28 pixels, patch 7, width 192": FAN_IN
     | {"data.image_size": (28, 28), "model.patch": 7, "model.width": 192, "masks.context_patches": 6, "optim.steps": 3650},

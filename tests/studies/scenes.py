@@ -22,6 +22,7 @@ VARIANTS = {
     "pixels": {"custom.pixels": True},
     "fan-in": {"custom.fan_in": "encoder,predictor"},
     "fan-in, whiten": {"custom.fan_in": "encoder,predictor", "custom.norm": "whiten"},
+    "fan-in, sigreg": {"custom.fan_in": "encoder,predictor", "custom.sigreg": 0.02},
     "stem": {"custom.stem": True, "custom.embed_scale": 2.0},
     "patch 16": {"model.patch": 16, "masks.context_patches": 4, "optim.steps": 9600},  # for about as many FLOPs
     "embed 3.5, random masks, sigreg": EMBED | RANDOM | {"custom.sigreg": 0.02},
