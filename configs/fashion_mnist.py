@@ -20,23 +20,23 @@ _IDX = Path("../shared/data/fashion-mnist")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The settings of this run."""
+    """The settings of this run; why they are what they are: docs/experiments.md, "Why does it learn so little?"."""
     config = quickstart.get_config()
-    config.model.patch = 4
-    config.masks.context_patches = 24
-    config.masks.target_scale = (0.1, 0.2)
+    config.model.width = 144
+    config.model.patch = 8
+    config.model.init = "fan_in"
+    config.masks.strategy = "random"
+    config.masks.context_patches = 6
     config.data.name = f"idx:{_IDX}" if _IDX.is_dir() else "tfds:fashion_mnist"
     config.data.image_size = (32, 32)
     config.data.channels = 1
     config.data.mean = (0.286,)
     config.data.std = (0.353,)
-    config.data.crop_scale = (0.3, 1.0)
-    config.optim.steps = 10_000
-    config.optim.warmup = 1000.0
-    config.optim.peak_lr = 5e-4
+    config.optim.steps = 30_000
+    config.optim.warmup = 3000.0
     config.optim.momentum = 0.996
-    config.probe.every = 2000
+    config.probe.every = 5000
     config.probe.train_images = 10_000
     config.probe.test_images = 5000
-    config.checkpoint.every = 2000
+    config.checkpoint.every = 3000
     return config

@@ -6,7 +6,12 @@ python tests/study.py tests/studies/fashion_mnist.py --parallel 2
 from tests.trials import METRICS  # noqa: F401 - the study's
 
 CONFIG = "configs/fashion_mnist.py"
-SETTINGS = {"method": "tests/trials.py:Trial", "optim.steps": 3000, "probe.every": 1000, "checkpoint.every": 3000}
+COMMITTED = {  # of that file, until this study
+    "model.patch": 4, "model.width": None, "model.init": "normal", "masks.strategy": "multiblock", "masks.context_patches": 24,
+    "data.crop_scale": (0.3, 1.0), "optim.peak_lr": 5e-4, "optim.momentum": 0.996,
+}  # fmt: skip
+LENGTH = {"optim.steps": 3000, "optim.warmup": 300.0, "probe.every": 1000, "checkpoint.every": 3000}
+SETTINGS = {"method": "tests/trials.py:Trial", **COMMITTED, **LENGTH}
 
 SUPERVISED = {"method": "tests/trials.py:Supervised"}
 EMBED, RANDOM = {"custom.embed_scale": 12.0}, {"masks.strategy": "random", "masks.context_patches": 24}
@@ -64,6 +69,9 @@ VARIANTS = {
     "fan-in, patch 8": FAN_IN | PATCH_8,
     "fan-in, patch 8, whiten": FAN_IN | PATCH_8 | {"custom.norm": "whiten"},
     "fan-in, patch 8, width 144, longer": FAN_IN | PATCH_8 | {"model.width": 144, "model.heads": 3, "optim.steps": 30_000},
+    "fan-in, patch 8, width 144, lr 0.001, longer": FAN_IN
+    | PATCH_8
+    | {"model.width": 144, "model.heads": 3, "optim.steps": 30_000, "optim.peak_lr": 1e-3},
     "fan-in, 28 pixels": FAN_IN | {"data.image_size": (28, 28), "masks.context_patches": 18, "optim.steps": 4040},
     "fan-in, 28 pixels, patch 7, width 192": FAN_IN
     | {"data.image_size": (28, 28), "model.patch": 7, "model.width": 192, "masks.context_patches": 6, "optim.steps": 3650},

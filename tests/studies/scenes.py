@@ -13,6 +13,7 @@ EMBED, RANDOM = {"custom.embed_scale": 3.5}, {"masks.strategy": "random"}
 VARIANTS = {
     "committed": {},
     "supervised": {"method": "tests/trials.py:Supervised"},
+    "supervised, fan-in": {"method": "tests/trials.py:Supervised", "custom.fan_in": "encoder"},
     "embed 3.5": EMBED,
     "random masks": RANDOM,
     "embed 3.5, random masks": EMBED | RANDOM,
