@@ -346,8 +346,9 @@ class Runner:
         workdir = self.workdir(trial)
         if not workdir.is_dir():
             return {}
+        kept = _json(workdir.with_name(f"{trial.name}.json")) or {}
         settings = _json(workdir / "config.json") or (self.report(trial) or {}).get("config")
-        return _json(workdir.with_name(f"{trial.name}.json")) or ({"settings": settings} if settings else {})
+        return kept if "settings" in kept else {"settings": settings} if settings else {}
 
     def outcome(self, trial: Trial) -> dict[str, Any] | None:
         """What a trial came to as plain numbers, with the evaluations that there are; None: it is not finished."""
