@@ -69,7 +69,7 @@ def _probed(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The probes during training, on their smaller samples: step, and the mean over tasks of each kind."""
     found = []
     for line in (line for line in lines if any(key.startswith("probe/") for key in line)):
-        kinds = {kind: [line[key] for key in line if key.startswith(f"probe/{kind}")] for kind in ("linear", "knn")}
+        kinds = {kind: [line[key] for key in line if key.startswith(f"probe/{kind}")] for kind in _DRAWN}
         found.append({"step": line["step"], **{kind: statistics.fmean(values) for kind, values in kinds.items() if values}})
     return found
 

@@ -133,13 +133,13 @@ def permute(position: np.ndarray, count: int, seed: int, epoch: int | np.ndarray
     side = math.isqrt(count - 1) + 1
     sides = (-(-count // side), side)
     permuted = np.array(position, np.int64)
-    epochs = np.broadcast_to(epoch, permuted.shape)
     todo = np.arange(len(permuted))
     while len(todo):
         coordinates = list(np.divmod(permuted[todo], side))
+        epochs = epoch[todo] if np.ndim(epoch) else epoch  # one for all is hashed once
         for round_ in range(_ROUNDS):
             moved, fixed = round_ % 2, 1 - round_ % 2
-            shift = counter.bits(seed, _SHUFFLE, epochs[todo], round_, coordinates[fixed]) % np.uint64(sides[moved])
+            shift = counter.bits(seed, _SHUFFLE, epochs, round_, coordinates[fixed]) % np.uint64(sides[moved])
             coordinates[moved] = (coordinates[moved] + shift.astype(np.int64)) % sides[moved]
         permuted[todo] = coordinates[0] * side + coordinates[1]
         todo = todo[permuted[todo] >= count]
