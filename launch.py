@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
         given = commandline.parse(argv[1:], __doc__)
         if not given.dry_run:
             before_jax(given)
-        commandline.configure(given)
+        looks = given.command_name in ("pretrain", "decode") and not given.dry_run
+        commandline.configure(given, training_images if looks else None)
         if given.dry_run:
             return check_only(given)
         run = RUN[given.command_name]
@@ -59,6 +60,13 @@ def main(argv: list[str]) -> int:
         if given.debug:
             raise
         return fail(one_line(error))
+
+
+def training_images(config: Any) -> int:
+    """How many there are, for a configuration that makes its settings of their number."""
+    from ijepa_jax import build
+
+    return len(build.loader(config).open("train"))
 
 
 def before_jax(given: Namespace) -> None:

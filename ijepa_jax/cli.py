@@ -303,16 +303,24 @@ def chosen_file(command: Command, files: list[str] | None) -> str:
     return files[0]
 
 
-def configure(given: argparse.Namespace) -> None:
-    """Reads the configuration of a command, if it has one, into `given.config`; raises UsageError."""
+def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = None) -> None:
+    """Reads the configuration of a command, if it has one, into `given.config`; raises UsageError.
+
+    `count` tells the number of training images of a configuration; None: data are not to be looked at.
+    """
     if not given.config_file:
         return
     command = COMMANDS[given.command_name]
     for name in command.flags.keys() & _SIZES.keys():
         if getattr(given, name) != command.flags[name].values.default:
             raise UsageError(f"{_spelt(name)} is the configuration's own: leave it out, or --config")
-    config, known = load(command, given.config_file, given.overrides)
+    config, known, derive = load(command, given.config_file, given.overrides)
     given.config = overridden(config, known, given.overrides)
+    if derive:
+        try:
+            derive(given.config, _asked(given.overrides).keys(), count and count(given.config))
+        except (OSError, *_BROKEN) as error:
+            raise UsageError(plain(error)) from error
     if getattr(given, "mesh", None):
         given.config.mesh.update(given.mesh)
     for name, spec in command.flags.items():
@@ -322,8 +330,12 @@ def configure(given: argparse.Namespace) -> None:
             given.config.update_from_flattened_dict({spec.setting: getattr(given, name)})
 
 
-def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[str, Setting]]:
-    """The configuration of a file, with the sections of the method asked for, and all settings there are by dotted keys."""
+def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[str, Setting], Callable | None]:
+    """The configuration of a file, with the sections of the method asked for, and all settings there are by dotted keys.
+
+    Third, the file's function `derive`, if it has one: called with the configuration once the command line's settings are in
+    it, with their keys, and with the number of training images where the data are to be read, it sets what follows from these.
+    """
     try:
         module = runpy.run_path(file) if file else {}
         if file and "get_config" not in module:
@@ -335,11 +347,11 @@ def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[s
         if command.config == "protocol":
             from ijepa_jax.settings import evaluation
 
-            return config or evaluation.default("knn"), dict(flat(evaluation.SETTINGS))
+            return config or evaluation.default("knn"), dict(flat(evaluation.SETTINGS)), module.get("derive")
         from ijepa_jax.methods import config as runs
 
         method = _asked(overrides).get("method", config.method)
-        return runs.with_method(config, method), dict(flat(runs.sections(method)))
+        return runs.with_method(config, method), dict(flat(runs.sections(method))), module.get("derive")
     except _BROKEN as error:
         raise UsageError(plain(error)) from error
 
@@ -388,7 +400,7 @@ def described(command: Command, words: list[str], overrides: list[str]) -> str:
     file = chosen_file(command, first.parse_known_args(words)[0].files)
     if not file and command.config != "protocol":
         return ""
-    config, known = load(command, file, overrides)
+    config, known, _ = load(command, file, overrides)
     values = dict(flat(config.to_dict()))
     whose = f"those of {os.path.relpath(file)}" if file else "the defaults"
     lines = [f"{key}={values.get(key)}".ljust(40) + f"  {spec.described()}" for key, spec in known.items()]

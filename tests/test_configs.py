@@ -1,6 +1,7 @@
 """Every configuration: full size by shapes alone, shrunk by one real step, documented."""
 
 import importlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from ijepa_jax import build
+import launch
+from configs import folder_small
+from ijepa_jax import build, cli
 from ijepa_jax.data.source import DataError
 from ijepa_jax.evaluate import protocols
 from ijepa_jax.methods import config as settings
@@ -136,3 +139,54 @@ def test_settings_can_be_had_without_networks_or_data():
     script = "import sys, ijepa_jax.settings.run, ijepa_jax.settings.evaluation; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"jax", "flax", "optax", "grain"} & {*run.stdout.split()}
+
+
+def derived(*overrides: str, dry_run: bool = False):
+    given = cli.parse(["pretrain", "--config", "configs/folder_small.py", *overrides, *["--dry-run"] * dry_run])
+    cli.configure(given, None if dry_run else launch.training_images)
+    return given.config
+
+
+def test_the_small_configuration_follows_from_the_images_size_and_number(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", images=np.zeros((4000, 8, 8, 3), np.uint8))  # nine tenths of them for training
+    data = f"--config.data.name=arrays:{tmp_path / 'x.npz'}"
+    config = derived(data, "--config.data.image_size=96,96")
+    assert (config.model.patch, config.data.image_size) == (12, (96, 96))
+    steps = 100 * len(build.loader(config).open("train")) // 32
+    assert 11_000 < steps < 11_500 and config.optim.steps == steps
+    assert (config.optim.warmup, config.probe.every, config.checkpoint.every) == (steps / 10, steps // 6, steps // 10)
+    assert build.method(config).masks.context_length == 64 - 38
+    config = derived(
+        data, "--config.optim.steps=50", "--config.probe.every=7", "--config.model.patch=16"
+    )  # the reader's own stay
+    assert (config.optim.steps, config.probe.every, config.model.patch) == (50, 7, 16)
+    assert (config.optim.warmup, config.checkpoint.every) == (5, 5)
+    config = derived(
+        "--config.data.name=folder:missing", "--config.data.image_size=28,28", dry_run=True
+    )  # data are not looked at
+    assert (config.model.patch, config.optim.steps) == (7, folder_small.get_config().optim.steps)
+    with pytest.raises(
+        cli.UsageError, match=r"data.image_size \(97, 64\) is not of patches of about 10 pixels: give \(100, 60\)"
+    ):
+        derived(data, "--config.data.image_size=97,64")
+    with pytest.raises(cli.UsageError, match=r"must be \(height, width\)"):
+        derived("--config.data.image_size=8,32,32", dry_run=True)
+    with pytest.raises(cli.UsageError, match="missing"):
+        derived("--config.data.name=folder:missing")
+
+
+@pytest.mark.parametrize("images, steps", [(10, folder_small.FEWEST), (10**6, folder_small.MOST), (3200, 10_000)])
+def test_steps_of_few_and_of_many_images(images, steps):
+    config = folder_small.get_config()
+    folder_small.derive(config, images=images)
+    assert config.optim.steps == steps
+
+
+def test_every_size_makes_a_grid_that_is_neither_coarse_nor_slow_or_is_told_one_that_does():
+    for height, width in [(side, side) for side in range(16, 257)] + [(48, 64), (97, 64), (160, 120), (90, 160)]:
+        try:
+            patch = folder_small.patch_of(height, width)
+        except ValueError as error:
+            height, width = map(int, re.findall(r"give \((\d+), (\d+)\)", str(error))[0])
+            patch = folder_small.patch_of(height, width)
+        assert height % patch == width % patch == 0 and 16 <= height // patch * (width // patch) <= 128

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa
+from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa, whitened
 from ijepa_jax.model.vit import normalise
 from tests import small
 
@@ -46,7 +46,9 @@ def test_loss_is_the_mean_over_all_valid_tokens_and_features():
     assert count == int(method.weight(batch)) * 16 * 2
 
 
-@pytest.mark.parametrize("changes", [{}, {"target_last_block": "distinct"}, {"target_float8": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"target_last_block": "distinct"}, {"target_float8": True}, {"target_norm": "whiten"}], ids=str
+)
 def test_the_target_gets_no_gradient(changes):
     method, params, batch = setup()
     method = dataclasses.replace(method, **changes)
@@ -138,6 +140,37 @@ def test_initialisation_by_fan_in_keeps_the_scale_of_what_passes_a_layer(scan):
     usual = dataclasses.replace(method, init_scheme="normal").init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, usual["encoder"]["norm"], params["encoder"]["norm"])
     np.testing.assert_array_equal(usual["predictor"]["mask_token"], params["predictor"]["mask_token"])
+
+
+def test_whitened_tokens_tell_as_much_in_every_direction():
+    rng = np.random.default_rng(0)
+    mixed = np.linalg.qr(rng.normal(size=(6, 6)))[0] * [3, 2, 1, 1, 0.7, 0.5]  # features that are correlated
+    tokens = (rng.normal(size=(500, 6)) @ mixed.T * [1, 10, 100, 1000, 1, 1] + 50).reshape(20, 25, 6)
+    found = np.asarray(whitened(jnp.asarray(tokens, jnp.float32), floor=0.0), np.float64).reshape(500, 6)
+    plain = (tokens - tokens.mean((0, 1))).reshape(500, 6) / tokens.std((0, 1))
+    values, axes = np.linalg.eigh(plain.T @ plain / 500)
+    np.testing.assert_allclose(found, plain @ axes / np.sqrt(values) @ axes.T, atol=5e-3)
+    np.testing.assert_allclose(found.T @ found / 500, np.eye(6), atol=5e-3)
+
+
+def test_directions_of_which_there_is_nothing_stay_so_when_whitened():
+    few = np.random.default_rng(0).normal(size=(20, 25, 2)) @ np.random.default_rng(1).normal(size=(2, 6))
+    found = np.asarray(whitened(jnp.asarray(few, jnp.float32)), np.float64).reshape(500, 6)
+    np.testing.assert_allclose(np.linalg.eigvalsh(found.T @ found / 500), [0, 0, 0, 0, 1, 1], atol=0.02)
+    assert not np.asarray(whitened(jnp.ones((2, 3, 4)))).any()
+    wide = np.random.default_rng(0).normal(size=(2, 40, 3)) @ np.random.default_rng(1).normal(size=(3, 512))
+    assert np.isfinite(whitened(jnp.asarray(wide, jnp.float32))).all()  # more features than tokens
+
+
+def test_whitened_targets_are_of_a_whole_batch():
+    method, params, batch = setup()
+    whitening = dataclasses.replace(method, target_norm="whiten")
+    images = normalise(batch["image"], method.mean, method.std)
+    usual = method.encode_target(params["encoder"], images)
+    np.testing.assert_allclose(whitening.encode_target(params["encoder"], images), whitened(usual), atol=1e-4)
+    assert method.additive and not whitening.additive  # so that accumulation, which sees parts of a batch, is refused
+    with pytest.raises(ValueError, match="target.norm 'whitten' must be one of layer, whiten"):
+        dataclasses.replace(method, target_norm="whitten")
 
 
 @pytest.mark.parametrize("mode", ["subset", "raster"])

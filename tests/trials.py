@@ -16,7 +16,7 @@ from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pipeline import shown_at
 from ijepa_jax.data.views import examples
 from ijepa_jax.methods import IJepa
-from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in
+from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in, whitened
 from ijepa_jax.model.layers import Dense, gelu
 from ijepa_jax.model.vit import ViT, normalise, patchify
 from ijepa_jax.settings.axes import each_axis
@@ -60,7 +60,7 @@ class Trial(IJepa):
     fan_in: str = ""  # parts that are initialised so, with commas: encoder,predictor
     stem: bool = False
     last_blocks: int = 1  # targets are the mean of so many last blocks' outputs, each normalised
-    norm: str = "layer"  # of targets; after it, over the batch's tokens: feature, whiten
+    norm: str = "layer"  # of targets; after it, feature by feature over the batch's tokens: feature
     centred: bool = False  # whether targets are told from the batch's mean at their position
     pixels: bool = False  # whether targets are patches' normalised pixels
     error: str = "huber"  # a name of ERRORS
@@ -79,7 +79,7 @@ class Trial(IJepa):
         return dataclasses.replace(method, network=Stem(**{name: fields[name] for name in fields.keys() - {"parent", "name"}}))
 
     def _check(self, config):
-        parts, norms = {"encoder", "predictor"}, ("layer", "feature", "whiten")
+        parts, norms = {"encoder", "predictor"}, ("layer", "feature")
         if (self.sigreg or self.variance or self.covariance) and config.masks.mode == "pad":
             raise ValueError("custom.sigreg, variance and covariance take all context tokens, and masks.mode=pad adds padding")
         if self.norm not in norms or self.error not in ERRORS:
@@ -88,8 +88,8 @@ class Trial(IJepa):
             raise ValueError(
                 f"custom.last_blocks {self.last_blocks} must be from 1 to the {self.network.depth} blocks there are"
             )
-        if self.pixels and (self.centred or self.norm != "layer" or self.last_blocks > 1):
-            raise ValueError("custom.pixels has targets of its own: neither centred, norm nor last_blocks")
+        if self.pixels and (self.centred or self.norm != "layer" or self.target_norm != "layer" or self.last_blocks > 1):
+            raise ValueError("custom.pixels has targets of its own: neither centred, norm, last_blocks nor target.norm")
         if self.fan_in and ({*self.fan_in.split(",")} - parts or self.stem or self.init_scheme != "normal"):
             raise ValueError("custom.fan_in must be of encoder,predictor, without a stem and with model.init=normal")
 
@@ -116,10 +116,10 @@ class Trial(IJepa):
         *blocks, final = layers
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
         encoded = sum(standardised(x.astype(jnp.float32)) for x in outputs) / len(outputs)
-        if self.norm in ("feature", "whiten"):
+        if self.norm == "feature":
             encoded = standardised(encoded, axis=(0, 1))
-        if self.norm == "whiten":
-            encoded = whitened(encoded.reshape(-1, encoded.shape[-1])).reshape(encoded.shape)
+        if self.target_norm == "whiten":
+            encoded = whitened(encoded)
         if self.centred:
             encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
         return jax.lax.stop_gradient(encoded)
@@ -237,13 +237,6 @@ class Labels:
 @functools.cache
 def _opened(name, size, directory):  # as `Loader.open` does, whatever the run's seed
     return open_source(name, "train", size=size, seed=0, directory=directory, image_size=(16, 16))  # scenes: labels alone
-
-
-def whitened(x_nd, floor=1e-2):
-    """Centred samples [N, D], turned and stretched so that no direction tells more than another; weak ones less, by `floor`."""
-    covariance = x_nd.T @ x_nd / len(x_nd)
-    values, axes = jnp.linalg.eigh(covariance)
-    return (x_nd @ (axes / jnp.sqrt(values + floor * values.mean())[None])) @ axes.T
 
 
 def inside(encoded, grid):

@@ -27,6 +27,7 @@ TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder'
 # What the target encoder's last block computes outputs of: all patches; target patches, as often as they occur; the patches
 # outside of the context, among which all targets are, so that a patch of several targets is computed once.
 LAST_BLOCKS = ("all", "targets", "distinct")
+NORMS = ("layer", "whiten")  # of targets: the paper's; over the batch after it, see `whitened`
 
 SETTINGS = {
     "predictor": {
@@ -39,6 +40,8 @@ SETTINGS = {
     "target": {
         "last_block": choice("all", LAST_BLOCKS),  # what the target encoder's last block computes; no use with scan
         "float8": flag(False, fixed=True),  # whether its linear layers multiply in eight bits
+        # of its output: of each token, as in the paper; whiten: over the batch as well, for small data (docs/experiments.md)
+        "norm": choice("layer", NORMS, fixed=True),
     },
     "masks": {
         "strategy": choice("multiblock", STRATEGIES, fixed=True),
@@ -79,6 +82,7 @@ class IJepa(Method):
     init_scheme: str = "normal"
     target_last_block: str = "all"  # a name of LAST_BLOCKS
     target_float8: bool = False  # whether the target encoder's linear layers multiply in eight bits, see Dense
+    target_norm: str = "layer"  # a name of NORMS
 
     def __post_init__(self):
         if self.target_last_block not in LAST_BLOCKS:
@@ -89,6 +93,8 @@ class IJepa(Method):
             raise ValueError(
                 "target.last_block 'distinct' needs masks.num_context_blocks 1 and masks.mode 'subset' or 'raster'"
             )
+        if self.target_norm not in NORMS:
+            raise ValueError(f"target.norm {self.target_norm!r} must be one of {', '.join(NORMS)}")
         if self.init_scheme not in ("normal", "fan_in"):
             raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'fan_in'")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -118,6 +124,7 @@ class IJepa(Method):
             config.model.init,
             config.target.last_block,
             config.target.float8,
+            config.target.norm,
             **cls.custom(config),
         )
 
@@ -149,9 +156,12 @@ class IJepa(Method):
 
     @property
     def additive(self) -> bool:
-        """True, as a mean over target tokens is; a class that changes a part of it has to say so itself (`additive = True`)."""
+        """True, as a mean over target tokens is; a class that changes a part of it has to say so itself (`additive = True`).
+
+        Not so where targets are whitened over the batch.
+        """
         parts = ("loss", "weight", "encode_target", "gather_targets", "encode_context", "predict")
-        return all(getattr(type(self), part) is getattr(IJepa, part) for part in parts)
+        return self.target_norm == "layer" and all(getattr(type(self), part) is getattr(IJepa, part) for part in parts)
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of a batch's masks from global example indices; picklable and free of jax."""
@@ -227,11 +237,12 @@ class IJepa(Method):
     ) -> Float[Array, "b n d"]:
         """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient.
 
-        With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
+        With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D]. Whitened, if they are, over what is returned.
         """
         encoder = dataclasses.replace(self.network, float8=True) if self.target_float8 else self.network
         encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
-        return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
+        encoded = jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable")
+        return jax.lax.stop_gradient(whitened(encoded) if self.target_norm == "whiten" else encoded)
 
     def gather_targets(self, encoded_bnd: Float[Array, "b n d"], target_bmt: Int[Array, "b m t"]) -> Float[Array, "b m t d"]:
         """The encoded tokens of each target block: [B, M, T, D]. Masking the output, not the input, is essential (T11)."""
@@ -313,6 +324,28 @@ def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:
     mean = (tokens_bmtd * weight).sum(axis=(0, 1, 2), keepdims=True)
     variance = (jnp.square(tokens_bmtd - mean) * weight).sum(axis=(0, 1, 2))
     return jnp.sqrt(variance).mean()
+
+
+def whitened(tokens_bnd: Float[Array, "b n d"], floor: float = 0.01) -> Float[Array, "b n d"]:
+    """Tokens whose features are uncorrelated over the batch, of mean 0 and variance 1, and as near as can be to what they were.
+
+    What few patches have of their own counts as much as what all of them share. Directions with less than `floor` of the mean
+    variance are stretched less: of these a batch tells noise. By the inverse square root of the features' correlation, from
+    products of matrices alone (Huang et al., CVPR 2019, Iterative Normalization), as eigenvectors are slow on accelerators.
+    """
+    tokens_nd = jax.nn.standardize(tokens_bnd, axis=(0, 1), epsilon=TARGET_EPSILON).reshape(-1, tokens_bnd.shape[-1])
+    unit = jnp.eye(tokens_nd.shape[-1])
+    with jax.default_matmul_precision("highest"):  # in fewer bits it would not converge
+        correlation = tokens_nd.T @ tokens_nd / len(tokens_nd) + floor * unit
+        size = jnp.linalg.norm(correlation)
+
+        def nearer(_, roots):
+            root, inverse = roots
+            change = (3 * unit - inverse @ root) / 2
+            return root @ change, change @ inverse
+
+        _, inverse = jax.lax.fori_loop(0, 20, nearer, (correlation / size, unit))
+        return (tokens_nd @ inverse / jnp.sqrt(size)).reshape(tokens_bnd.shape)
 
 
 def by_fan_in(params: dict) -> dict:

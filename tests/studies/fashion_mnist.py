@@ -54,7 +54,7 @@ VARIANTS = {
     "three, batch 128, lr 0.001": THREE | {"optim.batch_size": 128, "optim.peak_lr": 1e-3},
     "three, two blocks": THREE | {"custom.last_blocks": 2},
     "three, feature": THREE | {"custom.norm": "feature"},
-    "three, whiten": THREE | {"custom.norm": "whiten"},
+    "three, whiten": THREE | {"target.norm": "whiten"},
     "three, centred": THREE | {"custom.centred": True},
     "three, l2": THREE | {"custom.error": "l2"},
     "three, predictor 1": THREE | {"predictor.depth": 1},
@@ -67,7 +67,7 @@ VARIANTS = {
     "three, fan-in of the predictor": THREE | {"custom.fan_in": "predictor"},
     "fan-in, lr 0.001": FAN_IN | {"optim.peak_lr": 1e-3},
     "fan-in, patch 8": FAN_IN | PATCH_8,
-    "fan-in, patch 8, whiten": FAN_IN | PATCH_8 | {"custom.norm": "whiten"},
+    "fan-in, patch 8, whiten": FAN_IN | PATCH_8 | {"target.norm": "whiten"},
     "fan-in, patch 8, width 144, longer": FAN_IN | PATCH_8 | {"model.width": 144, "model.heads": 3, "optim.steps": 30_000},
     "fan-in, patch 8, width 144, lr 0.001, longer": FAN_IN
     | PATCH_8

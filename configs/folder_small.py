@@ -1,0 +1,69 @@
+"""A few thousand images of one's own, on a laptop's processor: a small ViT that follows from their size and number.
+
+    python launch.py pretrain --config configs/folder_small.py --config.data.name=folder:PATH --workdir runs/mine
+
+for 64x64 pixels; others by `--config.data.image_size=96,96`. These two settings are enough: `derive` makes the others of them
+(docs/small_data.md has the table, and what to expect).
+
+Hardware: two CPU cores.
+"""
+
+import math
+from collections.abc import Collection
+
+import ml_collections
+
+from configs import fashion_mnist
+
+EPOCHS, FEWEST, MOST = 100, 6000, 30_000  # of steps; they count for more than images do, but not without end
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run before its images are known."""
+    config = fashion_mnist.get_config()
+    config.model.width = 96
+    config.data.name = "folder:images"
+    config.data.image_size = (64, 64)
+    config.data.channels = 3
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.masks.context_patches = 0  # all that are not hidden
+    return config
+
+
+def derive(config: ml_collections.ConfigDict, given: Collection[str] = (), images: int | None = None) -> None:
+    """Sets what follows from `data.image_size` and the number of training images (None: not known), but no key that is `given`.
+
+    Raises ValueError for sizes that make no grid of patches.
+    """
+    data, optim = config.data, config.optim
+    if len(data.image_size) != 2:
+        raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width): this configuration is of images")
+    if "model.patch" not in given:
+        config.model.patch = patch_of(*data.image_size)
+    if "optim.epochs" in given:
+        return
+    if images and "optim.steps" not in given:
+        optim.steps = min(max(EPOCHS * images // optim.batch_size, FEWEST), MOST)
+    follow = {
+        "optim.warmup": optim.steps / 10,
+        "probe.every": max(1, optim.steps // 6),
+        "checkpoint.every": max(1, optim.steps // 10),
+    }
+    config.update_from_flattened_dict({key: value for key, value in follow.items() if key not in given})
+
+
+def patch_of(height: int, width: int) -> int:
+    """The side of patches that makes a grid nearest to 8x8, at least 4x4, and of images below 64 pixels the one nearest to 8.
+
+    Raises ValueError, with a size that would do, where there is none near.
+    """
+    wanted = max(8.0, math.sqrt(height * width) / 8)
+    sides = [side for side in range(1, min(height, width) // 4 + 1) if height % side == width % side == 0]
+    patch = min(sides, key=lambda side: abs(math.log(side / wanted)))
+    if not 0.7 < patch / wanted < 1.5:
+        sides = tuple(max(4, round(side / wanted)) * round(wanted) for side in (height, width))
+        raise ValueError(
+            f"data.image_size {height, width} is not of patches of about {wanted:.0f} pixels: give {sides}, for example"
+        )
+    return patch
