@@ -1,32 +1,56 @@
 """What committed configurations came to: docs/results.json, from which the pages that quote them are written.
 
     python launch.py | tee quickstart.log
-    python -m tests.results quickstart runs/quickstart --log quickstart.log --hardware "two CPU cores"
+    python -m tests.results quickstart runs/quickstart runs/quickstart_1 --log quickstart.log --hardware "two CPU cores"
 
-takes a run's report, and prints which pages it changed; without a name it only writes the pages anew.
+takes the report of a run, and those of the same run with other seeds (`--config.seed=1`), and prints which pages it changed;
+without a name it only writes the pages anew.
 """
 
 import argparse
 import itertools
 import json
 import re
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ijepa_jax.visualize.summary import knn_probes, linear_probes, mean_accuracy
+
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results.json"
 _COLUMNS = ("trained", "random_init", "pixels")
+_KINDS = {"linear": linear_probes, "knn": knn_probes}
 _SHOWN = 150  # letters of a line of a log
+_QUOTED = {  # what the README's row is called, and what a docstring says of its numbers
+    "quickstart": ("generated scenes, linear probe and kNN, means of four tasks, %", ", means of four tasks"),
+    "fashion_mnist": ("Fashion-MNIST, linear probe and kNN, %", ""),
+    "folder_small": (
+        "[tiles of 27 photographs](docs/small_data.md), told apart by linear probe and kNN, %",
+        ", tiles of 27 photographs",
+    ),
+}
 
 
-def of_run(workdir: Path, log: Path | None, hardware: str) -> dict[str, Any]:
-    """What is kept of a finished run: its probes in per cent, time, speed, and what it printed."""
-    report = json.loads((workdir / "report" / "report.json").read_text())
+def of_runs(workdirs: Sequence[Path], log: Path | None, hardware: str) -> dict[str, Any]:
+    """What is kept of a finished run: its probes in per cent, time, speed, and what it printed; of each seed, means."""
+    reports = [json.loads((workdir / "report" / "report.json").read_text()) for workdir in workdirs]
+    report = reports[0]
+    seeds = [  # tasks averaged
+        {kind: {column: mean_accuracy(probes(each), column) for column in _COLUMNS} for kind, probes in _KINDS.items()}
+        for each in reports
+    ]
     commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     entry = {key: report[key] for key in ("probes", "seconds", "images_per_s", "command")}
-    return {**entry, "hardware": hardware, "commit": commit.stdout.strip(), "log": _excerpt(log.read_text()) if log else []}
+    return {
+        **entry,
+        "seeds": seeds,
+        "hardware": hardware,
+        "commit": commit.stdout.strip(),
+        "log": _excerpt(log.read_text()) if log else [],
+    }
 
 
 def _excerpt(log: str) -> list[str]:
@@ -42,27 +66,14 @@ def _excerpt(log: str) -> list[str]:
 
 def pages(results: Mapping[str, Any]) -> dict[Path, str]:
     """The pages that quote results, as they should be."""
-    scenes, clothes = results["quickstart"], results["fashion_mnist"]
-    mean = {column: sum(probe[column] for probe in scenes["probes"].values()) / len(scenes["probes"]) for column in _COLUMNS}
     readme = (ROOT / "README.md").read_text()
-    readme = _replaced(readme, r"```\nstarting from step .*?```", _block(_in_short(scenes["log"])))
-    row = _row(
-        "generated scenes, mean of four linear probes, %", {name: f"{value:.1f}" for name, value in mean.items()}, scenes
-    )
-    readme = _replaced(readme, r"\| generated scenes, mean of four linear probes.*?\n", row)
-    knn, linear = clothes["probes"]["knn"], clothes["probes"]["linear"]
-    row = _row(
-        "Fashion-MNIST, kNN and linear probe, %", {name: f"{knn[name]:.1f}, {linear[name]:.1f}" for name in _COLUMNS}, clothes
-    )
-    readme = _replaced(readme, r"\| Fashion-MNIST, kNN and linear probe.*?\n", row)
+    readme = _replaced(readme, r"```\nstarting from step .*?```", _block(_in_short(results["quickstart"]["log"])))
+    for name, (what, _) in _QUOTED.items():
+        readme = _replaced(readme, rf"\| {re.escape(what)}.*?\n", _row(what, results[name]))
     whole = (ROOT / "docs" / "visualize.md").read_text()
-    whole = _replaced(whole, r"```\nscenes train: .*?```", _block(scenes["log"]))
-    return {
-        ROOT / "README.md": readme,
-        ROOT / "docs" / "visualize.md": whole,
-        ROOT / "configs" / "quickstart.py": _docstring("quickstart", scenes),
-        ROOT / "configs" / "fashion_mnist.py": _docstring("fashion_mnist", clothes),
-    }
+    whole = _replaced(whole, r"```\nscenes train: .*?```", _block(results["quickstart"]["log"]))
+    configs = {ROOT / "configs" / f"{name}.py": _docstring(name, results[name], of) for name, (_, of) in _QUOTED.items()}
+    return {ROOT / "README.md": readme, ROOT / "docs" / "visualize.md": whole, **configs}
 
 
 def _block(lines: Sequence[str]) -> str:
@@ -76,13 +87,13 @@ def _in_short(log: Sequence[str]) -> list[str]:
     return [*start, *progress[-1:], *itertools.dropwhile(lambda line: not line.startswith("┏"), log)]
 
 
-def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
+def _row(what: str, entry: Mapping[str, Any]) -> str:
     """A row of the README's table."""
-    beside = f"random init {shown['random_init']}; pixels {shown['pixels']}"
+    shown = {column: ", ".join(_over_seeds(entry, kind, column) for kind in _KINDS) for column in _COLUMNS}
     cells = (
         what,
         shown["trained"],
-        beside,
+        f"random init {shown['random_init']}; pixels {shown['pixels']}",
         f"{entry['seconds']:.0f} s, {entry['hardware']}",
         f"`{entry['command']}`",
         entry["commit"],
@@ -90,12 +101,20 @@ def _row(what: str, shown: Mapping[str, str], entry: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _docstring(name: str, entry: Mapping[str, Any]) -> str:
+def _over_seeds(entry: Mapping[str, Any], kind: str, column: str) -> str:
+    """The mean over seeds of an accuracy, and its standard deviation where that is of something that was trained or drawn."""
+    values = [seed[kind][column] for seed in entry["seeds"]]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and column != "pixels" else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def _docstring(name: str, entry: Mapping[str, Any], of: str) -> str:
     """A configuration with its docstring's lines on hardware, cost and what to expect."""
-    probes = [f"{task} {' / '.join(f'{probe[column]:.1f}' for column in _COLUMNS)}" for task, probe in entry["probes"].items()]
+    seeds = {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(entry["seeds"])]
+    probes = [f"{kind} {' / '.join(_over_seeds(entry, kind, column) for column in _COLUMNS)}" for kind in _KINDS]
     lines = [
         f"Hardware: {entry['hardware']}. Cost: {entry['seconds']:.0f} s (commit {entry['commit']}).",
-        "Expected, in per cent (this encoder / random init / pixels), one seed, processors differing by a few points:",
+        f"Expected, in per cent (this encoder / random init / pixels){of}, {seeds}, processors differing by a few points:",
         f"{', '.join(probes)}.",
     ]
     return _replaced((ROOT / "configs" / f"{name}.py").read_text(), r'Hardware: .*?(?=\n\n|\n""")', "\n".join(lines))
@@ -111,13 +130,13 @@ def _replaced(text: str, pattern: str, new: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="of the configuration")
-    parser.add_argument("workdir", nargs="?", type=Path)
+    parser.add_argument("workdirs", nargs="*", type=Path, help="of its run, and of others that differ in the seed")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--hardware", default="two CPU cores")
     given = parser.parse_args()
     results = json.loads(FILE.read_text())
     if given.name:
-        results[given.name] = {**results.get(given.name, {}), **of_run(given.workdir, given.log, given.hardware)}
+        results[given.name] = {**results.get(given.name, {}), **of_runs(given.workdirs, given.log, given.hardware)}
         FILE.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     for path, text in pages(results).items():
         if path.read_text() != text:

@@ -21,8 +21,8 @@ from tests import small
 from tests.test_launch import launch
 
 PICTURES = [
-    "masks.png", "pca.png", "similarity.png", "similarity_random_init.png", "neighbours.png", "prediction.png", "map.png",
-    "map_random_init.png",
+    "masks.png", "pca.png", "similarity.png", "similarity_random_init.png", "neighbours.png",
+    "neighbours_random_init.png", "prediction.png", "map.png", "map_random_init.png",
 ]  # fmt: skip
 
 

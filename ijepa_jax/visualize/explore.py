@@ -225,11 +225,11 @@ def _draw(folder: epath.Path, look: Drawing, seed: int) -> dict[str, Any]:
         (folder / name).unlink(missing_ok=True)  # another page's, perhaps with more pictures
     gallery, labels, mapped = look.gallery, _labels(look.gallery), features_lib.sample(len(look.gallery.rows), _MAPPED)
     _draw_images(folder, look)
-    if len(gallery.rows) > 1:
-        captions = _captions(labels, gallery.source.class_names)
-        gallery.draw_nearest(folder / "neighbours.png", look.encoded["trained"].pooled, captions)
+    captions = _captions(labels, gallery.source.class_names)
     shown = {task: values[mapped] for task, values in labels.items()}
     for name, suffix in (("trained", ""), ("random_init", "_random_init")):
+        if len(gallery.rows) > 1:
+            gallery.draw_nearest(folder / f"neighbours{suffix}.png", look.encoded[name].pooled, captions)
         maps = project(look.encoded[name].pooled[mapped], seed)
         draw_map(folder / f"map{suffix}.png", maps, shown, gallery.source.class_names)
     return {

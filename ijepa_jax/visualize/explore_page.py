@@ -36,6 +36,10 @@ _SECTIONS = {
         "Nearest neighbours",
         "Each image and those of the bank that are nearest to it by the cosine of pooled features, with their labels.",
     ),
+    "neighbours_random_init.png": (
+        "The same of a random encoder",
+        "Neighbours that are as right here were not learned.",
+    ),
     "prediction.png": (
         "How well target blocks are predicted",
         "Below each block: the mean cosine of the predictor's output with the target encoder's (layer-normalised), and the "
