@@ -15,13 +15,15 @@ import ml_collections
 
 from configs import fashion_mnist
 
-EPOCHS, FEWEST, MOST = 100, 6000, 30_000  # of steps; they count for more than images do, but not without end
+EPOCHS, FEWEST, MOST = 60, 5000, 30_000  # steps count for more than images do, but not without end
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run before its images are known."""
     config = fashion_mnist.get_config()
     config.model.width = 96
+    config.model.init = "normal"
+    config.target.norm = "whiten"
     config.data.name = "folder:images"
     config.data.image_size = (64, 64)
     config.data.channels = 3

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ijepa_jax.visualize import curves
 from ijepa_jax.visualize.summary import knn_probes, linear_probes, mean_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,15 @@ def of_runs(workdirs: Sequence[Path], log: Path | None, hardware: str) -> dict[s
         "commit": commit.stdout.strip(),
         "log": _excerpt(log.read_text()) if log else [],
     }
+
+
+def draw_learning(workdir: Path) -> None:
+    """docs/learning.png: the probes of a run over the minutes that its steps took, beside their baselines."""
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    minutes = report["steps"] * report["config"]["optim"]["batch_size"] / report["images_per_s"] / 60
+    timed = [{**line, "step": line["step"] / report["steps"] * minutes} for line in lines]
+    curves.draw_probes(ROOT / "docs" / "learning.png", timed, report["name"], along="minutes of training")
 
 
 def _excerpt(log: str) -> list[str]:
@@ -138,6 +148,8 @@ def main() -> None:
     if given.name:
         results[given.name] = {**results.get(given.name, {}), **of_runs(given.workdirs, given.log, given.hardware)}
         FILE.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    if given.name == "fashion_mnist":
+        draw_learning(given.workdirs[0])
     for path, text in pages(results).items():
         if path.read_text() != text:
             path.write_text(text)

@@ -72,7 +72,7 @@ def draw_curves(path, metrics: list[dict], kind: str = "image") -> None:
     save(figure, path)
 
 
-def draw_probes(path, metrics: list[dict], name: str, kind: str = "image") -> None:
+def draw_probes(path, metrics: list[dict], name: str, kind: str = "image", along: str = "step") -> None:
     """Draws probe accuracy over steps: a column for each task, a row for each protocol, baselines as horizontal lines.
 
     Args:
@@ -81,6 +81,7 @@ def draw_probes(path, metrics: list[dict], name: str, kind: str = "image") -> No
         PROTOCOL is linear or knn, NAME random_init or pixels.
       name: what the method is called.
       kind: of the examples: image, video or signal.
+      along: what `step` is of the lines, if it is something else, such as minutes.
 
     Raises:
       ValueError: no line has a probe.
@@ -88,7 +89,9 @@ def draw_probes(path, metrics: list[dict], name: str, kind: str = "image") -> No
     protocols, tasks = _probed(metrics)
     if not tasks:
         raise ValueError("no probes to draw: no line has a key like probe/linear/TASK or probe/knn/TASK")
-    figure, axes = _figure(len(protocols), len(tasks))
+    shape = (len(protocols), len(tasks)) if len(tasks) > 1 else (1, len(protocols))
+    figure, axes = _figure(*shape, along)
+    axes = axes.reshape(len(protocols), len(tasks))  # those of a single task side by side
     for protocol, row in zip(protocols, axes, strict=True):
         for task, axis in zip(tasks, row, strict=True):
             _draw_task(axis, metrics, f"{protocol}/{task}", name, kind)
@@ -108,20 +111,20 @@ def _probed(metrics: list[dict]) -> tuple[list[str], list[str]]:
 
 
 def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps (int [n]) and values (float [n]) of the lines that have `key` with a finite value, in order of step."""
+    """The steps ([n]) and values (float [n]) of the lines that have `key` with a finite value, in order of step."""
     points = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
     points = sorted((step, value) for step, value in points if math.isfinite(value))
-    return np.array([step for step, _ in points], int), np.array([value for _, value in points], float)
+    return np.array([step for step, _ in points]), np.array([value for _, value in points], float)
 
 
-def _figure(rows: int, columns: int):
+def _figure(rows: int, columns: int, along: str = "step"):
     figure = Figure(figsize=(3.3 * columns + 0.2, 2.4 * rows + 0.3), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.tick_params(which="both", labelsize=7)
-        axis.set_xlabel("step", fontsize=8)
+        axis.set_xlabel(along, fontsize=8)
         axis.xaxis.get_major_locator().set_params(nbins=5)
     return figure, axes
 
