@@ -43,7 +43,7 @@ def derive(config: ml_collections.ConfigDict, given: Collection[str] = (), image
         raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width): this configuration is of images")
     if "model.patch" not in given:
         config.model.patch = patch_of(*data.image_size)
-    if "optim.epochs" in given:
+    if optim.epochs:
         return
     if images and "optim.steps" not in given:
         optim.steps = min(max(EPOCHS * images // optim.batch_size, FEWEST), MOST)

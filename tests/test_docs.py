@@ -63,6 +63,11 @@ RUN = {
     "pretrain --config configs/tiny.py --workdir runs/tiny": "",
     "pretrain --config configs/tiny.py --mesh data=4,fsdp=2 --workdir runs/mesh": SMALL,  # on eight simulated devices
     "pretrain --config configs/folder.py --config.data.name=folder:PATH --workdir runs/mine": SMALL + TINY_IMAGES,
+    (
+        "pretrain --config configs/folder_small.py --config.data.name=folder:PATH --config.data.image_size=96,96 "
+        "--workdir runs/small"
+    ): SMALL,
+    "visualize --checkpoint runs/small": "--bank 16 --images 2",
     "decode --checkpoint runs/quickstart --workdir runs/decode": (
         "--config.decoder.width=16 --config.decoder.depth=1 --config.decoder.heads=1 --config.decoder.sample_steps=2 "
         "--config.optim.steps=2 --config.optim.warmup=1 --config.optim.batch_size=8"
@@ -88,6 +93,8 @@ NOT_RUN = {  # patterns of commands that are only checked, and why
     r"configs/(in1k|in22k)": IMAGENET,
     r"_in1k\.py": "needs ImageNet",
     r"configs/fashion_mnist|runs/fashion_mnist": "takes half an hour; tests train on its first images",
+    r"runs/seed_\d": "as another of its configuration that is run",
+    r"folder:tiles": "needs photographs; tests/test_photo_tiles.py makes tiles, and another of its configuration is run",
     r"configs/cifar10": "needs the reader's own file; another test trains by it",
     r"folder:imagenet": "needs ImageNet",
     r"benchmark": "times a large model on an accelerator; another test runs the command with a small one",
