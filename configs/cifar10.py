@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = quickstart.get_config()
     config.model.size = "vit_tiny"
     config.model.patch = 4
+    config.target.norm = "layer"
     config.predictor.width = 96
     config.predictor.depth = 4
     config.masks.context_patches = 24

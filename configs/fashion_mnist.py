@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 144
     config.model.patch = 8
     config.model.init = "fan_in"
+    config.target.norm = "layer"
     config.masks.strategy = "random"
     config.masks.context_patches = 6
     config.data.name = f"idx:{_IDX}" if _IDX.is_dir() else "tfds:fashion_mnist"

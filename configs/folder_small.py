@@ -13,23 +13,22 @@ from collections.abc import Collection
 
 import ml_collections
 
-from configs import fashion_mnist
+from configs import quickstart
 
 EPOCHS, FEWEST, MOST = 60, 5000, 30_000  # steps count for more than images do, but not without end
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run before its images are known."""
-    config = fashion_mnist.get_config()
-    config.model.width = 96
-    config.model.init = "normal"
-    config.target.norm = "whiten"
+    config = quickstart.get_config()
+    config.masks.strategy = "random"
+    config.masks.context_patches = 0  # all that are not hidden
     config.data.name = "folder:images"
-    config.data.image_size = (64, 64)
-    config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
-    config.masks.context_patches = 0  # all that are not hidden
+    config.optim.momentum = 0.996
+    config.probe.test_images = 5000
+    derive(config)
     return config
 
 
@@ -45,8 +44,8 @@ def derive(config: ml_collections.ConfigDict, given: Collection[str] = (), image
         config.model.patch = patch_of(*data.image_size)
     if optim.epochs:
         return
-    if images and "optim.steps" not in given:
-        optim.steps = min(max(EPOCHS * images // optim.batch_size, FEWEST), MOST)
+    if "optim.steps" not in given:
+        optim.steps = MOST if images is None else min(max(EPOCHS * images // optim.batch_size, FEWEST), MOST)
     follow = {
         "optim.warmup": optim.steps / 10,
         "probe.every": max(1, optim.steps // 6),
@@ -61,7 +60,7 @@ def patch_of(height: int, width: int) -> int:
     Raises ValueError, with a size that would do, where there is none near.
     """
     wanted = max(8.0, math.sqrt(height * width) / 8)
-    sides = [side for side in range(1, min(height, width) // 4 + 1) if height % side == width % side == 0]
+    sides = [side for side in range(1, max(1, min(height, width) // 4) + 1) if height % side == width % side == 0]
     patch = min(sides, key=lambda side: abs(math.log(side / wanted)))
     if not 0.7 < patch / wanted < 1.5:
         sides = tuple(max(4, round(side / wanted)) * round(wanted) for side in (height, width))

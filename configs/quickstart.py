@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.patch = 8
     config.model.dtype = "float32"
     config.predictor.width = 48
+    config.target.norm = "whiten"
     config.masks.context_patches = 16
     config.masks.target_scale = (0.1, 0.2)
     config.data.name = "scenes"
@@ -33,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.schedule_scale = 1.0
     config.optim.peak_lr = 1e-3
     config.optim.final_lr = 1e-5
-    config.optim.momentum = 0.998
+    config.optim.momentum = 0.99
     config.optim.clip = 3.0
     config.probe.every = 1200
     config.probe.during_train_images = 1000

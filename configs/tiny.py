@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.heads = 2
     config.predictor.width = 16
     config.predictor.depth = 1
+    config.target.norm = "layer"
     config.data.size = 512
     config.data.test_size = 128
     config.data.image_size = (32, 32)

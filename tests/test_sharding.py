@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json
+import dataclasses, json
 from functools import partial
 import jax
 jax.config.update("jax_platforms", "cpu")
@@ -20,6 +20,7 @@ from ijepa_jax.train.step import init, train_step
 from tests import small
 
 method, optimizer = small.method(width=64, depth=1, mlp_ratio=16.0), small.optimizer()
+method = dataclasses.replace(method, target_norm="whiten")  # over the batch of all devices
 batch = small.batch(method, size=8)
 results = {}
 for data, fsdp in ((4, 1), (2, 2), (-1, 4)):
