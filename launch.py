@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
         given = commandline.parse(argv[1:], __doc__)
         if not given.dry_run:
             before_jax(given)
-        looks = given.command_name in ("pretrain", "decode") and not given.dry_run
-        commandline.configure(given, training_images if looks else None)
+        trains = given.command_name == "pretrain" and not given.dry_run
+        commandline.configure(given, training_images if trains else None)
         if given.dry_run:
             return check_only(given)
         run = RUN[given.command_name]
@@ -63,10 +63,14 @@ def main(argv: list[str]) -> int:
 
 
 def training_images(config: Any) -> int:
-    """How many there are, for a configuration that makes its settings of their number."""
-    from ijepa_jax import build
+    """How many there are, for a configuration that makes its settings of their number; no device is touched."""
+    from ijepa_jax.data.open import open_source
 
-    return len(build.loader(config).open("train"))
+    data = config.data
+    if data.name == "scenes":
+        return data.size
+    found = {"size": data.size, "directory": data.directory or None, "image_size": tuple(data.image_size)}
+    return len(open_source(data.name, "train", seed=0, **found))
 
 
 def before_jax(given: Namespace) -> None:

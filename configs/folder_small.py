@@ -9,7 +9,7 @@ Hardware: two CPU cores.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import ml_collections
 
@@ -32,25 +32,26 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def derive(config: ml_collections.ConfigDict, given: Collection[str] = (), images: int | None = None) -> None:
-    """Sets what follows from `data.image_size` and the number of training images (None: not known), but no key that is `given`.
+def derive(config: ml_collections.ConfigDict, given: Collection[str] = (), count: Callable[[], int] | None = None) -> None:
+    """Sets what follows from `data.image_size` and from the number of training images, but no key that is `given`.
 
-    Raises ValueError for sizes that make no grid of patches.
+    `count` tells that number; None: it is not known. Raises ValueError for sizes that make no grid of patches.
     """
     data, optim = config.data, config.optim
     if len(data.image_size) != 2:
         raise ValueError(f"data.image_size {tuple(data.image_size)} must be (height, width): this configuration is of images")
-    if "model.patch" not in given:
-        config.model.patch = patch_of(*data.image_size)
+    follow = {"model.patch": patch_of(*data.image_size)} if "model.patch" not in given else {}
     if optim.epochs:
-        return
-    if "optim.steps" not in given:
+        follow |= {"optim.steps": 0, "optim.warmup": optim.epochs / 10}
+    elif "optim.steps" not in given:
+        images = count() if count else None
         optim.steps = MOST if images is None else min(max(EPOCHS * images // optim.batch_size, FEWEST), MOST)
-    follow = {
-        "optim.warmup": optim.steps / 10,
-        "probe.every": max(1, optim.steps // 6),
-        "checkpoint.every": max(1, optim.steps // 10),
-    }
+    if not optim.epochs:
+        follow |= {
+            "optim.warmup": optim.steps / 10,
+            "probe.every": max(1, optim.steps // 6),
+            "checkpoint.every": max(1, optim.steps // 10),
+        }
     config.update_from_flattened_dict({key: value for key, value in follow.items() if key not in given})
 
 
@@ -59,12 +60,21 @@ def patch_of(height: int, width: int) -> int:
 
     Raises ValueError, with a size that would do, where there is none near.
     """
+    patch, wanted = _nearest(height, width)
+    if patch:
+        return patch
+    size, side = (height, width), round(wanted)
+    while not _nearest(*size)[0]:
+        size = tuple(max(4, round(length / side)) * side for length in size)
+        side += 1
+    raise ValueError(
+        f"data.image_size {height, width} is not of patches of about {wanted:.0f} pixels: give {size}, for example"
+    )
+
+
+def _nearest(height: int, width: int) -> tuple[int | None, float]:
+    """The best side that divides both, None if it is far from what is wanted; and that."""
     wanted = max(8.0, math.sqrt(height * width) / 8)
-    sides = [side for side in range(1, max(1, min(height, width) // 4) + 1) if height % side == width % side == 0]
-    patch = min(sides, key=lambda side: abs(math.log(side / wanted)))
-    if not 0.7 < patch / wanted < 1.5:
-        sides = tuple(max(4, round(side / wanted)) * round(wanted) for side in (height, width))
-        raise ValueError(
-            f"data.image_size {height, width} is not of patches of about {wanted:.0f} pixels: give {sides}, for example"
-        )
-    return patch
+    sides = [side for side in range(1, min(height, width) // 4 + 1) if height % side == width % side == 0]
+    patch = min(sides, key=lambda side: abs(math.log(side / wanted)), default=None)
+    return (patch if patch and 0.7 < patch / wanted < 1.5 else None), wanted

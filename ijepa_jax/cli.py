@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ijepa_jax.settings import ranges
 from ijepa_jax.settings.architectures import ATTENTION, REMAT, SIZES
 from ijepa_jax.settings.plain import flat
 from ijepa_jax.settings.ranges import Setting, choice, flag, number, text, whole
@@ -201,10 +202,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def read(arguments: list[str]) -> argparse.Namespace:
-    """What a command line gives a command, its configuration included; raises UsageError."""
+def read(arguments: list[str], count: Callable[[Any], int] | None = None) -> argparse.Namespace:
+    """What a command line gives a command, its configuration included (see `configure`); raises UsageError."""
     given = parse(arguments)
-    configure(given)
+    configure(given, count)
     return given
 
 
@@ -317,10 +318,8 @@ def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = No
     config, known, derive = load(command, given.config_file, given.overrides)
     given.config = overridden(config, known, given.overrides)
     if derive:
-        try:
-            derive(given.config, _asked(given.overrides).keys(), count and count(given.config))
-        except (OSError, *_BROKEN) as error:
-            raise UsageError(plain(error)) from error
+        ranges.check(given.config, known)
+        derive(given.config, _asked(given.overrides).keys(), count and functools.partial(count, given.config))
     if getattr(given, "mesh", None):
         given.config.mesh.update(given.mesh)
     for name, spec in command.flags.items():
@@ -334,7 +333,7 @@ def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[s
     """The configuration of a file, with the sections of the method asked for, and all settings there are by dotted keys.
 
     Third, the file's function `derive`, if it has one: called with the configuration once the command line's settings are in
-    it, with their keys, and with the number of training images where the data are to be read, it sets what follows from these.
+    it, with their keys, and, where data may be read, with a function that counts training images, it sets what follows.
     """
     try:
         module = runpy.run_path(file) if file else {}

@@ -51,6 +51,7 @@ from ijepa_jax.host.files import write_whole
 from ijepa_jax.methods import broken, identity
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.settings import evaluation, plain
+from launch import training_images
 from tests import study_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,7 +251,7 @@ def _read(variant: str, file: str, settings: Mapping[str, Any]) -> ml_collection
     """A file and settings, as the launcher reads them."""
     try:
         words = ["pretrain", "--config", file, *(_override(key, value) for key, value in settings.items())]
-        return build.completed(cli.read(words).config)
+        return build.completed(cli.read(words, training_images).config)
     except (cli.UsageError, ValueError) as error:
         raise Refused(f"{variant}: {cli.plain(error)}") from error
 

@@ -165,28 +165,49 @@ def test_the_small_configuration_follows_from_the_images_size_and_number(tmp_pat
         "--config.data.name=folder:missing", "--config.data.image_size=28,28", dry_run=True
     )  # data are not looked at
     assert (config.model.patch, config.optim.steps) == (7, folder_small.MOST)
-    with pytest.raises(
-        cli.UsageError, match=r"data.image_size \(97, 64\) is not of patches of about 10 pixels: give \(100, 60\)"
-    ):
+    with pytest.raises(ValueError, match=r"data.image_size \(97, 64\) is not of patches of about 10 pixels: give \(100, 60\)"):
         derived(data, "--config.data.image_size=97,64")
-    with pytest.raises(cli.UsageError, match=r"must be \(height, width\)"):
+    with pytest.raises(ValueError, match=r"must be \(height, width\)"):
         derived("--config.data.image_size=8,32,32", dry_run=True)
-    with pytest.raises(cli.UsageError, match="missing"):
+    with pytest.raises(DataError, match="missing"):
         derived("--config.data.name=folder:missing")
+    assert derived("--config.data.name=folder:missing", "--config.optim.steps=9").optim.steps == 9  # no number is wanted
+    config = derived(data, "--config.optim.epochs=20")
+    assert (config.optim.epochs, config.optim.steps, config.optim.warmup) == (20, 0, 2)
+    settings.check_run(config)
+    for wrong in ("optim.batch_size=0", "data.image_size=-64,64"):
+        with pytest.raises(ValueError, match=wrong.partition("=")[0]):
+            derived(data, f"--config.{wrong}")
+
+
+def test_images_are_counted_before_any_device_is_touched(tmp_path):
+    """As what starts several processes has to come first."""
+    np.savez(tmp_path / "x.npz", images=np.zeros((40, 8, 8, 3), np.uint8))
+    arguments = ["pretrain", "--config", "configs/folder_small.py", f"--config.data.name=arrays:{tmp_path / 'x.npz'}"]
+    script = f"""
+from ijepa_jax import cli
+import launch
+given = cli.parse({arguments})
+cli.configure(given, launch.training_images)
+from jax._src import xla_bridge
+assert given.config.optim.steps == {folder_small.FEWEST} and not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parent.parent)
 
 
 @pytest.mark.parametrize("images, steps", [(10, folder_small.FEWEST), (10**6, folder_small.MOST), (3200, 6000)])
 def test_steps_of_few_and_of_many_images(images, steps):
     config = folder_small.get_config()
-    folder_small.derive(config, images=images)
+    folder_small.derive(config, count=lambda: images)
     assert config.optim.steps == steps
 
 
 def test_every_size_makes_a_grid_that_is_neither_coarse_nor_slow_or_is_told_one_that_does():
-    for height, width in [(side, side) for side in range(1, 257)] + [(48, 64), (97, 64), (160, 120), (90, 160)]:
+    squares, others = [(side, side) for side in range(1, 257)], np.random.default_rng(0).integers(1, 400, (500, 2)).tolist()
+    for height, width in squares + others + [(16, 268), (97, 64), (160, 120), (1, 400)]:
         try:
             patch = folder_small.patch_of(height, width)
         except ValueError as error:
             height, width = map(int, re.findall(r"give \((\d+), (\d+)\)", str(error))[0])
             patch = folder_small.patch_of(height, width)
-        assert height % patch == width % patch == 0 and 16 <= height // patch * (width // patch) <= 128
+        assert height % patch == width % patch == 0 and 16 <= height // patch * (width // patch) <= 140

@@ -1,5 +1,6 @@
 """The launcher's `visualize`: pictures and a page of any checkpoint, on any data."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -195,33 +196,40 @@ def test_cosines_are_one_of_equals_zero_across_and_of_nothing():
     np.testing.assert_allclose(prediction.cosine(first, second), [1, 0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("masks", [{}, {"mode": "pad", "context_patches": 0, "num_context_blocks": 2}])
-def test_predictions_are_measured_by_their_own_images(masks, monkeypatch):
+@pytest.mark.parametrize(
+    "masks, norm",
+    [({}, "layer"), ({"mode": "pad", "context_patches": 0, "num_context_blocks": 2}, "layer"), ({}, "whiten")],
+    ids=["layer", "pad", "whiten"],
+)
+def test_predictions_are_measured_by_their_own_images(masks, norm, monkeypatch):
     """A predictor that knows its targets has cosine 1 with them, and not with other images'; batches make no difference."""
-    method = small.method(masks=masks)
+    method = dataclasses.replace(small.method(masks=masks), target_norm=norm)
     batch = small.batch(method, 7)
     images, drawn = batch.pop("image"), batch
     params = method.init(jax.random.key(0))
     target, mesh = params["encoder"], make_mesh()
     stream = [{"image": images[:4], "valid": np.ones(4, bool)}, {"image": images[3:], "valid": np.arange(4) > 0}]
-    means = prediction.position_means(method, target, stream, mesh)
-    encoded = np.asarray(method.encode_target(target, (images / 255 - 0.5) / 0.25))
+    means, whitening = prediction.position_means(method, target, stream, mesh)
+    goals = lambda images: method.goals(method.encode_target(target, (images / 255 - 0.5) / 0.25), whitening)  # noqa: E731
+    encoded = np.asarray(goals(images))
     np.testing.assert_allclose(means, encoded.mean(axis=0), atol=1e-5)
-    whole = prediction.measure(method, params, target, means, images, drawn, mesh)
+    if norm == "whiten":  # that of the first batch
+        np.testing.assert_allclose(encoded[:4].mean(axis=(0, 1)), 0, atol=1e-4)
+    whole = prediction.measure(method, params, target, means, images, drawn, mesh, whitening)
     assert whole["cosine"].shape == drawn["target"].shape
     monkeypatch.setattr(prediction, "_IMAGES", 4)
-    parts = prediction.measure(method, params, target, means, images, drawn, mesh)
+    parts = prediction.measure(method, params, target, means, images, drawn, mesh, whitening)
     valid = np.arange(drawn["target"].shape[-1]) < drawn["target_length"][..., None]
     for name in ("cosine", "centred", "position_mean"):
         np.testing.assert_allclose(parts[name][valid], whole[name][valid], atol=1e-5)
 
     def knowing(self, predictor, context, batch):
-        goal = self.gather_targets(self.encode_target(target, jnp.asarray((known / 255 - 0.5) / 0.25)), batch["target"])
+        goal = self.gather_targets(goals(jnp.asarray(known)), batch["target"])
         return jnp.repeat(goal[:, :, None], context.shape[1], axis=2)
 
     known = images[:4]
     monkeypatch.setattr(type(method), "predict", knowing)
-    found = prediction.measure(method, params, target, means, known, {k: v[:4] for k, v in drawn.items()}, mesh)
+    found = prediction.measure(method, params, target, means, known, {k: v[:4] for k, v in drawn.items()}, mesh, whitening)
     np.testing.assert_allclose(found["cosine"], 1, atol=1e-5)
     np.testing.assert_allclose(found["centred"], 1, atol=1e-4)
     assert found["other"].mean() < 0.99 and found["other_centred"].mean() < 0.5

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa, whitened
+from ijepa_jax.methods.ijepa import LAST_BLOCKS, IJepa, whitened, whitening_of
 from ijepa_jax.model.vit import normalise
 from tests import small
 
@@ -142,35 +142,68 @@ def test_initialisation_by_fan_in_keeps_the_scale_of_what_passes_a_layer(scan):
     np.testing.assert_array_equal(usual["predictor"]["mask_token"], params["predictor"]["mask_token"])
 
 
+def whiten(tokens, **options) -> np.ndarray:
+    tokens = jnp.asarray(tokens, jnp.float32)
+    return np.asarray(whitened(tokens, whitening_of(tokens, **options)), np.float64)
+
+
 def test_whitened_tokens_tell_as_much_in_every_direction():
     rng = np.random.default_rng(0)
     mixed = np.linalg.qr(rng.normal(size=(6, 6)))[0] * [3, 2, 1, 1, 0.7, 0.5]  # features that are correlated
-    tokens = (rng.normal(size=(500, 6)) @ mixed.T * [1, 10, 100, 1000, 1, 1] + 50).reshape(20, 25, 6)
-    found = np.asarray(whitened(jnp.asarray(tokens, jnp.float32), floor=0.0), np.float64).reshape(500, 6)
+    tokens = (rng.normal(size=(500, 6)) @ mixed.T * [1, 2, 5, 10, 1, 1] + [0, 0, 0, 0, 0, 2000]).reshape(20, 25, 6)
     plain = (tokens - tokens.mean((0, 1))).reshape(500, 6) / tokens.std((0, 1))
     values, axes = np.linalg.eigh(plain.T @ plain / 500)
+    found = whiten(tokens, floor=0.0).reshape(500, 6)
     np.testing.assert_allclose(found, plain @ axes / np.sqrt(values) @ axes.T, atol=5e-3)
     np.testing.assert_allclose(found.T @ found / 500, np.eye(6), atol=5e-3)
 
 
 def test_directions_of_which_there_is_nothing_stay_so_when_whitened():
     few = np.random.default_rng(0).normal(size=(20, 25, 2)) @ np.random.default_rng(1).normal(size=(2, 6))
-    found = np.asarray(whitened(jnp.asarray(few, jnp.float32)), np.float64).reshape(500, 6)
+    found = whiten(few).reshape(500, 6)
     np.testing.assert_allclose(np.linalg.eigvalsh(found.T @ found / 500), [0, 0, 0, 0, 1, 1], atol=0.02)
-    assert not np.asarray(whitened(jnp.ones((2, 3, 4)))).any()
+    assert not whiten(np.ones((2, 3, 4))).any()
     wide = np.random.default_rng(0).normal(size=(2, 40, 3)) @ np.random.default_rng(1).normal(size=(3, 512))
-    assert np.isfinite(whitened(jnp.asarray(wide, jnp.float32))).all()  # more features than tokens
+    assert np.isfinite(whiten(wide)).all()  # more features than tokens
 
 
-def test_whitened_targets_are_of_a_whole_batch():
+def test_images_that_do_not_count_do_not_change_a_whitening():
+    tokens = np.random.default_rng(0).normal(size=(5, 40, 4)) @ np.random.default_rng(1).normal(size=(4, 4))
+    tokens = jnp.asarray(np.concatenate([tokens, 9 + 0 * tokens]), jnp.float32)
+    found, wanted = whitening_of(tokens, jnp.arange(10) < 5), whitening_of(tokens[:5])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+
+
+def test_the_loss_is_of_targets_that_are_whitened_over_the_batch():
     method, params, batch = setup()
     whitening = dataclasses.replace(method, target_norm="whiten")
     images = normalise(batch["image"], method.mean, method.std)
-    usual = method.encode_target(params["encoder"], images)
-    np.testing.assert_allclose(whitening.encode_target(params["encoder"], images), whitened(usual), atol=1e-4)
-    assert method.additive and not whitening.additive  # so that accumulation, which sees parts of a batch, is refused
+    goals = whiten(method.encode_target(params["encoder"], images))
+    np.testing.assert_array_equal(
+        whitening.encode_target(params["encoder"], images), method.encode_target(params["encoder"], images)
+    )
+    context = method.encode_context(params["encoder"], images, batch, jax.random.key(1))
+    predicted = np.asarray(method.predict(params["predictor"], context, batch), np.float64)
+    rows = np.arange(len(goals))[:, None, None]
+    error = np.abs(predicted - goals[rows, batch["target"]][:, :, None])
+    valid = np.arange(batch["target"].shape[-1]) < np.asarray(batch["target_length"])[..., None]
+    huber = np.where(error < 1, 0.5 * error**2, error - 0.5).mean(axis=(2, 4))
+    found, metrics = loss(whitening, params, batch)
+    np.testing.assert_allclose(found, huber[valid].mean(), rtol=1e-4)
+    usual = loss(method, params, batch)
+    assert abs(found - usual[0]) > 1e-3
+    assert metrics["target_std"] == usual[1]["target_std"]  # a sign of collapse that whitening does not hide
+
+
+def test_whitening_is_refused_where_not_all_of_a_batch_is_seen():
+    method = dataclasses.replace(small.method(), target_norm="whiten")
+    assert small.method().additive and not method.additive
     with pytest.raises(ValueError, match="target.norm 'whitten' must be one of layer, whiten"):
         dataclasses.replace(method, target_norm="whitten")
+    with pytest.raises(ValueError, match="target.norm 'whiten' takes all tokens: target.last_block 'all', not 'distinct'"):
+        dataclasses.replace(method, target_last_block="distinct")
+    with pytest.raises(ValueError, match="'whiten' is over a whole batch, which optim.accumulation 2 divides"):
+        IJepa.from_settings(small.config(target__norm="whiten", optim__accumulation=2))
 
 
 @pytest.mark.parametrize("mode", ["subset", "raster"])

@@ -59,13 +59,13 @@ def test_all_outputs_averaged_are_the_last_alone_where_there_is_one():
 def test_targets_are_changed_as_their_names_say():
     of, (b, n, d) = trial(), (5, 36, 16)
     layers = np.random.default_rng(0).normal(2, 1, size=(3, b, n, d)).astype(np.float32) * np.arange(1, d + 1)
-    plain = np.asarray(of.goals([*map(jnp.asarray, layers)]), np.float64)
+    plain = np.asarray(of.of_layers([*map(jnp.asarray, layers)]), np.float64)
     assert np.abs(plain.mean(axis=-1)).max() < 1e-5 and np.abs(plain.std(axis=-1) - 1).max() < 1e-3
-    feature = np.asarray(trial(norm="feature").goals([*map(jnp.asarray, layers)]), np.float64)
+    feature = np.asarray(trial(norm="feature").of_layers([*map(jnp.asarray, layers)]), np.float64)
     np.testing.assert_allclose(feature, (plain - plain.mean(axis=(0, 1))) / plain.std(axis=(0, 1)), atol=1e-3)
     centred = plain - plain.mean(axis=0)
     wanted = (centred - centred.mean(axis=-1, keepdims=True)) / centred.std(axis=-1, keepdims=True)
-    np.testing.assert_allclose(trial(centred=True).goals([*map(jnp.asarray, layers)]), wanted, atol=1e-3)
+    np.testing.assert_allclose(trial(centred=True).of_layers([*map(jnp.asarray, layers)]), wanted, atol=1e-3)
 
 
 def test_vicregs_terms_by_hand():

@@ -16,7 +16,7 @@ from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pipeline import shown_at
 from ijepa_jax.data.views import examples
 from ijepa_jax.methods import IJepa
-from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in, whitened
+from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in
 from ijepa_jax.model.layers import Dense, gelu
 from ijepa_jax.model.vit import ViT, normalise, patchify
 from ijepa_jax.settings.axes import each_axis
@@ -109,17 +109,15 @@ class Trial(IJepa):
         return None if self.pixels else super().target(params)
 
     def encode_target(self, target, images, wanted=None):
-        return self.goals(self.network.apply({"params": target}, images, layers=True))
+        return self.of_layers(self.network.apply({"params": target}, images, layers=True))
 
-    def goals(self, layers):
-        """Targets [B, N, D] from the outputs of all blocks and, last, the encoder's."""
+    def of_layers(self, layers):
+        """Targets [B, N, D], before they are whitened, from the outputs of all blocks and, last, the encoder's."""
         *blocks, final = layers
         outputs = blocks[-self.last_blocks :] if self.last_blocks > 1 else [final]
         encoded = sum(standardised(x.astype(jnp.float32)) for x in outputs) / len(outputs)
         if self.norm == "feature":
             encoded = standardised(encoded, axis=(0, 1))
-        if self.target_norm == "whiten":
-            encoded = whitened(encoded)
         if self.centred:
             encoded = standardised(encoded - encoded.mean(axis=0, keepdims=True))
         return jax.lax.stop_gradient(encoded)
@@ -130,7 +128,8 @@ class Trial(IJepa):
             encoded = jax.nn.standardize(patchify(images, self.network.patch), epsilon=1e-6)
         else:
             layers = self.network.apply({"params": target}, images, layers=True)
-            encoded = self.goals(layers)
+            encoded = self.of_layers(layers)
+            encoded = self.goals(encoded, self.whitening(encoded))
             metrics |= inside(jax.lax.stop_gradient(standardised(layers[-1].astype(jnp.float32))), self.grid)
         of_targets = lambda tokens: self.gather_targets(tokens, batch["target"])[:, :, None]  # noqa: E731
         goal = of_targets(encoded)

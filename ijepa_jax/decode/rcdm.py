@@ -40,7 +40,18 @@ _DECODED_NAME = ("name", "directory", "size", "test_size")  # likewise, unless d
 
 _KEPT = ("encoder", "encoder and predictor")
 # what a method's representations are made by
-_PARTS = ("from_settings", "init", "encode_target", "gather_targets", "encode_context", "predict", "target", "encoder")
+_PARTS = (
+    "from_settings",
+    "init",
+    "encode_target",
+    "whitening",
+    "goals",
+    "gather_targets",
+    "encode_context",
+    "predict",
+    "target",
+    "encoder",
+)
 
 SETTINGS = {
     "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
@@ -174,7 +185,10 @@ class Rcdm(Method):
         trained = self.teacher.init(key)
         trees = {"target": trained["encoder"], **({"params": trained} if self.predicted else {})}
         average, features = super().init_target(params, key), self.features
-        return {"denoiser": average, "teacher": trees, "mean": jnp.zeros(features), "std": jnp.ones(features)}
+        found = {"denoiser": average, "teacher": trees, "mean": jnp.zeros(features), "std": jnp.ones(features)}
+        if self.teacher.target_norm == "whiten":  # one of all batches, so that an image is the same in each
+            found["whitening"] = {"mean": jnp.zeros(features), "matrix": jnp.eye(features)}
+        return found
 
     def update_target(self, target: dict[str, Any], params: dict[str, dict], momentum: jax.Array) -> dict[str, Any]:
         """The average after a step; the teacher stays."""
@@ -192,11 +206,18 @@ class Rcdm(Method):
         teacher = jax.tree.map(
             lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), wanted, {"target": encoder, **saved.trees}
         )
+        frozen = {"teacher": teacher}
+        if "whitening" in state.target:
+            with contextlib.closing(batches()) as stream:
+                found = jax.device_get(jax.jit(self._whitening)(teacher, next(stream)))
+            frozen["whitening"] = jax.tree.map(
+                lambda new, old: jax.device_put(new, old.sharding), found, state.target["whitening"]
+            )
         moments, count, total, squares = jax.jit(self._moments), 0, 0.0, 0.0
         with contextlib.closing(batches()) as stream:
             while count < _SAMPLE:
                 batch = next(stream)
-                mean, square = jax.device_get(moments(teacher, batch))
+                mean, square = jax.device_get(moments(frozen, batch))
                 images = len(batch["image"])
                 count, total, squares = count + images, total + images * mean, squares + images * square
         average = total / count
@@ -205,17 +226,22 @@ class Rcdm(Method):
             name: jax.device_put(np.asarray(value, np.float32), state.target[name].sharding)
             for name, value in (("mean", average), ("std", std))
         }
-        return state.replace(target={**state.target, "teacher": teacher, **placed})
+        return state.replace(target={**state.target, **frozen, **placed})
 
-    def _moments(self, teacher: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
-        targets = self.represent(teacher, batch)[:, -1]
+    def _whitening(self, teacher: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        images = normalise(batch["image"], self.teacher.mean, self.teacher.std)
+        return self.teacher.whitening(self.teacher.encode_target(teacher["target"], images))
+
+    def _moments(self, target: dict[str, Any], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        targets = self.represent(target, batch)[:, -1]
         return targets.mean(axis=(0, 1)), jnp.square(targets).mean(axis=(0, 1))
 
-    def represent(self, teacher: dict[str, Any], batch: Batch) -> jax.Array:
+    def represent(self, target: dict[str, Any], batch: Batch) -> jax.Array:
         """Averages of what the teacher makes of each target block's patches, float32 [B, kinds, M, D]."""
-        of = self.teacher
+        of, teacher = self.teacher, target["teacher"]
         images = normalise(batch["image"], of.mean, of.std)
-        found = [of.gather_targets(of.encode_target(teacher["target"], images), batch["target"])]
+        goals = of.goals(of.encode_target(teacher["target"], images), target.get("whitening"))
+        found = [of.gather_targets(goals, batch["target"])]
         if self.predicted:
             context = of.encode_context(teacher["params"]["encoder"], images, batch, jax.random.key(0))
             found.insert(0, of.predict(teacher["params"]["predictor"], context, batch)[:, :, 0])
@@ -225,7 +251,7 @@ class Rcdm(Method):
 
     def conditions(self, target: dict[str, Any], batch: Batch) -> jax.Array:
         """Representations that are decoded, standardised feature by feature: float32 [B, kinds, M, D], without gradient."""
-        found = self.represent(target["teacher"], batch)
+        found = self.represent(target, batch)
         mean, std = (along_last(target[name], found) for name in ("mean", "std"))
         return jax.lax.stop_gradient((found - mean) / std)
 

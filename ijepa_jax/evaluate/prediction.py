@@ -40,23 +40,34 @@ class Predicting(Protocol):
         """Predictions of every target block from every context block: [B, M, C, T, D]."""
 
 
-def position_means(method: Predicting, target: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> np.ndarray:
-    """The mean of the target encoder's (layer-normalised) output at each position, over evaluation batches: float32 [N, D].
+def position_means(
+    method: Predicting, target: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> tuple[np.ndarray, Any]:
+    """The mean at each position of what predictions are compared with, over evaluation batches: float32 [N, D].
 
-    With several processes all must call this, each with its rows of the batches.
+    Also, of a method that whitens its targets, the whitening of the first batch, which these means and `measure` have in place
+    of each training batch's own; else None. With several processes all must call this, each with its rows of the batches.
     """
 
     @partial(jax.jit, out_shardings=replicated(mesh))
-    def summed(target, batch):
+    def summed(target, batch, whitening):
         encoded = method.encode_target(target, normalise(examples(batch), method.mean, method.std))
-        return jnp.where(batch["valid"][:, None, None], encoded, 0).sum(axis=0), batch["valid"].sum()
+        if whitening is None and hasattr(method, "whitening"):
+            whitening = method.whitening(encoded, batch["valid"])
+        goals = _goals(method, encoded, whitening)
+        return jnp.where(batch["valid"][:, None, None], goals, 0).sum(axis=0), batch["valid"].sum(), whitening
 
-    total, count = 0.0, 0
+    total, count, whitening = 0.0, 0, None
     for batch in batches:
         placed = place_batch({name: batch[name] for name in batch.keys() & {*AXES, "valid"}}, mesh)
-        part, images = jax.device_get(summed(target, placed))
+        *found, whitening = summed(target, placed, whitening)
+        part, images = jax.device_get(found)
         total, count = total + part.astype(np.float64), count + int(images)
-    return np.asarray(total / count, np.float32)
+    return np.asarray(total / count, np.float32), jax.device_get(whitening)
+
+
+def _goals(method: Predicting, encoded: jax.Array, whitening: Any) -> jax.Array:
+    return encoded if whitening is None else method.goals(encoded, whitening)
 
 
 def measure(
@@ -67,6 +78,7 @@ def measure(
     images: np.ndarray,
     masks: Arrays,
     mesh: Mesh,
+    whitening: Any = None,
 ) -> dict[str, np.ndarray]:
     """Cosines of every target token's prediction: float32 [n, M, T] each, averaged over contexts; padding's mean nothing.
 
@@ -78,7 +90,7 @@ def measure(
       method: the objective; nothing is dropped at random.
       params: {"encoder": tree, "predictor": tree}, the context encoder's and the predictor's.
       target: the target encoder's parameters.
-      means: float32 [N, D], from `position_means`.
+      means: float32 [N, D], from `position_means`, and from there `whitening`.
       images: uint8 [n, H, W, C] (or videos, signals), all of them in every process.
       masks: of these images, as `MaskSampler` gives them.
       mesh: devices, among which images are divided.
@@ -90,7 +102,7 @@ def measure(
     for start in range(0, len(images), size):
         rows = (start + np.arange(size)) % len(images)  # the last batch is filled up from the beginning
         batch = {modality(images.shape[1:-1]): images[rows], **{name: values[rows] for name, values in masks.items()}}
-        found = compiled(params, target, means, {name: place_rows(values, mesh) for name, values in batch.items()})
+        found = compiled(params, target, means, whitening, {name: place_rows(values, mesh) for name, values in batch.items()})
         parts.append(jax.device_get(found))
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in MEASURES}
 
@@ -100,12 +112,12 @@ def check(method: Predicting, params: Any, target: Any, images: np.ndarray, mask
     batch = {modality(images.shape[1:-1]): images, **{name: values[: len(images)] for name, values in masks.items()}}
     tokens = jax.eval_shape(method.encode_target, target, jax.ShapeDtypeStruct(images.shape, jnp.float32))
     means = jax.ShapeDtypeStruct(tokens.shape[1:], jnp.float32)
-    jax.eval_shape(partial(_cosines, method), params, target, means, batch)
+    jax.eval_shape(partial(_cosines, method), params, target, means, None, batch)
 
 
-def _cosines(method: Predicting, params: Any, target: Any, means: jax.Array, batch: Batch) -> Batch:
+def _cosines(method: Predicting, params: Any, target: Any, means: jax.Array, whitening: Any, batch: Batch) -> Batch:
     images = normalise(examples(batch), method.mean, method.std)
-    encoded = method.encode_target(target, images)
+    encoded = _goals(method, method.encode_target(target, images), whitening)
     goal, other = (method.gather_targets(tokens, batch["target"])[:, :, None] for tokens in (encoded, jnp.roll(encoded, -1, 0)))
     usual = means[batch["target"]][:, :, None]
     context = method.encode_context(params["encoder"], images, batch, jax.random.key(0))

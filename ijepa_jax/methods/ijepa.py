@@ -27,7 +27,8 @@ TARGET_EPSILON = 1e-5  # of the parameter-free layer norm on the target encoder'
 # What the target encoder's last block computes outputs of: all patches; target patches, as often as they occur; the patches
 # outside of the context, among which all targets are, so that a patch of several targets is computed once.
 LAST_BLOCKS = ("all", "targets", "distinct")
-NORMS = ("layer", "whiten")  # of targets: the paper's; over the batch after it, see `whitened`
+Whitening = dict[str, Array]  # an affine map of tokens, see `whitened`: mean [D], matrix [D, D]
+NORMS = ("layer", "whiten")  # of targets: the paper's; after it, whitened over the batch, see `whitening_of`
 
 SETTINGS = {
     "predictor": {
@@ -95,6 +96,8 @@ class IJepa(Method):
             )
         if self.target_norm not in NORMS:
             raise ValueError(f"target.norm {self.target_norm!r} must be one of {', '.join(NORMS)}")
+        if self.target_norm == "whiten" and self.target_last_block != "all":
+            raise ValueError(f"target.norm 'whiten' takes all tokens: target.last_block 'all', not {self.target_last_block!r}")
         if self.init_scheme not in ("normal", "fan_in"):
             raise ValueError(f"init_scheme {self.init_scheme!r} must be 'normal' or 'fan_in'")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -110,6 +113,9 @@ class IJepa(Method):
         """The method with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
         network, data = from_settings(config.model), config.data
         axes = len(data.image_size)
+        if config.target.norm == "whiten" and config.optim.accumulation > 1:
+            parts = f"which optim.accumulation {config.optim.accumulation} divides"
+            raise ValueError(f"target.norm 'whiten' is over a whole batch, {parts}: give 1, or target.norm 'layer'")
         check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads, axes)
         if network.attention == "cudnn" and config.predictor.context == "alone":
             raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
@@ -160,7 +166,7 @@ class IJepa(Method):
 
         Not so where targets are whitened over the batch.
         """
-        parts = ("loss", "weight", "encode_target", "gather_targets", "encode_context", "predict")
+        parts = ("loss", "weight", "encode_target", "goals", "gather_targets", "encode_context", "predict")
         return self.target_norm == "layer" and all(getattr(type(self), part) is getattr(IJepa, part) for part in parts)
 
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -203,7 +209,7 @@ class IJepa(Method):
                 f"encode_target gives {encoded.shape[1]} tokens, not the {wanted.shape[1]} of `wanted`: honour that, or leave "
                 f"target.last_block 'all' (it is {self.target_last_block!r})"
             )
-        goal_bmtd = self.gather_targets(encoded, place_bmt)
+        goal_bmtd = self.gather_targets(self.goals(encoded, self.whitening(encoded)), place_bmt)
         context_bckd = self.encode_context(params["encoder"], images, batch, key)
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
         valid_bmt = jnp.arange(batch["target"].shape[-1])[None, None] < batch["target_length"][..., None]
@@ -211,7 +217,7 @@ class IJepa(Method):
         count = self.weight(batch) * self.network.width * context_bckd.shape[1]
         loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
         metrics = {
-            "target_std": _feature_std(goal_bmtd, valid_bmt),
+            "target_std": _feature_std(self.gather_targets(encoded, place_bmt), valid_bmt),
             "prediction_std": _feature_std(jax.lax.stop_gradient(prediction_bmctd[:, :, 0]), valid_bmt),
         }
         if wanted is None:  # some patches, others in each image, differ even where whole images do not
@@ -237,12 +243,19 @@ class IJepa(Method):
     ) -> Float[Array, "b n d"]:
         """All patches seen by the target encoder, layer-normalised without scale or bias: float32 [B, N, D], no gradient.
 
-        With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D]. Whitened, if they are, over what is returned.
+        With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
         """
         encoder = dataclasses.replace(self.network, float8=True) if self.target_float8 else self.network
         encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
-        encoded = jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable")
-        return jax.lax.stop_gradient(whitened(encoded) if self.target_norm == "whiten" else encoded)
+        return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
+
+    def whitening(self, encoded_bnd: Float[Array, "b n d"], valid_b: Array | None = None) -> Whitening | None:
+        """What whitens targets: that of a batch's encoded tokens. None where targets are not whitened."""
+        return whitening_of(encoded_bnd, valid_b) if self.target_norm == "whiten" else None
+
+    def goals(self, encoded_bnd: Float[Array, "b n d"], whitening: Whitening | None) -> Float[Array, "b n d"]:
+        """What predictions are compared with, of encoded tokens."""
+        return encoded_bnd if whitening is None else whitened(encoded_bnd, whitening)
 
     def gather_targets(self, encoded_bnd: Float[Array, "b n d"], target_bmt: Int[Array, "b m t"]) -> Float[Array, "b m t d"]:
         """The encoded tokens of each target block: [B, M, T, D]. Masking the output, not the input, is essential (T11)."""
@@ -326,26 +339,38 @@ def _feature_std(tokens_bmtd: jax.Array, valid_bmt: jax.Array) -> jax.Array:
     return jnp.sqrt(variance).mean()
 
 
-def whitened(tokens_bnd: Float[Array, "b n d"], floor: float = 0.01) -> Float[Array, "b n d"]:
-    """Tokens whose features are uncorrelated over the batch, of mean 0 and variance 1, and as near as can be to what they were.
+def whitening_of(tokens_bnd: Float[Array, "b n d"], valid_b: Array | None = None, floor: float = 0.01) -> Whitening:
+    """What makes the features of these tokens uncorrelated, of mean 0 and variance 1, and else leaves them as near as can be.
 
-    What few patches have of their own counts as much as what all of them share. Directions with less than `floor` of the mean
-    variance are stretched less: of these a batch tells noise. By the inverse square root of the features' correlation, from
-    products of matrices alone (Huang et al., CVPR 2019, Iterative Normalization), as eigenvectors are slow on accelerators.
+    Directions with less than `floor` of the mean variance are stretched less: of these a batch tells noise. By the inverse
+    square root of the features' correlation, from products of matrices alone (Huang et al., CVPR 2019, Iterative
+    Normalization), as eigenvectors are slow on accelerators. `valid_b`, bool [B]: the images that count; None: all.
     """
-    tokens_nd = jax.nn.standardize(tokens_bnd, axis=(0, 1), epsilon=TARGET_EPSILON).reshape(-1, tokens_bnd.shape[-1])
-    unit = jnp.eye(tokens_nd.shape[-1])
+    b, n, d = tokens_bnd.shape
+    weight_b11 = jnp.full(b, 1 / (b * n)) if valid_b is None else valid_b / (valid_b.sum() * n)
+    weight_b11 = weight_b11[:, None, None]
+    mean_d = (weight_b11 * tokens_bnd).sum(axis=(0, 1))
+    centred_bnd = tokens_bnd - mean_d[None, None]
+    std_d = jnp.sqrt((weight_b11 * jnp.square(centred_bnd)).sum(axis=(0, 1)) + TARGET_EPSILON)
+    scaled_bnd = jnp.sqrt(weight_b11) * centred_bnd / std_d[None, None]
+    unit_dd = jnp.eye(d)
     with jax.default_matmul_precision("highest"):  # in fewer bits it would not converge
-        correlation = tokens_nd.T @ tokens_nd / len(tokens_nd) + floor * unit
-        size = jnp.linalg.norm(correlation)
+        correlation_dd = jnp.einsum("bnd,bne->de", scaled_bnd, scaled_bnd) + floor * unit_dd
+        size = jnp.linalg.norm(correlation_dd)
 
         def nearer(_, roots):
             root, inverse = roots
-            change = (3 * unit - inverse @ root) / 2
+            change = (3 * unit_dd - inverse @ root) / 2
             return root @ change, change @ inverse
 
-        _, inverse = jax.lax.fori_loop(0, 20, nearer, (correlation / size, unit))
-        return (tokens_nd @ inverse / jnp.sqrt(size)).reshape(tokens_bnd.shape)
+        _, inverse_dd = jax.lax.fori_loop(0, 20, nearer, (correlation_dd / size, unit_dd))
+    return {"mean": mean_d, "matrix": inverse_dd / jnp.sqrt(size) / std_d[:, None]}
+
+
+def whitened(tokens_bnd: Float[Array, "b n d"], by: Whitening) -> Float[Array, "b n d"]:
+    """Tokens less the mean, times the matrix."""
+    with jax.default_matmul_precision("highest"):
+        return (tokens_bnd - by["mean"][None, None]) @ by["matrix"]
 
 
 def by_fan_in(params: dict) -> dict:

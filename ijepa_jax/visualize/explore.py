@@ -164,11 +164,14 @@ def _predict(bench: Bench, learned: dict[str, Any], gallery: Gallery, masks: dic
     learned = jax.tree.map(jax.device_put, learned, sharding.state_shardings(learned, bench.mesh))
     params, target = learned["params"], learned.get("target")
     bench.display.log("predicting target blocks")
-    means = prediction.position_means(method, target, bench.batches(Subset(gallery.source, gallery.rows)), bench.mesh)
+    means, whitening = prediction.position_means(
+        method, target, bench.batches(Subset(gallery.source, gallery.rows)), bench.mesh
+    )
     others = np.setdiff1d(features_lib.sample(len(gallery.rows), len(masks["target"])), gallery.chosen)
     places = np.concatenate([gallery.chosen, others])[: len(masks["target"])]
     masks = {name: values[: len(places)] for name, values in masks.items()}
-    return Predictions(places, prediction.measure(method, params, target, means, gallery.images(places), masks, bench.mesh))
+    cosines = prediction.measure(method, params, target, means, gallery.images(places), masks, bench.mesh, whitening)
+    return Predictions(places, cosines)
 
 
 def _labels(gallery: Gallery) -> dict[str, np.ndarray]:
