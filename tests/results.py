@@ -38,13 +38,15 @@ _QUOTED = {  # what the README's row is called, and what a docstring says of its
 def of_runs(workdirs: Sequence[Path], log: Path | None, hardware: str) -> dict[str, Any]:
     """What is kept of a finished run: its probes in per cent, time, speed, and what it printed; of each seed, means."""
     reports = [json.loads((workdir / "report" / "report.json").read_text()) for workdir in workdirs]
-    report = reports[0]
+    report, alike = reports[0], [{**each["config"], "seed": 0} for each in reports]
+    if any(each != alike[0] for each in alike) or len({each["config"]["seed"] for each in reports}) < len(reports):
+        raise ValueError(f"{', '.join(map(str, workdirs))} must be runs that differ in their seed, and in nothing else")
     seeds = [  # tasks averaged
         {kind: {column: mean_accuracy(probes(each), column) for column in _COLUMNS} for kind, probes in _KINDS.items()}
         for each in reports
     ]
     commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    entry = {key: report[key] for key in ("probes", "seconds", "images_per_s", "command")}
+    entry = {key: report[key] for key in ("seconds", "images_per_s", "command")}
     return {
         **entry,
         "seeds": seeds,
@@ -54,13 +56,13 @@ def of_runs(workdirs: Sequence[Path], log: Path | None, hardware: str) -> dict[s
     }
 
 
-def draw_learning(workdir: Path) -> None:
-    """docs/learning.png: the probes of a run over the minutes that its steps took, beside their baselines."""
+def draw_learning(workdir: Path, path: Path) -> None:
+    """Draws the probes of a run over the minutes that its steps took, beside their baselines."""
     report = json.loads((workdir / "report" / "report.json").read_text())
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     minutes = report["steps"] * report["config"]["optim"]["batch_size"] / report["images_per_s"] / 60
     timed = [{**line, "step": line["step"] / report["steps"] * minutes} for line in lines]
-    curves.draw_probes(ROOT / "docs" / "learning.png", timed, report["name"], along="minutes of training")
+    curves.draw_probes(path, timed, report["name"], along="minutes of training")
 
 
 def _excerpt(log: str) -> list[str]:
@@ -120,7 +122,7 @@ def _over_seeds(entry: Mapping[str, Any], kind: str, column: str) -> str:
 
 def _docstring(name: str, entry: Mapping[str, Any], of: str) -> str:
     """A configuration with its docstring's lines on hardware, cost and what to expect."""
-    seeds = {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(entry["seeds"])]
+    seeds = f"{len(entry['seeds'])} seeds" if len(entry["seeds"]) > 1 else "one seed"
     probes = [f"{kind} {' / '.join(_over_seeds(entry, kind, column) for column in _COLUMNS)}" for kind in _KINDS]
     lines = [
         f"Hardware: {entry['hardware']}. Cost: {entry['seconds']:.0f} s (commit {entry['commit']}).",
@@ -144,12 +146,14 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--hardware", default="two CPU cores")
     given = parser.parse_args()
+    if given.name and not given.workdirs:
+        parser.error("give the workdir of its run")
     results = json.loads(FILE.read_text())
     if given.name:
-        results[given.name] = {**results.get(given.name, {}), **of_runs(given.workdirs, given.log, given.hardware)}
+        results[given.name] = {**of_runs(given.workdirs, given.log, given.hardware)}
         FILE.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if given.name == "fashion_mnist":
-        draw_learning(given.workdirs[0])
+        draw_learning(given.workdirs[0], ROOT / "docs" / "learning.png")
     for path, text in pages(results).items():
         if path.read_text() != text:
             path.write_text(text)

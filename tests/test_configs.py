@@ -211,3 +211,20 @@ def test_every_size_makes_a_grid_that_is_neither_coarse_nor_slow_or_is_told_one_
             height, width = map(int, re.findall(r"give \((\d+), (\d+)\)", str(error))[0])
             patch = folder_small.patch_of(height, width)
         assert height % patch == width % patch == 0 and 16 <= height // patch * (width // patch) <= 140
+
+
+def test_the_page_on_small_data_tells_what_follows():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "small_data.md").read_text()
+    sizes = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+)x(\d+) \| (\d+), (\d+) \|$", page, re.M)
+    steps = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \|$", page, re.M)
+    assert len(sizes) == 8 and len(steps) == 5
+    for *told, context, hidden in (map(int, row) for row in sizes):
+        config = folder_small.get_config()
+        config.data.image_size = tuple(told[:2])
+        folder_small.derive(config)
+        masks = build.method(config).masks
+        assert [config.model.patch, *masks.grid, masks.context_length, masks.target_length] == [*told[2:], context, hidden]
+    for images, told in ([int(number.replace(",", "")) for number in row] for row in steps):
+        config = folder_small.get_config()
+        folder_small.derive(config, count=lambda images=images: images)
+        assert config.optim.steps == told

@@ -70,7 +70,7 @@ def batches(of: Rcdm, size: int = 256):
 def test_representations_are_averages_over_the_patches_of_a_block(encoder):
     of, state = decoder_of(encoder)
     teacher, batch = of.begin(state, lambda: batches(of)).target["teacher"], small.batch(of.teacher)
-    pooled = jax.jit(of.represent)(teacher, batch)
+    pooled = jax.jit(of.represent)({"teacher": teacher}, batch)
     assert of.kinds == ("predictor", "target") and pooled.shape == (4, 2, 4, 32)
     kept, saved = checkpoint.restore_encoder(str(encoder), 4, ("params",))
     jax.tree.map(np.testing.assert_array_equal, teacher, {"target": kept, **saved.trees})
@@ -101,6 +101,21 @@ def test_conditions_are_standardised_by_the_targets_of_the_first_images(encoder)
     np.testing.assert_allclose(
         jax.tree.leaves(after["denoiser"])[0], np.asarray(jax.tree.leaves(begun.params["denoiser"])[0]) + 0.5, rtol=1e-6
     )
+
+
+def test_a_whitened_representation_of_an_image_is_the_same_in_every_batch(encoder):
+    of, _ = decoder_of(encoder)
+    of = dataclasses.replace(of, teacher=dataclasses.replace(of.teacher, target_norm="whiten"))
+    optimizer = build.optimizer(settings(encoder), of, 64)
+    begun = of.begin(jax.jit(lambda: init(of, optimizer, 0))(), lambda: batches(of)).target
+    batch = small.batch(of.teacher)
+    together = jax.jit(of.represent)(begun, batch)
+    alone = jax.jit(of.represent)(begun, {name: values[:1] for name, values in batch.items()})
+    np.testing.assert_allclose(alone[0], together[0], atol=1e-4)
+    images = (next(batches(of))["image"].astype(np.float32) / 255 - 0.5) / 0.25
+    encoded = of.teacher.encode_target(begun["teacher"]["target"], images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), begun["whitening"], of.teacher.whitening(encoded))
+    assert of.update_target(begun, {"denoiser": begun["denoiser"]}, 0.5)["whitening"] is begun["whitening"]
 
 
 def test_a_decoder_takes_the_settings_of_what_it_decodes(encoder):
