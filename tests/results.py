@@ -28,10 +28,6 @@ _SHOWN = 150  # letters of a line of a log
 _QUOTED = {  # what the README's row is called, and what a docstring says of its numbers
     "quickstart": ("generated scenes, linear probe and kNN, means of four tasks, %", ", means of four tasks"),
     "fashion_mnist": ("Fashion-MNIST, linear probe and kNN, %", ""),
-    "folder_small": (
-        "[tiles of 27 photographs](docs/small_data.md), told apart by linear probe and kNN, %",
-        ", tiles of 27 photographs",
-    ),
 }
 
 
