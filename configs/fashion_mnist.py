@@ -6,7 +6,7 @@ The data are the idx files of `../shared/data/fashion-mnist` where that folder i
 else: `--config.data.name=idx:DIR` (Debian's package dataset-fashion-mnist holds the files, too).
 
 Hardware: two CPU cores. Cost: 1105 s (commit ed9edf4).
-Expected, in per cent (this encoder / random init / pixels), 2 seeds, processors differing by a few points:
+Expected, in per cent (trained / random init / pixels), 2 seeds, processors differing by a few points:
 linear 85.5 ± 0.5 / 77.6 ± 0.8 / 84.3, knn 83.5 ± 1.1 / 70.1 ± 0.8 / 81.5.
 """
 

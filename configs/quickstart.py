@@ -3,7 +3,7 @@
     python launch.py
 
 Hardware: two CPU cores at 2.4 GHz. Cost: 454 s (commit 0bd28d1).
-Expected, in per cent (this encoder / random init / pixels), means of four tasks, one seed, processors differing by a few points:
+Expected, in per cent (trained / random init / pixels), means of four tasks, one seed, processors differing by a few points:
 linear 46.8 / 36.9 / 38.2, knn 35.8 / 30.9 / 32.7.
 """
 

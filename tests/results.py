@@ -122,7 +122,7 @@ def _docstring(name: str, entry: Mapping[str, Any], of: str) -> str:
     probes = [f"{kind} {' / '.join(_over_seeds(entry, kind, column) for column in _COLUMNS)}" for kind in _KINDS]
     lines = [
         f"Hardware: {entry['hardware']}. Cost: {entry['seconds']:.0f} s (commit {entry['commit']}).",
-        f"Expected, in per cent (this encoder / random init / pixels){of}, {seeds}, processors differing by a few points:",
+        f"Expected, in per cent (trained / random init / pixels){of}, {seeds}, processors differing by a few points:",
         f"{', '.join(probes)}.",
     ]
     return _replaced((ROOT / "configs" / f"{name}.py").read_text(), r'Hardware: .*?(?=\n\n|\n""")', "\n".join(lines))
