@@ -6,7 +6,8 @@ python tests/study.py tests/studies/scenes.py --parallel 2
 from tests.trials import METRICS  # noqa: F401 - the study's
 
 CONFIG = "configs/quickstart.py"
-SETTINGS = {"method": "tests/trials.py:Trial", "checkpoint.every": 2400}
+BEFORE = {"target.norm": "layer", "optim.momentum": 0.998}  # the quickstart until this study
+SETTINGS = {"method": "tests/trials.py:Trial", "checkpoint.every": 2400} | BEFORE
 
 EMBED, RANDOM = {"custom.embed_scale": 3.5}, {"masks.strategy": "random"}
 
