@@ -146,7 +146,7 @@ def main() -> None:
         parser.error("give the workdir of its run")
     results = json.loads(FILE.read_text())
     if given.name:
-        results[given.name] = {**of_runs(given.workdirs, given.log, given.hardware)}
+        results[given.name] = of_runs(given.workdirs, given.log, given.hardware)
         FILE.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if given.name == "fashion_mnist":
         draw_learning(given.workdirs[0], ROOT / "docs" / "learning.png")
