@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -8,13 +9,21 @@ from pathlib import Path
 import jax
 import pytest
 
-# Compiling dominates tests of tiny networks: optimise little (the tools that tests start as processes optimise), and share
-# what is compiled, with those processes too, and with other runs of the tests where JAX_COMPILATION_CACHE_DIR is set.
+# Compiling dominates tests of tiny networks: optimise little, in the processes that tests start, too, and share what is
+# compiled, with other runs of the tests as well where JAX_COMPILATION_CACHE_DIR is set. Workers have all this from the process
+# that starts them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where an accelerator, or libtpu, is there
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from the process that starts them
-    CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        CACHE = tempfile.TemporaryDirectory(prefix="ijepa_jax_compiled_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # a quarter of the time to compile, where XLA has these flags: it stops at others
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    if not subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, check=False).returncode:
+        os.environ["XLA_FLAGS"] = flags
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_disable_most_optimizations", True)

@@ -53,6 +53,7 @@ def test_documented_and_consistent(name):
 def test_published_runs_at_full_size(name):
     count, epochs, warmup, start_lr = PUBLISHED[name]
     _, config = load(name)
+    config.model.scan = True  # dozens of blocks are traced once
     method = build.method(config)
     optimizer = build.optimizer(config, method, IMAGENET)
     state = jax.eval_shape(partial(init, method, optimizer, 0))

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -234,8 +233,7 @@ def test_the_commands_take_a_run_to_their_file_and_back(run, tmp_path):
 
 def test_an_imported_encoder_is_evaluated_as_the_run_is(run, encoder_only):
     same = ["--config.data.name=scenes", "--config.data.size=64", "--config.data.test_size=32", "--config.data.crop=1.0"]
-    fast = {"env": {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}}
-    processes = [start(*KNN, "--checkpoint", workdir, *FEW, *same, **fast) for workdir in (run[0], encoder_only)]
+    processes = [start(*KNN, "--checkpoint", workdir, *FEW, *same) for workdir in (run[0], encoder_only)]
     results = []
     for process in processes:
         out, err = process.communicate(timeout=600)

@@ -57,7 +57,7 @@ def bucket(monkeypatch) -> Iterator[Bucket]:
         yield bucket
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def whole(tmp_path_factory) -> str:
     """The digest of an uninterrupted run on a local disk."""
     workdir = tmp_path_factory.mktemp("whole")
@@ -74,33 +74,14 @@ def wait_until(process, happened) -> None:
         time.sleep(0.005)
 
 
-def test_killed_and_continued_in_a_bucket_it_ends_like_a_local_run(bucket, whole, tmp_path):
-    arguments = [*SMALL, f"--workdir={WORKDIR}"]
-    process = test_launch.start(*arguments)
-    wait_until(process, lambda: 20 in bucket.steps())
-    process.kill()
-    process.communicate()
-    assert not bucket.names("bucket/run/report/report.json")
-    code, out, err = test_launch.launch(*arguments)
-    assert code == 0 and re.search(r"continuing from checkpoint [23]0 of 40 steps in gs://bucket/run", out), out + err
-    assert bucket.digest() == whole and bucket.logged() == list(range(1, 41))
-    assert bucket.steps() == {30, 40} and not bucket.names("bucket/run/checkpoints/20/")
-    report = {name.rpartition("/")[2] for name in bucket.names("bucket/run/report/")}
-    assert report == {"report.json", "report.md", "report.html", "curves.png", "masks.png", "pca.png", "neighbours.png"}
-    assert json.loads(bucket.text("config.json"))["optim"]["steps"] == 40
-    assert bucket.names("bucket/run/tensorboard/events.")
-    short = ["--config.optim.steps=1", "--config.optim.warmup=0.0"]
-    code, out, err = test_launch.launch(*SMALL, *short, f"--config.warm_start={WORKDIR}", f"--workdir={tmp_path}/warm")
-    assert code == 0 and "warm start from gs://bucket/run, checkpoint 40" in out, err
-
-
-def test_unfinished_and_damaged_checkpoints_in_a_bucket_are_passed_over(bucket, whole):
+def test_killed_and_continued_over_unfinished_and_damaged_checkpoints_it_ends_like_a_local_run(bucket, whole, tmp_path):
     arguments = [*SMALL, f"--workdir={WORKDIR}"]
     bucket.held = "bucket/run/checkpoints/30/commit_success.txt"
     process = test_launch.start(*arguments)
     wait_until(process, bucket.reached.is_set)
     process.kill()
     process.communicate()
+    assert not bucket.names("bucket/run/report/report.json")
     bucket.held = ""
     bucket.objects["bucket/run/checkpoints/damaged-20/x"] = gcs.Object(b"from setting one aside before")
     left = bucket.names("bucket/run/checkpoints/30/")
@@ -113,11 +94,18 @@ def test_unfinished_and_damaged_checkpoints_in_a_bucket_are_passed_over(bucket, 
     code, out, err = test_launch.launch(*arguments)
     assert code == 0 and "checkpoint 30 was never finished: ignored" in out, out + err
     assert "checkpoint 20 in gs://bucket/run/checkpoints is damaged" in out
-    assert "continuing from checkpoint 10 of 40 steps" in out
+    assert "continuing from checkpoint 10 of 40 steps in gs://bucket/run" in out
     assert bucket.digest() == whole and bucket.logged() == list(range(1, 41)) and bucket.steps() == {30, 40}
     assert not left & bucket.names("bucket/run/checkpoints/30/state/ocdbt.process_0/d/")
     aside = bucket.names("bucket/run/checkpoints/damaged-20.1/")
     assert {name.replace("damaged-20.1", "20") for name in aside} == before
+    report = {name.rpartition("/")[2] for name in bucket.names("bucket/run/report/")}
+    assert report == {"report.json", "report.md", "report.html", "curves.png", "masks.png", "pca.png", "neighbours.png"}
+    assert json.loads(bucket.text("config.json"))["optim"]["steps"] == 40
+    assert bucket.names("bucket/run/tensorboard/events.")
+    short = ["--config.optim.steps=1", "--config.optim.warmup=0.0"]
+    code, out, err = test_launch.launch(*SMALL, *short, f"--config.warm_start={WORKDIR}", f"--workdir={tmp_path}/warm")
+    assert code == 0 and "warm start from gs://bucket/run, checkpoint 40" in out, err
 
 
 def test_a_second_run_in_a_bucket_takes_over(bucket):

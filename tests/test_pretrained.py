@@ -250,7 +250,6 @@ def test_several_devices_share_the_work_and_agree_with_one(workdir, encoder, ima
     script = """
 import json, sys
 import jax, numpy as np
-jax.config.update("jax_disable_most_optimizations", True)
 import ijepa_jax
 encoder, images = ijepa_jax.load(sys.argv[1]), np.load(sys.argv[2] + "/images.npy")
 shares = []

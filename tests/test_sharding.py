@@ -13,7 +13,6 @@ from functools import partial
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_disable_most_optimizations", True)
 import numpy as np
 from ijepa_jax.devices import sharding
 from ijepa_jax.train.step import init, train_step

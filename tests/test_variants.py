@@ -309,7 +309,8 @@ def test_it_is_evaluated_written_as_features_drawn_and_loaded(denoised, tmp_path
     workdir, report, _ = denoised
     settings = default("knn")
     settings.data.train_images = settings.data.test_images = 32
-    result = suite.evaluate(settings, str(workdir), out=str(tmp_path))
+    last = workdir / "checkpoints" / str(report["steps"])
+    result = suite.evaluate(settings, str(last), out=str(tmp_path))
     assert result["name"] == "Denoise" and result["baselines"].keys() == {"random_init", "pixels"}
     assert "| task | Denoise |" in next(tmp_path.glob("*.md")).read_text()
     assert result["encoder_digest"] == report["encoder_digest"]

@@ -12,7 +12,7 @@ from ijepa_jax.devices.sharding import replicated
 from ijepa_jax.methods import Arrays, Look
 from ijepa_jax.settings.axes import each_axis, patch_grid
 from ijepa_jax.visualize.canvas import as_rgb, over_pixels, reveal, seen_patches
-from ijepa_jax.visualize.masks import save_grid
+from ijepa_jax.visualize.sheet import save_grid
 
 _TITLES = {"predictor": "predictor", "target": "target encoder", "another image": "another image"}
 _FAINT = 0.55  # how far what is not drawn fades: it is the image's own

@@ -1,5 +1,6 @@
 """What a run came to: final probes, pictures, the report."""
 
+import contextlib
 import math
 import platform
 import time
@@ -91,8 +92,11 @@ def versions() -> dict[str, str]:
         "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "Pillow", "simplejpeg",
         "opencv-python-headless", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin",
     )  # fmt: skip
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions() if distribution.name}
-    return {"python": platform.python_version(), **{name: installed[name] for name in libraries if name in installed}}
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def environment() -> dict[str, Any]:

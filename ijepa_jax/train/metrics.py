@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 import tempfile
 import time
 import uuid
@@ -12,14 +13,21 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import remove_unfinished, set_aside, unfinished, write_whole
 from ijepa_jax.train.workdir import owner
+
+_hidden = "torch" not in sys.modules
+if _hidden:  # tensorboardX would load it, which takes seconds, for tensors that it is never given
+    sys.modules["torch"] = None
+from tensorboardX import summary  # noqa: E402
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+
+if _hidden:
+    del sys.modules["torch"]
 
 FILE = "metrics.jsonl"
 _FLUSH_SECONDS = 10  # of TensorBoard's file, for whoever watches

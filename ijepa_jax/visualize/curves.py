@@ -5,8 +5,8 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from ijepa_jax.visualize.masks import save
 from ijepa_jax.visualize.page import worded
+from ijepa_jax.visualize.sheet import save
 
 # (title, keys of metrics.jsonl, logarithmic, noisy): a panel each, for those that a run has logged
 _PANELS = (
@@ -90,7 +90,7 @@ def draw_probes(path, metrics: list[dict], name: str, kind: str = "image", along
     if not tasks:
         raise ValueError("no probes to draw: no line has a key like probe/linear/TASK or probe/knn/TASK")
     shape = (len(protocols), len(tasks)) if len(tasks) > 1 else (1, len(protocols))
-    figure, axes = _figure(*shape, along)
+    figure, axes = _figure(*shape, along, below=0.3)
     axes = axes.reshape(len(protocols), len(tasks))  # those of a single task side by side
     for protocol, row in zip(protocols, axes, strict=True):
         for task, axis in zip(tasks, row, strict=True):
@@ -98,7 +98,7 @@ def draw_probes(path, metrics: list[dict], name: str, kind: str = "image", along
             axis.set_title(f"{task}, {_PROTOCOLS[protocol]}", fontsize=10, parse_math=False)
         row[0].set_ylabel("accuracy, %", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
     save(figure, path)
 
 
@@ -117,9 +117,12 @@ def series(metrics: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([step for step, _ in points]), np.array([value for _, value in points], float)
 
 
-def _figure(rows: int, columns: int, along: str = "step"):
-    figure = Figure(figsize=(3.3 * columns + 0.2, 2.4 * rows + 0.3), layout="constrained", dpi=150)
-    axes = figure.subplots(rows, columns, squeeze=False)
+def _figure(rows: int, columns: int, along: str = "step", below: float = 0.0):
+    """A figure of axes, and so many inches below them. A layout that is measured would take a second and more."""
+    width, height = 3.3 * columns + 0.2, 2.4 * rows + 0.3 + below
+    edges = {"left": 0.65 / width, "right": 1 - 0.15 / width, "bottom": (0.45 + below) / height, "top": 1 - 0.3 / height}
+    figure = Figure(figsize=(width, height), dpi=150)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**edges, "wspace": 0.22, "hspace": 0.4})
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)

@@ -8,7 +8,7 @@ import numpy as np
 from ijepa_jax.evaluate.knn import checked_features, neighbours
 from ijepa_jax.settings.axes import by
 from ijepa_jax.visualize.canvas import Canvas, is_wide, over_pixels
-from ijepa_jax.visualize.masks import save_grid
+from ijepa_jax.visualize.sheet import save_grid
 
 _COLUMNS = 8  # examples side by side before a new pair of rows begins
 

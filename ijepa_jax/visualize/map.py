@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ijepa_jax.evaluate.knn import checked_features
 from ijepa_jax.visualize.features import principal_components
-from ijepa_jax.visualize.masks import save
+from ijepa_jax.visualize.sheet import save
 
 PANELS = 4  # label tasks that are drawn
 _COLOURS = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.visualize.canvas import PATCH_PIXELS, Canvas, edge, over_pixels, reveal
-from ijepa_jax.visualize.masks import Scale, save_grid
+from ijepa_jax.visualize.sheet import Scale, save_grid
 
 _SCALE = Scale("RdBu", -1.0, 1.0, "cosine of a patch's prediction with its target, the position's mean target taken off both")
 _INK = (60, 60, 60)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ijepa_jax.visualize.canvas import PATCH_PIXELS, Canvas, edge, over_pixels
 from ijepa_jax.visualize.features import checked_patches
-from ijepa_jax.visualize.masks import Scale, save_grid
+from ijepa_jax.visualize.sheet import Scale, save_grid
 
 _MAP_PIXELS = 96  # at least so many pixels along the longer side of a map
 _MARK = (255, 87, 34)
