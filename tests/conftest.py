@@ -21,8 +21,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     # a quarter of the time to compile, where XLA has these flags: it stops at others
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    if not subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, check=False).returncode:
+    tried = [sys.executable, "-c", "import jax; jax.devices()"]
+    if not subprocess.run(tried, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, check=False).returncode:
         os.environ["XLA_FLAGS"] = flags
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
