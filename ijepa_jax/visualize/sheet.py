@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from ijepa_jax.visualize.canvas import STRIP_PIXELS, is_wide, joined
+from ijepa_jax.visualize.canvas import STRIP_PIXELS, is_wide, joined, over_pixels
 
 _DOTS = 150  # an inch
 _INK = "#333333"
@@ -80,9 +80,7 @@ class _Sheet:
 
     def show(self, picture: np.ndarray, left: int, top: int, size: tuple[int, int]) -> None:
         """Places a picture uint8 [H, W, 3], enlarged to `size`, height and width, by repeating pixels."""
-        sides = zip(size, picture.shape, strict=False)
-        rows, columns = (((np.arange(after) + 0.5) * before / after).astype(int) for after, before in sides)
-        self._pictures.append((picture[rows[:, None], columns], left, top))
+        self._pictures.append((over_pixels(picture, size), left, top))
 
     def write(self, text: str, left: float, top: float, size: float, anchor: str = "mt") -> None:
         """Places the lines of a text so that the point is at their m(iddle) or r(ight), and at their t(op) or m(iddle)."""
@@ -94,9 +92,9 @@ class _Sheet:
         """Shows a scale below all."""
         bottom, width = self._ends()
         left, length, top = 0.2 * width, 0.6 * width, bottom + _GROUP_GAP
-        values = np.linspace(scale.low, scale.high, _TICKS)
-        self.show(scale.colours(np.linspace(values[0], values[-1], 256))[None], round(left), top, (_BAR_HEIGHT, round(length)))
-        for i, value in enumerate(values):
+        colours = scale.colours(np.linspace(scale.low, scale.high, 256))
+        self.show(colours[None], round(left), top, (_BAR_HEIGHT, round(length)))
+        for i, value in enumerate(np.linspace(scale.low, scale.high, _TICKS)):
             self.write(f"{value:.2f}", left + length * i / (_TICKS - 1), top + _BAR_HEIGHT, _CAPTION)
         self.write(scale.label, width / 2, top + _BAR_HEIGHT + _height("value", _CAPTION), _LABEL)
 
