@@ -78,12 +78,6 @@ def test_equal_shapes_compile_once():
     assert logistic._select_and_fit._cache_size() == 1
 
 
-def test_runs_where_implicit_transfers_are_forbidden():
-    train, labels = noisy_classes(200)
-    with jax.transfer_guard("disallow"):
-        logistic.probe(train, labels, train, labels, classes=4)
-
-
 def test_bad_input_is_named():
     train, labels = noisy_classes(100)
     with pytest.raises(ValueError, match=r"training labels run from 0 to 3, outside 0 \.\. 2"):

@@ -61,14 +61,15 @@ def train(run: Run, start: Start, recorder: Recorder, watch: Watch, trace: Trace
     options = {"seed": run.config.seed, "accumulation": run.config.optim.accumulation}
     step_fn = sharding.jit_step(partial(train_step, method=run.method, optimizer=run.optimizer, **options), state, run.mesh)
     run.display.start("step", run.total_steps, start.step)
-    with contextlib.closing(placed_batches(run, start.step)) as stream, jax.transfer_guard("disallow"):
+    with contextlib.closing(placed_batches(run, start.step)) as stream:
         late = None
         recorder.restart_clock()
         for step in range(start.step + 1, run.total_steps + 1):
             with recorder.waiting():
                 batch = next(stream)
             trace.before(step)
-            state, metrics = step_fn(state, batch)
+            with jax.transfer_guard("disallow"):  # all that a step reads is on the devices
+                state, metrics = step_fn(state, batch)
             if late is not None:
                 recorder.step(*late)
             late = step, metrics

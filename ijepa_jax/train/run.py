@@ -77,8 +77,7 @@ class Run:
 
     def trained(self, state: State) -> Any:
         """The parameters of the encoder as it is now, None where the method has none."""
-        with jax.transfer_guard("allow"):  # where a method computes it
-            return self.method.encoder(state.params, state.target) if self.encoder else None
+        return self.method.encoder(state.params, state.target) if self.encoder else None
 
     def eval_batches(self, source: Source, rows: Any) -> Iterator[dict[str, Any]]:
         """Evaluation batches of the images at some rows; bad ones are accounted for."""
