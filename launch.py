@@ -100,10 +100,11 @@ def check_only(given: Namespace) -> int:
             config_lib.check(config)
             check_name(config.data.name, tuple(config.data.image_size))
         build.run_method(config)
-    if "protocol" in config:
-        from ijepa_jax.settings import evaluation as settings
+    for evaluation in [config, *(config for _, config in getattr(given, "evaluations", ()))]:
+        if evaluation and "protocol" in evaluation:
+            from ijepa_jax.settings import evaluation as settings
 
-        settings.check(config)
+            settings.check(evaluation)
     print(f"{given.command_name}: nothing wrong was found in flags and settings; --dry-run ends here")
     return 0
 
@@ -197,10 +198,14 @@ def pretrain(given: Namespace) -> int:
 
 
 def evaluate(given: Namespace) -> dict:
-    """Evaluates a checkpoint by a protocol, and prints the table."""
-    from ijepa_jax.evaluate import suite, table
+    """Evaluates a checkpoint by a protocol, or by all that the paper has, and prints the table."""
+    from ijepa_jax.evaluate import paper, suite, table
 
     display = console()
+    if given.suite:
+        result = call(paper.evaluate, given, given.evaluations, given.checkpoint, command=command_line(), display=display)
+        display.log(paper.terminal(result))
+        return result
     result = call(suite.evaluate, given, given.config, given.checkpoint, command=command_line(), display=display)
     display.log(table.terminal(result))
     return {key: value for key, value in result.items() if key not in ("details", "settings")}

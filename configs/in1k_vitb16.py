@@ -4,7 +4,7 @@
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.
-Cost, by arithmetic from model FLOPs and not measured: 46 / 31 H200-hours at 40% / 60% of the bf16 peak; or 0.9 hours
+Cost, by arithmetic from model FLOPs and not measured: 45 / 30 H200-hours at 40% / 60% of the bf16 peak; or 0.9 hours
 on a v5e-256 slice at 40%.
 Expected: linear probe on ImageNet-1K 72.9% (paper, table 1).
 """

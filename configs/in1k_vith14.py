@@ -4,7 +4,7 @@
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.
-Cost, by arithmetic from model FLOPs and not measured: 177 / 118 H200-hours at 40% / 60% of the bf16 peak; or 3.5 hours
+Cost, by arithmetic from model FLOPs and not measured: 183 / 122 H200-hours at 40% / 60% of the bf16 peak; or 3.6 hours
 on a v5e-256 slice at 40%.
 Expected: linear probe on ImageNet-1K 79.3%, with 1% of the labels 73.3% (paper, tables 1 and 2); linear transfer to
 CIFAR-100 87.5%, Places205 58.4%, iNaturalist18 47.6%, Clevr/Count 86.7%, Clevr/Dist 72.4% (tables 3 and 4).

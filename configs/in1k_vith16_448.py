@@ -4,7 +4,7 @@
 
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.
-Cost, by arithmetic from model FLOPs and not measured: 570 / 380 H200-hours at 40% / 60% of the bf16 peak; or 11.2 hours
+Cost, by arithmetic from model FLOPs and not measured: 653 / 436 H200-hours at 40% / 60% of the bf16 peak; or 12.8 hours
 on a v5e-256 slice at 40%.
 Expected: linear probe on ImageNet-1K 81.1%, with 1% of the labels 77.3% (paper, tables 1 and 2).
 """

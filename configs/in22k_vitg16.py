@@ -5,7 +5,7 @@
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.
 `folder:imagenet22k` stands for a folder with one sub-folder of JPEGs a class.
-Cost, by arithmetic from model FLOPs and not measured: 342 / 228 H200-hours at 40% / 60% of the bf16 peak; or 6.7 hours
+Cost, by arithmetic from model FLOPs and not measured: 334 / 223 H200-hours at 40% / 60% of the bf16 peak; or 6.5 hours
 on a v5e-256 slice at 40%.
 Expected: linear transfer to CIFAR-100 89.5%, Places205 59.1%, iNaturalist18 55.3%, Clevr/Count 86.7%, Clevr/Dist 73.0%
 (paper, tables 3 and 4).

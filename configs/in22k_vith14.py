@@ -5,7 +5,7 @@
 Hardware: GPUs or a TPU slice whose number of devices divides the batch of 2048, for instance 8 or 16 H200s, or 64 to
 256 TPU v5e chips.
 `folder:imagenet22k` stands for a folder with one sub-folder of JPEGs a class.
-Cost, by arithmetic from model FLOPs and not measured: 432 / 288 H200-hours at 40% / 60% of the bf16 peak; or 8.5 hours
+Cost, by arithmetic from model FLOPs and not measured: 446 / 297 H200-hours at 40% / 60% of the bf16 peak; or 8.7 hours
 on a v5e-256 slice at 40%.
 Expected: linear transfer to CIFAR-100 89.5%, Places205 57.8%, iNaturalist18 50.5%, Clevr/Count 88.6%, Clevr/Dist 75.0%
 (paper, tables 3 and 4).

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ijepa_jax.settings import ranges
+from ijepa_jax.settings import paper, ranges
 from ijepa_jax.settings.architectures import ATTENTION, REMAT, SIZES
 from ijepa_jax.settings.plain import flat
 from ijepa_jax.settings.ranges import Setting, choice, flag, number, text, whole
@@ -54,6 +54,17 @@ def compiler_options(given: str) -> dict[str, str | bool]:
     if not all(equals for _, equals, _ in parts):
         raise UsageError(f"{given!r} must be KEY=VALUE,KEY=VALUE")
     return {name: {"true": True, "false": False}.get(value.lower(), value) for name, _, value in parts}
+
+
+def data_sets(given: str) -> dict[str, str]:
+    """Data sets by the keys of `paper.DATA`, of NAME,KEY=NAME,...; a name without a key is ImageNet's. Raises UsageError."""
+    parts = [part.partition("=")[::2] if re.match(r"\w+=", part) else ("imagenet", part) for part in given.split(",") if part]
+    found = dict(parts)
+    if unknown := found.keys() - paper.DATA.keys():
+        raise UsageError(f"{given!r} has {', '.join(sorted(unknown))}: there is {', '.join(paper.DATA)}")
+    if len(found) < len(parts) or not all(found.values()):
+        raise UsageError(f"{given!r} must be NAME,KEY=NAME,..., each once")
+    return found
 
 
 _ANY = text(None)
@@ -147,8 +158,14 @@ _RUN = {
 }
 COMMANDS = {
     "pretrain": Command("pretrain, or continue a run, and print its probes", _RUN | _DEVICES, "method"),
-    "evaluate": Command("evaluate a checkpoint by a protocol", _CHECKPOINT | {
+    "evaluate": Command("evaluate a checkpoint by a protocol, or by all that the paper has", _CHECKPOINT | {
         "out": Flag("where the table goes, as JSON and Markdown; by default WORKDIR/evaluate", shown="DIR"),
+        "suite": Flag("instead of --config: all evaluations of the paper, beside its figures", choice(None, ("paper",))),
+        "data": Flag(
+            f"of a suite: ImageNet, and others as KEY=NAME with commas between ({', '.join(paper.DATA)})", text(""), "NAME",
+            read=data_sets),
+        "published": Flag("of a suite: the run to compare with; by default the encoder's own", choice(None, paper.RUNS), "RUN"),
+        "scale": Flag("of a suite: tiny, to rehearse it", choice(None, ("tiny",))),
     } | _DEVICES, "protocol", ""),
     "features": Command("write features of a data set to a file, for other tools", _CHECKPOINT | {
         "out": Flag("gets features, files, split, and label_TASK where there are labels", shown="FILE.npz", required=True),
@@ -234,8 +251,15 @@ def parse(arguments: list[str], examples: str = "") -> argparse.Namespace:
     if left:
         made[name].error(f"unexpected argument {left[0]!r}")
     files = getattr(given, "files", None)
+    suite = getattr(given, "suite", None)
+    if command.file == "" and not files and not suite:
+        made[name].error("the following arguments are required: --config")
+    if suite and files:
+        made[name].error("--suite has configurations of its own: leave --config out")
+    if name == "evaluate" and not suite and (own := [flag for flag in ("data", "published", "scale") if getattr(given, flag)]):
+        made[name].error(f"--{own[0]} is of a suite: give --suite paper, or settings as --config.KEY")
     given.overrides, given.config_file, given.config_given = overrides, chosen_file(command, files), bool(files)
-    if overrides and not given.config_file:
+    if overrides and not given.config_file and not suite:
         why = "give --config FILE" if command.config else f"{name} has none"
         made[name].error(f"{overrides[0]} is a setting of a configuration: {why}")
     return given
@@ -252,7 +276,7 @@ def parsers(examples: str = "") -> dict[str, Parser]:
         made[name] = parser
         if command.config:
             group = parser.add_argument_group("configuration")
-            options = {"dest": "files", "action": "append", "required": command.file == ""}
+            options = {"dest": "files", "action": "append"}
             shown = "FILE" if command.file != "" else "configs/evaluate/PROTOCOL.py"
             default = f" (default: {command.file})" if command.file else ""
             group.add_argument("--config", **options, metavar=shown, help=f"see configs/; --help lists its settings{default}")
@@ -309,9 +333,11 @@ def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = No
 
     `count` tells the number of training images of a configuration; None: data are not to be looked at.
     """
+    command = COMMANDS[given.command_name]
+    if getattr(given, "suite", None):
+        given.evaluations = evaluations(given)
     if not given.config_file:
         return
-    command = COMMANDS[given.command_name]
     for name in command.flags.keys() & _SIZES.keys():
         if getattr(given, name) != command.flags[name].values.default:
             raise UsageError(f"{_spelt(name)} is the configuration's own: leave it out, or --config")
@@ -327,6 +353,23 @@ def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = No
             raise UsageError(f"{_spelt(name)} is for configurations with {spec.setting}, which {given.config_file} has not")
         if spec.setting and getattr(given, name) is not None:
             given.config.update_from_flattened_dict({spec.setting: getattr(given, name)})
+
+
+def evaluations(given: argparse.Namespace) -> list[tuple[paper.Evaluation, Any]]:
+    """The evaluations of a suite with their configurations; without one (None): no data set is known by its name."""
+    command, named, made = COMMANDS["evaluate"], given.data or {}, []
+    found = {**paper.DATA, **named}
+    for each in paper.EVALUATIONS:
+        config, known, _ = load(command, str(_ROOT / "configs" / "evaluate" / f"{each.file}.py"), [])
+        if each.data == "lowshot" and "imagenet" in named and "lowshot" not in named:  # drawn of the images at hand
+            config.data.name, config.data.fraction = found["imagenet"], 0.01
+        else:
+            config.data.name = found[each.data]
+        config.update_from_flattened_dict(paper.TINY if given.scale == "tiny" else {})
+        config = overridden(config, known, given.overrides)
+        config.mesh.update(given.mesh or {})
+        made.append((each, config if config.data.name else None))
+    return made
 
 
 def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[str, Setting], Callable | None]:

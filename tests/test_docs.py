@@ -94,6 +94,7 @@ NOT_RUN = {  # patterns of commands that are only checked, and why
     r"_in1k\.py": "needs ImageNet",
     r"configs/fashion_mnist|runs/fashion_mnist": "takes half an hour; tests train on its first images",
     r"folder_small\.py .*folder:PATH --workdir runs/small$|runs/seed_\d": "as another of its configuration that is run",
+    r"--suite paper": "tests/test_paper.py runs the rehearsal of docs/reproduce.md",
     r"folder:tiles": "needs photographs; tests/test_photo_tiles.py makes tiles, and another of its configuration is run",
     r"configs/cifar10": "needs the reader's own file; another test trains by it",
     r"folder:imagenet": "needs ImageNet",

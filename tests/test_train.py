@@ -70,6 +70,20 @@ def test_workdir_holds_what_it_should(whole):
     assert strip.size == (8 * 96, 2 * 96)  # images of 32 pixels are shown three times as large
 
 
+def test_a_run_too_short_for_its_target_is_warned_of(whole, tmp_path, monkeypatch, capsys):
+    class Introduced(Exception):
+        pass
+
+    def stop(*_):
+        raise Introduced
+
+    monkeypatch.setattr(command, "Probes", stop)
+    for changes, warned in (({}, True), ({"optim__momentum": 0.1}, False), ({"optim__momentum": 1.0}, True)):
+        with pytest.raises(Introduced):
+            command.pretrain(small.config(**changes), tmp_path / str(changes))
+        assert ("warning: 12 steps are few for a target that averages over" in capsys.readouterr().out) == warned
+
+
 def test_a_finished_run_is_left_alone(whole, capsys):
     workdir, report = whole
     before = (workdir / "metrics.jsonl").read_bytes()

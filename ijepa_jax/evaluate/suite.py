@@ -82,7 +82,7 @@ def evaluate(
         "settings": plain.to_plain(settings),
     }
     if processes.is_first():
-        write_tables(folder, _file_name(settings, bench), result)
+        write_tables(folder, file_name(settings, bench.loader.name), result)
     return result
 
 
@@ -227,7 +227,8 @@ def _rounded(value: Any) -> Any:
     return round(float(value), 3)
 
 
-def _file_name(settings: ml_collections.ConfigDict, bench: Bench) -> str:
-    place = bench.loader.name.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
+def file_name(settings: ml_collections.ConfigDict, data: str) -> str:
+    """What the tables of an evaluation on a data set are called, without their endings: other settings, another name."""
+    place = data.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
     mark = hashlib.blake2b(json.dumps(plain.to_plain(settings), sort_keys=True).encode(), digest_size=3).hexdigest()
     return f"{settings.protocol}-{Path(place).stem}-{mark}"

@@ -41,15 +41,25 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def terminal(result: dict[str, Any]) -> Table:
     """The table for a terminal."""
-    headings, lines = rows(result)
     images = f", {result['train_images']:,}{_of_all(result)} training images" if "train_images_in_all" in result else ""
     unit = ", accuracy in %" if "accuracy" in result else ""
-    table = Table(title=f"{result['protocol']} on {result['data']}{unit}{images}")
+    return drawn(f"{result['protocol']} on {result['data']}{unit}{images}", *rows(result))
+
+
+def drawn(title: str, headings: list[str], lines: list[list[str]]) -> Table:
+    """A table for a terminal, its first column to the left."""
+    table = Table(title=title)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")
     for line in lines:
         table.add_row(*line)
     return table
+
+
+def grid(headings: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown, its first column to the left."""
+    table = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def _of_all(result: dict[str, Any]) -> str:
@@ -58,9 +68,6 @@ def _of_all(result: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The table as Markdown, with the command, the checkpoint and the data."""
-    headings, lines = rows(result)
-    table = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
-    page = ["| " + " | ".join(line) + " |" for line in table]
     unit = "Accuracy on held-out images, per cent. " if "accuracy" in result else ""
     seeds = f" Mean of {len(result['seeds'])} seeds." if "seeds" in result else ""
     images = f"{result['test_images']:,} test and {result.get('train_images', 0):,} training images{_of_all(result)}"
@@ -71,7 +78,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{unit}{images}.{seeds}",
             "",
             *(f"> **Warning:** {warning}.\n" for warning in result.get("warnings", ())),
-            *page,
+            grid(*rows(result)),
             "",
             f"Checkpoint `{result['checkpoint']}`, step {result['step']}, encoder's digest `{result['encoder_digest'][:16]}`; "
             f"{result['seconds']:.0f} s.",

@@ -33,6 +33,8 @@ from ijepa_jax.train.step import State
 from ijepa_jax.train.workdir import claim
 from ijepa_jax.visualize.report import read_report
 
+_MEMORIES = 10  # so many times as long as its target's memory a run should be
+
 
 class OutOfMemory(RuntimeError):
     """The devices' memory does not suffice."""
@@ -93,6 +95,12 @@ def _introduce(run: Run, state: State) -> None:
         f"parameters: {', '.join(f'{name} {size:,}' for name, size in sizes.items())}; {run.mesh.size} "
         f"{jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}; batch {run.loader.batch_size}"
     )
+    memory = 1 / max(1 - run.config.optim.momentum, 1e-9)  # steps that the target is an average over
+    if run.method.target(state.params) is not None and run.total_steps < _MEMORIES * memory:
+        run.display.log(
+            f"warning: {run.total_steps} steps are few for a target that averages over {memory:.0f}: give {_MEMORIES} times as "
+            "many, or a smaller optim.momentum"
+        )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,179 @@
+"""The paper's evaluations as one suite, and the sequence of docs/reproduce.md."""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ijepa_jax import build, cli
+from ijepa_jax.data.source import DataError
+from ijepa_jax.evaluate import paper, suite
+from ijepa_jax.host.console import Display
+from ijepa_jax.model.flops import PEAK_TFLOPS
+from ijepa_jax.pretrain import command
+from ijepa_jax.settings import plain
+from ijepa_jax.settings.paper import RUNS
+from tests import small
+from tests.test_configs import PUBLISHED, load
+from tests.test_docs import ROOT, commands
+
+IMAGES = {"in1k": 1_281_167, "in22k": 14_197_122}
+
+
+def read(*arguments: str):
+    return cli.read(["evaluate", "--suite", "paper", "--checkpoint", "DIR", *arguments])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    place = tmp_path_factory.mktemp("run")
+    command.pretrain(small.config(optim__steps=2, optim__warmup=1.0), place)
+    return place
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The settings that `suite.evaluate` is called with; in its place they are written as the result, of 50% accuracy."""
+    called = []
+
+    def evaluate(settings, path, *, out, command, display):
+        if settings.data.name == "tfds:cifar100":
+            raise DataError("tfds:cifar100 is not there")
+        called.append(settings)
+        scores = {"accuracy": 50.0, "interval": [49.0, 51.0]}
+        result = {
+            **scores, "tasks": {"count": {**scores, "accuracy": 40.0}, "distance": scores}, "warnings": ["few steps"],
+            "settings": json.loads(json.dumps(plain.to_plain(settings))),
+            "encoder_digest": digest(path),
+        }  # fmt: skip
+        (ROOT / out).mkdir(exist_ok=True)
+        (ROOT / out / f"{suite.file_name(settings, settings.data.name)}.json").write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(suite, "evaluate", evaluate)
+    return called
+
+
+@functools.cache
+def digest(path):
+    weights, saved = paper.checkpoint.restore_encoder(path)
+    return paper.digests.encoder_digest(weights, saved.method().backbone())
+
+
+def run(given, workdir, **options):
+    return paper.evaluate(given.evaluations, str(workdir), display=Display(quiet=True), **options)
+
+
+def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_kept(workdir, evaluated):
+    arguments = "--data=tfds:packed/mine,inat18=folder:inat"
+    result = run(read(arguments), workdir, published="in1k_vith14")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["ImageNet-1K, linear"]["difference"] == -29.3 and rows["ImageNet-1K, linear"]["paper"] == 79.3
+    assert rows["Clevr/Count, linear"]["accuracy"] == 40 and rows["Clevr/Dist, linear"]["difference"] == -22.4
+    assert rows["ImageNet-1K, kNN"]["paper"] is None and rows["ImageNet-1K, kNN"]["difference"] is None
+    assert "tfds:cifar100 is not there" in rows["CIFAR-100, linear"]["note"] and rows["CIFAR-100, linear"]["accuracy"] is None
+    assert "--data places205=NAME" in rows["Places205, linear"]["note"]
+    assert rows["ImageNet-1K, 1% of labels"]["note"] == "1% of the labels, drawn by seed 0; few steps"
+    assert {settings.data.name for settings in evaluated} == {"tfds:packed/mine", "folder:inat", "tfds:clevr"}
+    page = (workdir / "evaluate" / "paper.md").read_text()
+    assert "| ImageNet-1K, linear | 50.0 | 49.0 .. 51.0 | 79.3 | -29.3 |" in page and "* CIFAR-100, linear: not run" in page
+    assert json.loads((workdir / "evaluate" / "paper.json").read_text()) == result
+
+    count = len(evaluated)
+    assert run(read(arguments), workdir, published="in1k_vith14") == result and len(evaluated) == count
+    run(read(arguments, "--config.knn.k=10"), workdir)
+    assert len(evaluated) == 2 * count  # with other settings
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_published_run_s_encoder_is_known_by_its_shape_and_data(name):
+    _, config = load(name)
+    assert paper.of_architecture(config) == name
+    config.data.image_size = (64, 64)
+    assert paper.of_architecture(config) is None
+
+
+def test_huge_encoders_have_the_decay_that_the_paper_gives_them_unless_another_is_asked_for(workdir, evaluated, monkeypatch):
+    monkeypatch.setitem(paper.RUNS, "in1k_vith14", ("vit_pico", 4, (32, 32)))
+    config = saved_config = paper.checkpoint.restore_encoder(workdir)[1].config()
+    saved_config.model.size = "vit_huge"
+    monkeypatch.setattr(paper.checkpoint.Saved, "config", lambda self: config)
+    for override, decay in (((), 0.4), (("--config.finetune.weight_decay=0.1",), 0.1)):
+        evaluated.clear()
+        run(read("--data=tfds:mine", *override), workdir, overrides=override)
+        lowshot = [each for each in evaluated if each.data.fraction < 1]
+        assert [each.finetune.weight_decay for each in lowshot] == [decay]
+
+
+def test_data_sets_are_named_by_keys(capsys):
+    names = {each.data: config and config.data.name for each, config in read().evaluations}
+    assert names["lowshot"] == "tfds:imagenet2012_subset/1pct" and names["places205"] is None
+    names = {each.data: config and config.data.name for each, config in read("--data=folder:a,lowshot=folder:b").evaluations}
+    assert names == {
+        "imagenet": "folder:a", "lowshot": "folder:b", "cifar100": "tfds:cifar100", "places205": None,
+        "inat18": "tfds:i_naturalist2018", "clevr": "tfds:clevr",
+    }  # fmt: skip
+    tiny = {each.file: config for each, config in read("--scale=tiny", "--config.linear.epochs=9").evaluations}
+    assert tiny["linear_in1k"].linear.epochs == 9 and tiny["finetune_in1k"].finetune.epochs == 2
+    for wrong, line in (("cifar=folder:b", "has cifar: there is imagenet"), ("a,b", "each once"), ("clevr=", "each once")):
+        with pytest.raises(cli.UsageError, match=line):
+            read(f"--data={wrong}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--suite", "paper", "--config", "configs/evaluate/knn.py"], "--suite has configurations of its own"),
+        (["--config", "configs/evaluate/knn.py", "--scale=tiny"], "--scale is of a suite"),
+        (["--suite", "paper", "--config.knn.kk=1"], "unknown setting --config.knn.kk"),
+    ],
+)
+def test_what_does_not_go_together_is_said(arguments, line):
+    with pytest.raises(cli.UsageError, match=line):
+        cli.read(["evaluate", "--checkpoint", "DIR", *arguments])
+
+
+def test_the_costs_that_are_quoted_are_the_arithmetic():
+    """Of docs/reproduce.md and of the configurations: model FLOPs at 40% and 60% of the peak, in whole batches."""
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    for name in PUBLISHED:
+        module, config = load(name)
+        flops = sum(build.method(build.completed(config)).flops().values())
+        all_of_them = flops * (IMAGES[name.partition("_")[0]] // 2048 * 2048) * config.optim.epochs / 3600e12
+        hours = {chip: [all_of_them / PEAK_TFLOPS[chip] / mfu for mfu in (0.4, 0.6)] for chip in PEAK_TFLOPS}
+        cells = " | ".join("{:,.0f}, {:,.0f}".format(*hours[chip]) for chip in ("h100", "v5e", "v5p", "v6e"))
+        assert f"| `{name}` | {flops / 1e9:,.0f} | {cells} |" in page
+        assert "{:.0f} / {:.0f} H200-hours".format(*hours["h200"]) in module.__doc__
+        assert f"{hours['v5e'][0] / 256:.1f} hours" in module.__doc__
+
+
+@pytest.mark.slow
+def test_the_sequence_runs_as_the_page_has_it(tmp_path):
+    """The rehearsal of docs/reproduce.md in its order, with fewer images and steps; a second time all is kept."""
+    text = (ROOT / "docs" / "reproduce.md").read_text().partition("## A rehearsal")[2]
+    for folder in ("tests", "configs", "launch.py", "ijepa_jax"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    smaller = {
+        "tests/standin.py": ["--images=80", "--classes=4"],
+        "launch.py pretrain": ["--config.optim.epochs=4", "--config.optim.batch_size=16", "--config.probe.every=0"],
+        "launch.py evaluate": ["--config.data.test_images=16", "--config.data.batch_size=16", "--config.baselines=False"],
+    }
+    lines = commands(text)
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["launch.py", name] for name in ("prepare", "plan", "pretrain", "evaluate")
+    ]
+    for line in [*lines, lines[-1]]:
+        words = line.split()
+        more = smaller.get(words[0], smaller.get(" ".join(words[:2]), []))
+        done = subprocess.run(
+            [sys.executable, *words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
+    assert len(re.findall("kept from before", done.stdout)) == 5
+    rows = {row["name"]: row for row in json.loads((tmp_path / "runs/rehearsal/evaluate/paper.json").read_text())["rows"]}
+    run_ones = [name for name, row in rows.items() if row["accuracy"] is not None]
+    assert run_ones == [f"ImageNet-1K, {name}" for name in ("kNN", "linear", "1% of labels", "attentive", "fine-tuning")]
+    assert "says little" in rows["ImageNet-1K, linear"]["note"]
