@@ -1,8 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from ijepa_jax.evaluate import knn
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def clusters(count, classes=5, dims=16, seed=0):
@@ -25,11 +32,35 @@ def test_a_bank_in_pieces_gives_the_same_neighbours(monkeypatch):
     whole = knn.neighbours(bank, queries, 9)
     monkeypatch.setattr(knn, "_BANK", 128)
     monkeypatch.setattr(knn, "_QUERIES", 32)
-    knn._nearest.clear_cache()
+    knn._nearest_on.cache_clear()
     pieces = knn.neighbours(bank, queries, 9)
-    knn._nearest.clear_cache()
+    knn._nearest_on.cache_clear()
     np.testing.assert_array_equal(whole[0], pieces[0])
     np.testing.assert_allclose(whole[1], pieces[1], atol=1e-6)
+
+
+SEVERAL = """
+import jax, numpy as np
+from ijepa_jax.evaluate import knn
+rng, unit = np.random.default_rng(0), lambda rows: rows / np.linalg.norm(rows, axis=1)[:, None]
+assert jax.local_device_count() == 8
+for count, k in ((1000, 9), (17, 20), (6, 50)):
+    bank, queries = rng.normal(size=(count, 16)).astype(np.float32), rng.normal(size=(70, 16)).astype(np.float32)
+    bank[count // 2] = bank[0]  # on another device
+    similarities = unit(queries) @ unit(bank).T
+    expected = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    found = knn.neighbours(bank, queries, k)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_allclose(found[1], np.take_along_axis(similarities, expected, 1), atol=1e-6)
+"""
+
+
+def test_a_bank_over_several_devices_gives_the_same_neighbours():
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_ties_go_to_the_first_in_the_bank_and_the_lowest_class():

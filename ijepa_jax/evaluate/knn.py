@@ -4,11 +4,12 @@ The protocol of Wu et al. 2018 (arXiv 1805.01978) that self-supervised encoders 
 voting for its class with weight exp(similarity / temperature), temperature 0.07.
 """
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _QUERIES = 256  # queries compared at a time,
 _BANK_BYTES = 2**30  # of the bank that are on the device at a time
@@ -62,10 +63,10 @@ def neighbours(bank, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank features have {bank.shape[1]} dimensions, query features {queries.shape[1]}")
     found, start = None, 0
-    for part in np.array_split(bank, -(-bank.nbytes // _BANK_BYTES)):
-        nearest = _neighbours_in(part, queries, min(k, len(part)))
-        nearest = nearest[0] + np.int32(start), nearest[1]
-        found = nearest if found is None else _nearer(found, nearest, k)
+    for part in np.array_split(bank, -(-bank.nbytes // (_BANK_BYTES * jax.local_device_count()))):
+        for indices, similarities in _neighbours_in(part, queries, min(k, len(bank))):
+            nearest = indices + np.int32(start), similarities
+            found = nearest if found is None else _nearer(found, nearest, min(k, len(bank)))
         start += len(part)
     return found
 
@@ -77,19 +78,41 @@ def _nearer(first, second, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1)
 
 
-def _neighbours_in(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`neighbours` in a part of the bank that fits on the device."""
-    size = min(_QUERIES, len(queries))
-    bank_on_device = jax.device_put(bank)
+def _neighbours_in(bank: np.ndarray, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`neighbours` in what each of this process's devices has of a bank that they can hold, in the order of its rows.
+
+    Where a device has fewer than k rows, similarities of -inf fill up.
+    """
+    devices = Mesh(jax.local_devices(), "rows")
+    size, rows = min(_QUERIES, len(queries)), -(-len(bank) // devices.size)
+
+    def rows_of(index: tuple[slice, ...]) -> np.ndarray:
+        own = bank[index[0]]
+        return np.pad(own, ((0, rows - len(own)), (0, 0)))
+
+    split = NamedSharding(devices, PartitionSpec("rows"))
+    banks = jax.make_array_from_callback((devices.size * rows, bank.shape[1]), split, rows_of)
+    counts = np.clip(len(bank) - rows * np.arange(devices.size), 0, rows).astype(np.int32)
+    nearest_on = _nearest_on(devices, k)
     found = []
     with jax.default_matmul_precision("float32"):  # else accelerators round features to 8 or 10 bits, which reorders neighbours
         for start in range(0, len(queries), size):
             batch = queries[start : start + size]
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0)))  # one shape, so one compilation
-            nearest = jax.device_get(_nearest(bank_on_device, jax.device_put(padded), k=k))
-            found.append([array[: len(batch)] for array in nearest])
-    indices, similarities = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return indices, similarities
+            found.append([array[:, : len(batch)] for array in jax.device_get(nearest_on(banks, counts, padded))])
+    indices, similarities = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+    return list(zip(indices + (rows * np.arange(devices.size, dtype=np.int32))[:, None, None], similarities, strict=True))
+
+
+@functools.cache
+def _nearest_on(devices: Mesh, k: int):
+    """`_nearest` on each device, among its own rows of the bank: (indices, similarities), [devices, Q, k]."""
+    rows, all_of_them = PartitionSpec("rows"), PartitionSpec()
+
+    def nearest(bank, count, queries):
+        return jax.tree.map(lambda found: found[None], _nearest(bank, count[0], queries, k))
+
+    return jax.jit(jax.shard_map(nearest, mesh=devices, in_specs=(rows, rows, all_of_them), out_specs=rows, check_vma=False))
 
 
 def checked_features(features, name: str) -> np.ndarray:
@@ -116,9 +139,8 @@ def checked_labels(labels, count: int, classes: int, name: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-@partial(jax.jit, static_argnames="k")
-def _nearest(bank, queries, *, k: int):
-    """The k nearest of bank [N, D] for queries [Q, D], going through the bank in pieces: (indices, similarities), [Q, k]."""
+def _nearest(bank, count, queries, k: int):
+    """The k nearest of the first `count` of bank [N, D] for queries [Q, D], in pieces: (indices, similarities), [Q, k]."""
     rows, piece = len(bank), min(_BANK, len(bank))
     queries = _unit(queries)
 
@@ -126,7 +148,7 @@ def _nearest(bank, queries, *, k: int):
         first = jnp.minimum(start, rows - piece)  # the last piece reaches back, so that all have one size
         index = first + jnp.arange(piece)[None]
         similarity = queries @ _unit(jax.lax.dynamic_slice_in_dim(bank, first, piece)).T
-        similarity = jnp.where(index >= start, similarity, -jnp.inf)  # seen in the piece before
+        similarity = jnp.where((index >= start) & (index < count), similarity, -jnp.inf)  # or else seen in the piece before
         # top_k keeps the order of equals, and what was found earlier comes first.
         similarity = jnp.concatenate([best[1], similarity], axis=1)
         index = jnp.concatenate([best[0], jnp.broadcast_to(index, (len(queries), piece))], axis=1)
@@ -137,7 +159,7 @@ def _nearest(bank, queries, *, k: int):
     return jax.lax.scan(merge, none_yet, jnp.arange(0, rows, piece))[0]
 
 
-@partial(jax.jit, static_argnames="classes")
+@functools.partial(jax.jit, static_argnames="classes")
 def _vote(labels, similarities, temperature, *, classes: int):
     """Adds up the neighbours' weights by class: labels, similarities [Q, k] -> int32 [Q]."""
     weights = jnp.exp((similarities - similarities.max(axis=1, keepdims=True)) / temperature)  # relative: cannot overflow
