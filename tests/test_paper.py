@@ -45,7 +45,8 @@ def evaluated(monkeypatch):
         called.append(settings)
         scores = {"accuracy": 50.0, "interval": [49.0, 51.0]}
         result = {
-            **scores, "tasks": {"count": {**scores, "accuracy": 40.0}, "distance": scores}, "warnings": ["few steps"],
+            **scores, "task": "label", "warnings": ["few steps"],
+            "tasks": {"count": {**scores, "accuracy": 40.0}, "distance": scores},
             "settings": json.loads(json.dumps(plain.to_plain(settings))),
             "encoder_digest": digest(path),
         }  # fmt: skip
@@ -67,7 +68,7 @@ def run(given, workdir, **options):
     return paper.evaluate(given.evaluations, str(workdir), display=Display(quiet=True), **options)
 
 
-def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_kept(workdir, evaluated):
+def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_kept(workdir, evaluated, monkeypatch):
     arguments = "--data=tfds:packed/mine,inat18=folder:inat"
     result = run(read(arguments), workdir, published="in1k_vith14")
     rows = {row["name"]: row for row in result["rows"]}
@@ -86,6 +87,11 @@ def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_ke
     assert run(read(arguments), workdir, published="in1k_vith14") == result and len(evaluated) == count
     run(read(arguments, "--config.knn.k=10"), workdir)
     assert len(evaluated) == 2 * count  # with other settings
+    (workdir / "evaluate" / f"{suite.file_name(evaluated[-2], 'tfds:clevr')}.json").unlink()
+    other = {"accuracy": 50.0, "interval": [49.0, 51.0], "task": "label", "warnings": []}
+    monkeypatch.setattr(suite, "evaluate", lambda *_, **__: other)
+    note = next(row["note"] for row in run(read("--config.knn.k=10"), workdir)["rows"] if row["name"] == "Clevr/Count, linear")
+    assert note == "tfds:clevr has no task count, but label"
 
 
 @pytest.mark.parametrize("name", RUNS)

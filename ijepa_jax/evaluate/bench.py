@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import zipfile
 import zlib
@@ -26,7 +25,7 @@ from ijepa_jax.devices.sharding import batch_sharding, place_batch, place_rows
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate import probe
 from ijepa_jax.host.console import Display
-from ijepa_jax.host.files import write_whole
+from ijepa_jax.host.files import unfinished
 from ijepa_jax.methods import Method
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.train.step import interleaved_parts
@@ -321,15 +320,14 @@ def chosen_tasks(settings: ml_collections.ConfigDict, train: Source, test: Sourc
 def _load(path: epath.Path, kinds: Sequence[str]) -> tuple[features_lib.Features, np.ndarray] | None:
     """Features that were kept, with their rows; None where there are none, or damaged ones."""
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as kept:
+        with path.open("rb") as file, np.load(file) as kept:
             return {kind: kept[kind] for kind in kinds}, kept["rows"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 
 def save_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an npz file, which is there as a whole or not at all."""
+    """Writes an npz file, which is there as a whole or not at all; no copy of it is held in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
+    with unfinished(path) as place, place.open("wb") as file:
+        np.savez(file, **arrays)

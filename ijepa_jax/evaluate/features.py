@@ -86,12 +86,15 @@ def collect(batches: Iterable[Arrays], extract: Extract, mesh: Mesh) -> tuple[Fe
         indices.append(rows["index"][valid])
     if not sum(map(len, indices)):
         raise DataError("no readable image to evaluate on")
-    order = np.argsort(np.concatenate(indices), kind="stable")
-    joined = {kind: np.concatenate([part[kind] for part in parts])[order] for kind in parts[0]}
-    for kind, values in joined.items():
+    rows = np.concatenate(indices).astype(np.int64)
+    order = None if (np.diff(rows) > 0).all() else np.argsort(rows, kind="stable")
+    joined = {}
+    for kind in [*parts[0]]:
+        values = np.concatenate([part.pop(kind) for part in parts])  # which are then free: at ImageNet's size they count
         if not np.isfinite(values).all():
             raise ValueError(f"{kind} features hold NaN or infinite values: the encoder has diverged")
-    return joined, np.concatenate(indices)[order].astype(np.int64)
+        joined[kind] = values if order is None else values[order]
+    return joined, rows if order is None else rows[order]
 
 
 def collect_views(loader: Loader, source: Source, images: int, views: int, extract: Extract, mesh: Mesh) -> np.ndarray:

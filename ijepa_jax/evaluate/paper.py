@@ -36,7 +36,7 @@ def evaluate(
     not there say so; settings None: none is known. With several processes all must call this. Raises as `suite.evaluate`, but
     for a data set that is not there.
     """
-    weights, saved = checkpoint.restore_encoder(path)
+    weights, saved = checkpoint.restore_encoder(path, next((one.step for _, one in evaluations if one is not None), 0))
     config, digest = saved.config(), digests.encoder_digest(weights, saved.method().backbone())
     del weights
     published = published or of_architecture(config)
@@ -54,7 +54,9 @@ def evaluate(
                 settings.update_from_flattened_dict({key: each.of_huge[key] for key in each.of_huge.keys() - asked})
             found, note = _found(settings, path, folder, digest, command, display)
         for task, row in each.rows.items():
-            measured = found and (found["tasks"][task] if task else found)
+            measured = found and (found.get("tasks", {found["task"]: found}).get(task) if task else found)
+            if found and not measured:
+                note = f"{settings.data.name} has no task {task}, but {', '.join(found.get('tasks', [found['task']]))}"
             figure = row.figures.get(published)
             result["rows"].append({
                 "name": row.name,
