@@ -102,9 +102,12 @@ def check_only(given: Namespace) -> int:
         build.run_method(config)
     for evaluation in [config, *(config for _, config in getattr(given, "evaluations", ()))]:
         if evaluation and "protocol" in evaluation:
+            from ijepa_jax.data.open import check_name
             from ijepa_jax.settings import evaluation as settings
 
             settings.check(evaluation)
+            if evaluation.data.name and not evaluation.data.image_size:
+                check_name(evaluation.data.name, 1)
     print(f"{given.command_name}: nothing wrong was found in flags and settings; --dry-run ends here")
     return 0
 
@@ -205,7 +208,8 @@ def evaluate(given: Namespace) -> dict:
     if given.suite:
         result = call(paper.evaluate, given, given.evaluations, given.checkpoint, command=command_line(), display=display)
         display.log(paper.terminal(result))
-        return result
+        lost = [row["name"] for row in result["rows"] if row["accuracy"] is None and row["data"] in (given.data or {}).values()]
+        return fail(f"of data that were named, not evaluated: {', '.join(lost)}") if lost else result
     result = call(suite.evaluate, given, given.config, given.checkpoint, command=command_line(), display=display)
     display.log(table.terminal(result))
     return {key: value for key, value in result.items() if key not in ("details", "settings")}

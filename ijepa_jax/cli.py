@@ -165,6 +165,7 @@ COMMANDS = {
             f"of a suite: ImageNet, and others as KEY=NAME with commas between ({', '.join(paper.DATA)})", text(""), "NAME",
             read=data_sets),
         "published": Flag("of a suite: the run to compare with; by default the encoder's own", choice(None, paper.RUNS), "RUN"),
+        "only": Flag("of a suite: these, by configuration or data, with commas between: linear_in1k,clevr", text(""), "NAMES"),
         "scale": Flag("of a suite: tiny, to rehearse it", choice(None, ("tiny",))),
     } | _DEVICES, "protocol", ""),
     "features": Command("write features of a data set to a file, for other tools", _CHECKPOINT | {
@@ -256,7 +257,11 @@ def parse(arguments: list[str], examples: str = "") -> argparse.Namespace:
         made[name].error("the following arguments are required: --config")
     if suite and files:
         made[name].error("--suite has configurations of its own: leave --config out")
-    if name == "evaluate" and not suite and (own := [flag for flag in ("data", "published", "scale") if getattr(given, flag)]):
+    if (
+        name == "evaluate"
+        and not suite
+        and (own := [flag for flag in ("data", "published", "only", "scale") if getattr(given, flag)])
+    ):
         made[name].error(f"--{own[0]} is of a suite: give --suite paper, or settings as --config.KEY")
     given.overrides, given.config_file, given.config_given = overrides, chosen_file(command, files), bool(files)
     if overrides and not given.config_file and not suite:
@@ -358,8 +363,14 @@ def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = No
 def evaluations(given: argparse.Namespace) -> list[tuple[paper.Evaluation, Any]]:
     """The evaluations of a suite with their configurations; without one (None): no data set is known by its name."""
     command, named, made = COMMANDS["evaluate"], given.data or {}, []
-    found = {**paper.DATA, **named}
+    found, wanted = {**paper.DATA, **named}, [name for name in given.only.split(",") if name]
+    if own := [key for key in ("protocol", "data.name", "data.fraction") if key in _asked(given.overrides)]:
+        raise UsageError(f"--config.{own[0]} is each evaluation's own in a suite: data sets are named by --data")
+    if unknown := {*wanted} - {*_names_of_evaluations()}:
+        raise UsageError(f"--only names {', '.join(sorted(unknown))}: there is {', '.join(_names_of_evaluations())}")
     for each in paper.EVALUATIONS:
+        if wanted and each.file not in wanted and each.data not in wanted:
+            continue
         config, known, _ = load(command, str(_ROOT / "configs" / "evaluate" / f"{each.file}.py"), [])
         if each.data == "lowshot" and "imagenet" in named and "lowshot" not in named:  # drawn of the images at hand
             config.data.name, config.data.fraction = found["imagenet"], 0.01
@@ -370,6 +381,10 @@ def evaluations(given: argparse.Namespace) -> list[tuple[paper.Evaluation, Any]]
         config.mesh.update(given.mesh or {})
         made.append((each, config if config.data.name else None))
     return made
+
+
+def _names_of_evaluations() -> list[str]:
+    return list(dict.fromkeys([each.file for each in paper.EVALUATIONS] + [each.data for each in paper.EVALUATIONS]))
 
 
 def load(command: Command, file: str, overrides: list[str]) -> tuple[Any, dict[str, Setting], Callable | None]:

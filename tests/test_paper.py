@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,24 +37,38 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """The settings that `suite.evaluate` is called with; in its place they are written as the result, of 50% accuracy."""
+    """The settings that `suite.evaluate` is called with; in its place they are written as the result, of 50% accuracy.
+
+    CIFAR-100 is not there, and iNaturalist18 has a second task.
+    """
     called = []
 
-    def evaluate(settings, path, *, out, command, display):
+    def contents(run, settings):
         if settings.data.name == "tfds:cifar100":
             raise DataError("tfds:cifar100 is not there")
+        return {"train": settings.data.name}
+
+    def evaluate(settings, path, *, out, command, display):
+        if settings.protocol == "attentive":
+            raise ValueError("attentive is not for this encoder")
         called.append(settings)
         scores = {"accuracy": 50.0, "interval": [49.0, 51.0]}
+        other = {"accuracy": 40.0, "interval": [39.0, 41.0]}
+        tasks = {
+            "tfds:clevr": {"tasks": {"count": other, "distance": scores}},
+            "folder:inat": {"tasks": {"coarse": scores, "label": other}},
+        }
         result = {
-            **scores, "task": "label", "warnings": ["few steps"],
-            "tasks": {"count": {**scores, "accuracy": 40.0}, "distance": scores},
-            "settings": json.loads(json.dumps(plain.to_plain(settings))),
-            "encoder_digest": digest(path),
+            **scores, "task": "class", **tasks.get(settings.data.name, {}), "warnings": ["few steps"],
+            "contents": contents(None, settings),
+            "settings": json.loads(json.dumps(plain.to_plain(settings))), "encoder_digest": digest(path),
         }  # fmt: skip
-        (ROOT / out).mkdir(exist_ok=True)
-        (ROOT / out / f"{suite.file_name(settings, settings.data.name)}.json").write_text(json.dumps(result))
+        folder = Path(out)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{suite.file_name(settings, settings.data.name)}.json").write_text(json.dumps(result))
         return result
 
+    monkeypatch.setattr(suite, "contents", contents)
     monkeypatch.setattr(suite, "evaluate", evaluate)
     return called
 
@@ -74,24 +89,34 @@ def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_ke
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["ImageNet-1K, linear"]["difference"] == -29.3 and rows["ImageNet-1K, linear"]["paper"] == 79.3
     assert rows["Clevr/Count, linear"]["accuracy"] == 40 and rows["Clevr/Dist, linear"]["difference"] == -22.4
+    assert rows["iNaturalist18, linear"]["accuracy"] == 40  # of its label, and not the mean with a coarser task
     assert rows["ImageNet-1K, kNN"]["paper"] is None and rows["ImageNet-1K, kNN"]["difference"] is None
     assert "tfds:cifar100 is not there" in rows["CIFAR-100, linear"]["note"] and rows["CIFAR-100, linear"]["accuracy"] is None
+    assert "not for this encoder" in rows["ImageNet-1K, attentive"]["note"]
     assert "--data places205=NAME" in rows["Places205, linear"]["note"]
     assert rows["ImageNet-1K, 1% of labels"]["note"] == "1% of the labels, drawn by seed 0; few steps"
     assert {settings.data.name for settings in evaluated} == {"tfds:packed/mine", "folder:inat", "tfds:clevr"}
     page = (workdir / "evaluate" / "paper.md").read_text()
-    assert "| ImageNet-1K, linear | 50.0 | 49.0 .. 51.0 | 79.3 | -29.3 |" in page and "* CIFAR-100, linear: not run" in page
+    assert "| ImageNet-1K, linear | 50.0 | 49.0 .. 51.0 | 79.3 | -29.3 | tfds:packed/mine |" in page
+    assert "* CIFAR-100, linear: not run" in page
     assert json.loads((workdir / "evaluate" / "paper.json").read_text()) == result
 
-    count = len(evaluated)
-    assert run(read(arguments), workdir, published="in1k_vith14") == result and len(evaluated) == count
+    evaluated.clear()
+    again = read(arguments, "--config.data.workers=3", "--mesh", "data=1", "--config.cache=False")
+    assert run(again, workdir, published="in1k_vith14")["rows"] == result["rows"] and not evaluated
     run(read(arguments, "--config.knn.k=10"), workdir)
-    assert len(evaluated) == 2 * count  # with other settings
-    (workdir / "evaluate" / f"{suite.file_name(evaluated[-2], 'tfds:clevr')}.json").unlink()
-    other = {"accuracy": 50.0, "interval": [49.0, 51.0], "task": "label", "warnings": []}
-    monkeypatch.setattr(suite, "evaluate", lambda *_, **__: other)
-    note = next(row["note"] for row in run(read("--config.knn.k=10"), workdir)["rows"] if row["name"] == "Clevr/Count, linear")
-    assert note == "tfds:clevr has no task count, but label"
+    assert [settings.protocol for settings in evaluated] == ["knn"]  # others' settings are not its own
+    monkeypatch.setattr(suite, "contents", lambda run, settings: {"train": "other images"})
+    evaluated.clear()
+    rehearsed = run(read("--data=tfds:packed/mine", "--only=knn_in1k,clevr", "--scale=tiny"), workdir, scale="tiny")
+    assert [settings.data.name for settings in evaluated] == ["tfds:packed/mine", "tfds:clevr"]
+    assert len(rehearsed["rows"]) == 3 and "a rehearsal" in (workdir / "evaluate" / "paper-tiny.md").read_text()
+    assert json.loads((workdir / "evaluate" / "paper.json").read_text())["scale"] is None
+
+
+def test_a_row_without_its_task_says_so(workdir, evaluated):
+    row = run(read("--data=clevr=folder:other", "--only=clevr"), workdir)["rows"][0]
+    assert row["accuracy"] is None and row["note"] == "folder:other has no task count, but class"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -135,6 +160,8 @@ def test_data_sets_are_named_by_keys(capsys):
         (["--suite", "paper", "--config", "configs/evaluate/knn.py"], "--suite has configurations of its own"),
         (["--config", "configs/evaluate/knn.py", "--scale=tiny"], "--scale is of a suite"),
         (["--suite", "paper", "--config.knn.kk=1"], "unknown setting --config.knn.kk"),
+        (["--suite", "paper", "--config.data.name=tfds:mine"], "data.name is each evaluation's own in a suite"),
+        (["--suite", "paper", "--only=linear"], "--only names linear: there is knn_in1k, linear_in1k"),
     ],
 )
 def test_what_does_not_go_together_is_said(arguments, line):

@@ -179,7 +179,7 @@ def test_an_evaluation_counts_every_image_once_on_any_number_of_processes_and_de
         """kNN, heads on new crops and attentive ones, and fine-tuning: what the paper's suite runs on one data set."""
         out = tmp_path / f"{count}x{devices}"
         task = ("evaluate", "--suite=paper", "--scale=tiny", "--data=scenes", "--checkpoint", tmp_path / "run", "--out", out)
-        images = ("--config.data.train_images=63", "--config.data.test_images=31", "--config.data.fraction=1.0")
+        images = ("--config.data.train_images=63", "--config.data.test_images=31", "--only=imagenet,lowshot")
         batches = [f"--config.{name}.batch_size=48" for name in ("linear", "attentive", "finetune")]
         cluster = Cluster(tmp_path / "run", count, devices, *images, *batches, "--config.cache=False", task=task)
         assert set(cluster.wait()) == {0}, cluster.log()

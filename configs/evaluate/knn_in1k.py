@@ -2,7 +2,7 @@
 
     python launch.py evaluate --config configs/evaluate/knn_in1k.py --checkpoint DIR
 
-Hardware: one pass of the encoder over ImageNet; the bank takes 4 bytes a feature on each device. Not run yet.
+Hardware: one pass of the encoder over ImageNet; the bank takes 4 bytes a feature, split over a process's devices. Not run yet.
 """
 
 import ml_collections

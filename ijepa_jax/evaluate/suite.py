@@ -73,6 +73,7 @@ def evaluate(
         "step": step,
         "encoder_digest": digest,
         "data": bench.loader.name,
+        "contents": {split: source.fingerprint() for split, source in bench.splits.items()},
         **_counts(bench),
         "warnings": list(dict.fromkeys(bench.warnings)),
         "bad_images": sum(bench.unreadable.values()),
@@ -153,6 +154,12 @@ def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict)
         max_bad_fraction=data.max_bad_fraction,
         eval_batch_size=data.batch_size,
     )
+
+
+def contents(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> dict[str, str]:
+    """Which images an evaluation of this run's encoder would be of, by split. Raises DataError where they are not there."""
+    loader, silent = _loader(run, settings), Display(quiet=True)
+    return {split: _open(loader, split, settings.data[f"{split}_images"], silent).fingerprint() for split in ("train", "test")}
 
 
 def _size(given: int | Sequence[int], trained: tuple[int, ...]) -> tuple[int, ...]:

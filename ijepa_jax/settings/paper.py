@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A file of configs/evaluate/, a key of DATA, and the rows that it gives by task; "": the one task that there is."""
+    """A file of configs/evaluate/, a key of DATA, and its rows by task; `label` may be an only task of another name."""
 
     file: str
     data: str
@@ -38,23 +38,23 @@ class Evaluation(NamedTuple):
 
 
 EVALUATIONS = (
-    Evaluation("knn_in1k", "imagenet", {"": Row("ImageNet-1K, kNN", {})}),
-    Evaluation("linear_in1k", "imagenet", {"": Row(
+    Evaluation("knn_in1k", "imagenet", {"label": Row("ImageNet-1K, kNN", {})}),
+    Evaluation("linear_in1k", "imagenet", {"label": Row(
         "ImageNet-1K, linear", {"in1k_vitb16": 72.9, "in1k_vitl16": 77.5, "in1k_vith14": 79.3, "in1k_vith16_448": 81.1})}),
-    Evaluation("lowshot_in1k", "lowshot", {"": Row(
+    Evaluation("lowshot_in1k", "lowshot", {"label": Row(
         "ImageNet-1K, 1% of labels", {"in1k_vitl16": 69.4, "in1k_vith14": 73.3, "in1k_vith16_448": 77.3})},
         {"finetune.weight_decay": 0.4}),
-    Evaluation("attentive_in1k", "imagenet", {"": Row("ImageNet-1K, attentive", {})}),
-    Evaluation("linear_in1k", "cifar100", {"": Row(
+    Evaluation("attentive_in1k", "imagenet", {"label": Row("ImageNet-1K, attentive", {})}),
+    Evaluation("linear_in1k", "cifar100", {"label": Row(
         "CIFAR-100, linear", {"in1k_vith14": 87.5, "in22k_vith14": 89.5, "in22k_vitg16": 89.5})}),
-    Evaluation("linear_in1k", "places205", {"": Row(
+    Evaluation("linear_in1k", "places205", {"label": Row(
         "Places205, linear", {"in1k_vith14": 58.4, "in22k_vith14": 57.8, "in22k_vitg16": 59.1})}),
-    Evaluation("linear_in1k", "inat18", {"": Row(
+    Evaluation("linear_in1k", "inat18", {"label": Row(
         "iNaturalist18, linear", {"in1k_vith14": 47.6, "in22k_vith14": 50.5, "in22k_vitg16": 55.3})}),
     Evaluation("dense_in1k", "clevr", {
         "count": Row("Clevr/Count, linear", {"in1k_vith14": 86.7, "in22k_vith14": 88.6, "in22k_vitg16": 86.7}),
         "distance": Row("Clevr/Dist, linear", {"in1k_vith14": 72.4, "in22k_vith14": 75.0, "in22k_vitg16": 73.0})}),
-    Evaluation("finetune_in1k", "imagenet", {"": Row("ImageNet-1K, fine-tuning", {})}),
+    Evaluation("finetune_in1k", "imagenet", {"label": Row("ImageNet-1K, fine-tuning", {})}),
 )  # fmt: skip
 # What makes an evaluation small enough for a rehearsal of the whole sequence; its accuracies mean nothing.
 TINY = {
