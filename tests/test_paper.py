@@ -206,7 +206,7 @@ def test_the_sequence_runs_as_the_page_has_it(tmp_path):
         )
         assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
     assert len(re.findall("kept from before", done.stdout)) == 5
-    rows = {row["name"]: row for row in json.loads((tmp_path / "runs/rehearsal/evaluate/paper.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "runs/rehearsal/evaluate/paper-tiny.json").read_text())["rows"]}
     run_ones = [name for name, row in rows.items() if row["accuracy"] is not None]
     assert run_ones == [f"ImageNet-1K, {name}" for name in ("kNN", "linear", "1% of labels", "attentive", "fine-tuning")]
     assert "says little" in rows["ImageNet-1K, linear"]["note"]
