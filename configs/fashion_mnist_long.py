@@ -2,7 +2,9 @@
 
     python launch.py pretrain --config configs/fashion_mnist_long.py --workdir runs/fashion_mnist_long
 
-Hardware: two CPU cores. Cost and accuracy: not measured yet (144 TFLOP, twice configs/fashion_mnist.py).
+Hardware: one of two CPU cores. Cost: 5421 s (commit 0baff1f).
+Expected, in per cent (trained / random init / pixels), one seed, processors differing by a few points:
+linear 85.7 / 77.0 / 84.3, knn 83.9 / 69.5 / 81.5.
 """
 
 import ml_collections

@@ -5,7 +5,9 @@
 for 64x64 pixels; others by `--config.data.image_size=96,96`. These two settings are enough: `derive` makes the others of them
 (docs/small_data.md has the table, and what to expect).
 
-Hardware: two CPU cores. Cost: 5.3 GFLOP a step at a grid of 8x8; accuracy of a shorter run: docs/small_data.md.
+Hardware: one of two CPU cores. Cost: 2015 s (commit b9cf67c).
+Expected, in per cent (trained / random init / pixels), tiles of 27 photographs, 3 seeds, processors differing by a few points:
+linear 70.8 ± 2.4 / 52.4 ± 0.1 / 31.0, knn 63.1 ± 0.4 / 52.1 ± 0.7 / 38.8.
 """
 
 import math

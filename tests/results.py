@@ -25,9 +25,11 @@ FILE = ROOT / "docs" / "results.json"
 _COLUMNS = ("trained", "random_init", "pixels")
 _KINDS = {"linear": linear_probes, "knn": knn_probes}
 _SHOWN = 150  # letters of a line of a log
-_QUOTED = {  # what the README's row is called, and what a docstring says of its numbers
+_QUOTED = {  # what the README's row is called, if it has one, and what a docstring says of its numbers
     "quickstart": ("generated scenes, linear probe and kNN, means of four tasks, %", ", means of four tasks"),
     "fashion_mnist": ("Fashion-MNIST, linear probe and kNN, %", ""),
+    "fashion_mnist_long": ("", ""),
+    "folder_small": ("", ", tiles of 27 photographs"),
 }
 
 
@@ -76,12 +78,16 @@ def pages(results: Mapping[str, Any]) -> dict[Path, str]:
     """The pages that quote results, as they should be."""
     readme = (ROOT / "README.md").read_text()
     readme = _replaced(readme, r"```\nstarting from step .*?```", _block(_in_short(results["quickstart"]["log"])))
+    small = (ROOT / "docs" / "small_data.md").read_text()
     for name, (what, _) in _QUOTED.items():
-        readme = _replaced(readme, rf"\| {re.escape(what)}.*?\n", _row(what, results[name]))
+        if what:
+            readme = _replaced(readme, rf"\| {re.escape(what)}.*?\n", _row(what, results[name]))
+        small = _replaced(small, rf"(?<=`configs/{name}\.py` \|)[^|]*\|[^|]*\|[^|]*(?=\|)", _expected(results[name]))
     whole = (ROOT / "docs" / "visualize.md").read_text()
     whole = _replaced(whole, r"```\nscenes train: .*?```", _block(results["quickstart"]["log"]))
     configs = {ROOT / "configs" / f"{name}.py": _docstring(name, results[name], of) for name, (_, of) in _QUOTED.items()}
-    return {ROOT / "README.md": readme, ROOT / "docs" / "visualize.md": whole, **configs}
+    docs = ROOT / "docs"
+    return {ROOT / "README.md": readme, docs / "visualize.md": whole, docs / "small_data.md": small, **configs}
 
 
 def _block(lines: Sequence[str]) -> str:
@@ -107,6 +113,12 @@ def _row(what: str, entry: Mapping[str, Any]) -> str:
         entry["commit"],
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _expected(entry: Mapping[str, Any]) -> str:
+    """Cells of the table in docs/small_data.md: seeds, and both probes with random weights' and pixels' in brackets."""
+    probes = [[_over_seeds(entry, kind, column) for column in _COLUMNS] for kind in _KINDS]
+    return f" {len(entry['seeds'])} | {' | '.join(f'{ours} ({random}, {pixels})' for ours, random, pixels in probes)} "
 
 
 def _over_seeds(entry: Mapping[str, Any], kind: str, column: str) -> str:

@@ -17,10 +17,10 @@ def test_a_changed_result_changes_every_page_that_quotes_it():
     kept["quickstart"]["seeds"][0]["knn"]["trained"] += 7.0
     kept["quickstart"]["seconds"] = 9876.0
     changed = {path.name for path, text in results.pages(kept).items() if path.read_text() != text}
-    assert changed == {"README.md", "quickstart.py"}
+    assert changed == {"README.md", "small_data.md", "quickstart.py"}
     kept["quickstart"]["log"][-1] = "9876.0 s in all"
     written = {path.name: text for path, text in results.pages(kept).items() if path.read_text() != text}
-    assert {*written} == {"README.md", "visualize.md", "quickstart.py"}
+    assert {*written} == {"README.md", "visualize.md", "small_data.md", "quickstart.py"}
     assert all("\n9876.0 s in all\n```" in written[name] for name in ("README.md", "visualize.md"))
 
 
