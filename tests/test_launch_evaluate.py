@@ -47,7 +47,7 @@ def test_features_writes_every_image_once(workdir, tmp_path, split):
         (KNN, "the following arguments are required: --checkpoint"),
         (
             ("evaluate", "--checkpoint", "DIR"),
-            "required: --config. usage: python launch.py evaluate --config configs/evaluate/",
+            "required: --config. usage: python launch.py evaluate [--config configs/evaluate/",
         ),
         (("evaluate", "--config", "configs/tiny.py", "--checkpoint", "DIR"), "is not the configuration of an evaluation"),
         ((*KNN, "--checkpoint", "nowhere"), "nowhere is not a workdir"),
