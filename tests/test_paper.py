@@ -129,8 +129,8 @@ def test_a_published_run_s_encoder_is_known_by_its_shape_and_data(name):
 
 def test_huge_encoders_have_the_decay_that_the_paper_gives_them_unless_another_is_asked_for(workdir, evaluated, monkeypatch):
     monkeypatch.setitem(paper.RUNS, "in1k_vith14", ("vit_pico", 4, (32, 32)))
-    config = saved_config = paper.checkpoint.restore_encoder(workdir)[1].config()
-    saved_config.model.size = "vit_huge"
+    config = paper.checkpoint.restore_encoder(workdir)[1].config()
+    config.model.size = "vit_huge"
     monkeypatch.setattr(paper.checkpoint.Saved, "config", lambda self: config)
     for override, decay in (((), 0.4), (("--config.finetune.weight_decay=0.1",), 0.1)):
         evaluated.clear()
@@ -139,7 +139,7 @@ def test_huge_encoders_have_the_decay_that_the_paper_gives_them_unless_another_i
         assert [each.finetune.weight_decay for each in lowshot] == [decay]
 
 
-def test_data_sets_are_named_by_keys(capsys):
+def test_data_sets_are_named_by_keys():
     names = {each.data: config and config.data.name for each, config in read().evaluations}
     assert names["lowshot"] == "tfds:imagenet2012_subset/1pct" and names["places205"] is None
     names = {each.data: config and config.data.name for each, config in read("--data=folder:a,lowshot=folder:b").evaluations}

@@ -70,7 +70,7 @@ def test_workdir_holds_what_it_should(whole):
     assert strip.size == (8 * 96, 2 * 96)  # images of 32 pixels are shown three times as large
 
 
-def test_a_run_too_short_for_its_target_is_warned_of(whole, tmp_path, monkeypatch, capsys):
+def test_a_run_too_short_for_its_target_is_warned_of(tmp_path, monkeypatch, capsys):
     class Introduced(Exception):
         pass
 

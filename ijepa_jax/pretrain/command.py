@@ -99,7 +99,7 @@ def _introduce(run: Run, state: State) -> None:
     if run.method.target(state.params) is not None and run.total_steps < _MEMORIES * memory:
         run.display.log(
             f"warning: {run.total_steps} steps are few for a target that averages over {memory:.0f}: give {_MEMORIES} times as "
-            f"many as that, or a smaller optim.momentum"
+            "many as that, or a smaller optim.momentum"
         )
 
 
