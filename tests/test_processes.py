@@ -171,27 +171,33 @@ def test_a_workdir_that_not_all_processes_see_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_an_evaluation_counts_every_image_once_on_any_number_of_processes_and_devices(tmp_path):
-    """Odd numbers of images: 2 processes x 2 devices find the neighbours of one, and train heads and encoders alike."""
+    """Odd numbers of images: 2 processes x 2 devices and 1 x 8 find the neighbours of one, and train heads alike."""
     run = Cluster(tmp_path / "run", 1, 1, "--config.optim.steps=20")
     assert run.wait() == [0], run.log()
 
-    def evaluate(count: int, devices: int) -> dict[str, dict]:
+    def evaluate(count: int, devices: int, only: str) -> dict[str, dict]:
         """kNN, heads on new crops and attentive ones, and fine-tuning: what the paper's suite runs on one data set."""
         out = tmp_path / f"{count}x{devices}"
         task = ("evaluate", "--suite=paper", "--scale=tiny", "--data=scenes", "--checkpoint", tmp_path / "run", "--out", out)
-        images = ("--config.data.train_images=63", "--config.data.test_images=31", "--only=imagenet,lowshot")
-        images += ("--config.data.tasks=count", "--config.baselines=False")
+        images = (
+            "--config.data.train_images=63",
+            "--config.data.test_images=31",
+            "--config.data.tasks=count",
+            f"--only={only}",
+        )
         batches = [f"--config.{name}.batch_size=48" for name in ("linear", "attentive", "finetune")]
         cluster = Cluster(tmp_path / "run", count, devices, *images, *batches, "--config.cache=False", task=task)
         assert set(cluster.wait()) == {0}, cluster.log()
         return {path.name: json.loads(path.read_text()) for path in out.glob("*-scenes-*.json")}
 
-    alone, several = evaluate(1, 1), evaluate(2, 2)
+    alone, several, eight = evaluate(1, 1, "imagenet,lowshot"), evaluate(2, 2, "imagenet,lowshot"), evaluate(1, 8, "knn_in1k")
     assert sorted(name.split("-")[0] for name in several) == ["attentive", "finetune", "finetune", "knn", "linear"]
-    for name, result in several.items():
+    assert len(eight) == 1
+    for name, result in [*several.items(), *eight.items()]:
         points = 0.001 if name.startswith("knn") else 3.3  # one of the 31 answers
         assert result["test_images"] == 31 and result["encoder_digest"] == alone[name]["encoder_digest"]
         assert result["accuracy"] == pytest.approx(alone[name]["accuracy"], abs=points)
+        assert result["baselines"] == pytest.approx(alone[name]["baselines"], abs=points)
 
 
 @pytest.mark.slow
