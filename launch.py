@@ -304,7 +304,7 @@ def plan(given: Namespace) -> dict:
     """Compiles a run's training step for hardware that is not there, and prints what it needs."""
     from ijepa_jax.measure import plan as planning
 
-    result = planning.plan(given.config, given.topology)
+    result = call(planning.plan, given, given.config, given.topology)
     print(planning.table(result))
     return result
 

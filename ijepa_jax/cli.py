@@ -216,6 +216,7 @@ COMMANDS = {
             "v5e, v5p or v6e and the slice's sides (needs libtpu: pip install 'jax[tpu]'); or a number of simulated devices, "
             "cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs", shown="v5e:16x16", required=True,
         ),
+        "images": Flag("images of the data, for the chip-hours of a run whose length is in epochs", whole(0, 0, _MANY)),
     } | _MESH, "method"),
 }  # fmt: skip
 

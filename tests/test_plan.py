@@ -88,7 +88,7 @@ def test_command_prints_a_table_and_json():
     assert code == 0 and err == "", err
     *text, line = out.splitlines()
     result = json.loads(line)
-    assert result.keys() == KEYS | {"images_per_s_at_40_mfu", "images_per_s_at_60_mfu"}
+    assert result.keys() == KEYS | {"images_per_s_at_40_mfu", "images_per_s_at_60_mfu", "images", "chip_hours"}
     assert result["chips"] == 4 and result["mesh"] == {"data": 2, "fsdp": 2} and result["fits"] is None
     method = build.method(small.tiny.get_config())
     flops = sum(step_flops(method).values())
@@ -96,13 +96,21 @@ def test_command_prints_a_table_and_json():
     assert result["tflop_per_step"] == pytest.approx(16 * flops / 1e12, rel=1e-3)
     assert result["images_per_s_at_40_mfu"] == pytest.approx(0.4 * 4 * 312e12 / flops, rel=1e-3)
     assert any("by arithmetic, not measured" in line for line in text) and any("all-reduce" in line for line in text)
+    assert result["images"] == 40 * 16
+    assert result["chip_hours"]["h100"]["40"] == pytest.approx(640 * flops / 0.4 / 989e12 / 3600, rel=1e-3)
     assert result["index_padding"] == pytest.approx(index_padding(method), rel=1e-3)
     assert result["lane_padding"]["of_model"] == pytest.approx(lane_padding(method)["of_model"], rel=1e-3)
     assert result["lane_padding"]["head_dims"] == {"encoder": 16, "predictor": 8}
     assert result["unfriendly_sizes"] == ["patch 48", "encoder width 32", "predictor width 16", "predictor mlp 64"]
     relayouts = result["relayouts"]
     assert relayouts["bytes"] == sum(total["bytes"] for total in relayouts["kinds"].values()) and relayouts["largest"]
-    for start in ("index padding  3.66% of model FLOPs", "lane padding on TPUs", "relayouts of a step", "sizes that are no"):
+    for start in (
+        "chip-hours of the run's 640 images",
+        "index padding  3.66% of model FLOPs",
+        "lane padding on TPUs",
+        "relayouts of a step",
+        "sizes that are no",
+    ):
         assert any(line.startswith(start) for line in text)
 
 

@@ -1,6 +1,7 @@
 """The probe harness: features counted once, comparisons, baselines; the encoder's features on any batch size."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -60,8 +61,25 @@ def test_every_image_is_counted_once():
     source = Labelled(np.arange(70))
     mesh = sharding.make_mesh()
     batches = build.loader(config).eval_batches(source, np.arange(70), mesh.size)
-    found, rows = features.collect(batches, lambda images: {"last": images[:, 0, 0]}, mesh)
+    found, rows = features.collect(batches, np.arange(70), lambda images: {"last": images[:, 0, 0]}, mesh)
     assert len(found["last"]) == 70 and rows.tolist() == list(range(70))
+
+
+def test_features_lie_in_the_order_of_their_images_without_those_that_are_unreadable(monkeypatch):
+    batches = [
+        {"image": np.array(index, np.float32)[:, None], "index": np.array(index), "valid": np.array(valid)}
+        for index, valid in (([7, 2, 9], [1, 1, 0]), ([4, 3, 3], [1, 1, 0]))
+    ]
+    collected = partial(features.collect, batches, [9, 7, 2, 4, 3], lambda images: {"last": images}, sharding.make_mesh())
+    found, indices = collected()
+    assert indices.tolist() == [2, 3, 4, 7] and found["last"].ravel().tolist() == [2, 3, 4, 7]
+    monkeypatch.setattr(features.memory, "available", lambda: 19)
+    with pytest.raises(MemoryError, match=r"features of 5 images \(last\) take .*linear.augment=True,"):
+        collected()
+    batches[1]["image"][0] = np.nan
+    monkeypatch.setattr(features.memory, "available", lambda: None)
+    with pytest.raises(ValueError, match="last features hold NaN"):
+        collected()
 
 
 def test_views_are_crops_of_the_image_they_stand_for():

@@ -92,12 +92,16 @@ class Bench:
         path = self._cached(subject, kinds, split, len(chosen))
         kept = _load(path, kinds) if path is not None else None
         if not processes.all_succeeded(kept is not None):
-            features, rows = features_lib.collect(self.batches(source), self.extract(subject, kinds), self.mesh)
+            features, rows = self.collect(source, self.extract(subject, kinds))
             kept = features, chosen[rows]
             if path is not None and processes.is_first():
                 self._keep(path, {**features, "rows": kept[1]})
         self._account(split, len(chosen) - len(kept[1]), len(chosen))
         return kept
+
+    def collect(self, source: Source, extract: features_lib.Extract) -> tuple[features_lib.Features, np.ndarray]:
+        """What `extract` makes of all readable images of a source, and their rows in it."""
+        return features_lib.collect(self.batches(source), np.arange(len(source)), extract, self.mesh)
 
     def extract(self, subject: Subject, kinds: Sequence[str]) -> features_lib.Extract:
         """What gives a subject's features of images."""

@@ -13,6 +13,7 @@ from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.source import Arrays, DataError, Source, Subset
 from ijepa_jax.data.views import examples
 from ijepa_jax.devices.sharding import all_rows, place_batch, replicated
+from ijepa_jax.host import memory
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.vit import patchify
 
@@ -72,29 +73,46 @@ _REDUCED = {  # by the number of axes
 }
 
 
-def collect(batches: Iterable[Arrays], extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
-    """Features [N, ...] by kind, and source indices int64 [N], of all valid rows of evaluation batches, each example once.
+def collect(batches: Iterable[Arrays], wanted: np.ndarray, extract: Extract, mesh: Mesh) -> tuple[Features, np.ndarray]:
+    """Features [N, ...] by kind, and source indices int64 [N], of the valid rows of evaluation batches of the images `wanted`.
 
-    Each process gives its own rows of the batches; all get all features, in the order of the examples.
+    Each process gives its own rows of the batches; all get all features, in the order of the indices.
+
+    Raises:
+        DataError: no image is readable.
+        ValueError: features are not finite.
+        MemoryError: they would not fit, which is told after the first batch.
     """
-    parts, indices = [], []
+    wanted = np.unique(wanted)
+    found, there = {}, np.zeros(len(wanted), bool)
     for batch in batches:
         features = extract(examples(batch))
         rows = all_rows({name: batch[name].astype(np.int32) for name in ("index", "valid")}, mesh)
         valid = rows["valid"].astype(bool)
-        parts.append({kind: values[valid] for kind, values in features.items()})
-        indices.append(rows["index"][valid])
-    if not sum(map(len, indices)):
+        places = np.searchsorted(wanted, rows["index"][valid])
+        there[places] = True
+        if not found:
+            _check_room(features, len(wanted))
+            found = {kind: np.empty((len(wanted), *values.shape[1:]), values.dtype) for kind, values in features.items()}
+        for kind, values in features.items():
+            if not np.isfinite(values[valid]).all():
+                raise ValueError(f"{kind} features hold NaN or infinite values: the encoder has diverged")
+            found[kind][places] = values[valid]
+    if not there.any():
         raise DataError("no readable image to evaluate on")
-    rows = np.concatenate(indices).astype(np.int64)
-    order = None if (np.diff(rows) > 0).all() else np.argsort(rows, kind="stable")
-    joined = {}
-    for kind in [*parts[0]]:
-        values = np.concatenate([part.pop(kind) for part in parts])  # which are then free: at ImageNet's size they count
-        if not np.isfinite(values).all():
-            raise ValueError(f"{kind} features hold NaN or infinite values: the encoder has diverged")
-        joined[kind] = values if order is None else values[order]
-    return joined, rows if order is None else rows[order]
+    if not there.all():
+        found = {kind: values[there] for kind, values in found.items()}
+    return found, wanted[there]
+
+
+def _check_room(features: Features, count: int) -> None:
+    """Raises MemoryError where features of so many images like these would take more memory than there is."""
+    needed, free = count * sum(values[:1].nbytes for values in features.values()), memory.available()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"features of {count:,} images ({', '.join(features)}) take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+            "take fewer images or layers, or have them computed anew at each step (linear.augment=True, attentive.augment=True)"
+        )
 
 
 def collect_views(loader: Loader, source: Source, images: int, views: int, extract: Extract, mesh: Mesh) -> np.ndarray:

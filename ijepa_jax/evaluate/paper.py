@@ -115,7 +115,7 @@ def _found(
             kept = suite.evaluate(settings, path, out=str(folder), command=command, display=display)
         except DataError:
             raise
-        except ValueError as error:  # such as fine-tuning of another network than ours
+        except (ValueError, MemoryError) as error:  # such as fine-tuning of another network than ours
             display.log(f"not run: {error}")
             return None, f"not run: {error}"
     drawn = [f"{settings.data.fraction:.0%} of the labels, drawn by seed {settings.seed}"] * (settings.data.fraction < 1)

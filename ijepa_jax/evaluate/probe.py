@@ -59,7 +59,7 @@ class ProbeData:
 
     def _features(self, source: Source, wanted: int, extract: features_lib.Extract) -> tuple[np.ndarray, np.ndarray]:
         rows = features_lib.sample(len(source), wanted)
-        features, rows = features_lib.collect(self.batches(source, rows), extract, self.mesh)
+        features, rows = features_lib.collect(self.batches(source, rows), rows, extract, self.mesh)
         return features["last"], rows
 
 

@@ -201,7 +201,7 @@ def _judged(test: Split, predict: Callable[[str, int], np.ndarray], tasks: Mappi
 
 def _judged_by_logits(bench: Bench, extract: features_lib.Extract) -> Outcome:
     """Judges a function from images to logits by task."""
-    test = bench.labelled(*features_lib.collect(bench.batches(bench.test), extract, bench.mesh), "test")
+    test = bench.labelled(*bench.collect(bench.test, extract), "test")
     return _judged(test, lambda task, _: test.features[task].argmax(axis=-1), bench.tasks)
 
 

@@ -46,10 +46,11 @@ CHIPS = {  # memory of TPUs as libtpu limits it, of GPUs what the datasheet's gi
 }
 
 
-def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
+def plan(config: ml_collections.ConfigDict, topology: str, images: int = 0) -> dict[str, Any]:
     """Compiles the training step of these settings for a topology such as "v5e:16x16" or "cpu:8", and tells what it needs.
 
-    No data set is opened and no device computes anything. Memory is in GiB of one chip; `fits` is None where the chip's memory
+    No data set is opened and no device computes anything: a run of epochs tells its chip-hours if it is told how many `images`
+    there are. Memory is in GiB of one chip; `fits` is None where the chip's memory
     is not known or, as for GPUs, not what the compiler planned for. A program too large for its chip has `fits` False, and
     `suggestions` name settings that should make it fit, by arithmetic.
 
@@ -65,6 +66,7 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
     step, state, batch = _step(parts)
     arguments, flops = _bytes((state, batch)) / GIB, sum(counted.values()) if counted else None
     mfus = [mfu for mfu in _MFU if chip.peak and flops]
+    shown = build.total_steps(config, images) * batch_size
     result = {
         "method": method.title,
         "topology": topology,
@@ -77,11 +79,17 @@ def plan(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
         "tflop_per_step": flops and flops * batch_size / 1e12,
         "gflop_per_image": flops and flops / 1e9,
         **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in mfus},
+        **({"images": shown, "chip_hours": chip_hours(flops * shown)} if flops and shown else {}),
         **(method.padding() or {}),
     }
     if result["fits"] is False:
         result["suggestions"] = suggest(result, state_gib=_bytes(state) / GIB, gradient_gib=_bytes(state.params) / GIB)
     return _rounded(result)
+
+
+def chip_hours(flops: float) -> dict[str, dict[str, float]]:
+    """By chip, and by per cent of its dense bfloat16 peak, the hours that so many floating-point operations take one chip."""
+    return {chip: {str(mfu): flops / (mfu / 100 * peak * 1e12) / 3600 for mfu in _MFU} for chip, peak in PEAK_TFLOPS.items()}
 
 
 def _rounded(value: Any) -> Any:
@@ -248,6 +256,16 @@ def table(result: dict[str, Any]) -> str:
         for mfu in _MFU
         if f"images_per_s_at_{mfu}_mfu" in result and result["fits"] is not False
     ]
+    if "chip_hours" in result:
+        lines.append(
+            f"chip-hours of the run's {result['images']:,} images, by arithmetic, at {' and '.join(map(str, _MFU))}% MFU"
+        )
+        lines.append(
+            "  "
+            + "; ".join(
+                f"{chip} {', '.join(f'{each:,.3g}' for each in hours.values())}" for chip, hours in result["chip_hours"].items()
+            )
+        )
     lines.append(f"compiled in {result['compile_s']:.1f} s")
     lines += [f"to make it fit, by arithmetic: {suggestion}" for suggestion in result.get("suggestions", ())]
     return "\n".join(lines)

@@ -125,7 +125,7 @@ def _drawn(count: int, images: int, seed: int) -> np.ndarray:
 def _patches(bench: Bench, subject: Subject, gallery: Gallery) -> np.ndarray:
     """The chosen images' patch features, float32 [n, P, D]."""
     source = Subset(gallery.source, gallery.rows[gallery.chosen])
-    return features_lib.collect(bench.batches(source), bench.extract(subject, ("patches",)), bench.mesh)[0]["patches"]
+    return bench.collect(source, bench.extract(subject, ("patches",)))[0]["patches"]
 
 
 def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, images: int, seed: int) -> Drawing:

@@ -31,7 +31,7 @@ def feature_strip(loader: Loader, test: Source, extract: features_lib.Extract, g
     def with_images(images: np.ndarray) -> features_lib.Features:
         return {**extract(images), **all_rows({"image": images}, mesh)}
 
-    found, _ = features_lib.collect(few.eval_batches(test, rows, mesh.size), with_images, mesh)
+    found, _ = features_lib.collect(few.eval_batches(test, rows, mesh.size), rows, with_images, mesh)
     return side_by_side(found["image"], found["patches"], grid)
 
 

@@ -60,7 +60,7 @@ def _of_features(folder: epath.Path, run: Run, pooled: features_lib.Extract, enc
     """Masks, where there are any, and what the encoder makes of test images."""
 
     def collect(rows: np.ndarray, extract: features_lib.Extract) -> tuple[features_lib.Features, np.ndarray]:
-        return features_lib.collect(run.loader.eval_batches(run.test, rows, run.mesh.size), extract, run.mesh)
+        return features_lib.collect(run.loader.eval_batches(run.test, rows, run.mesh.size), rows, extract, run.mesh)
 
     bank, rows = collect(features_lib.sample(len(run.test), _BANK), pooled)
     gallery = Gallery(run.loader.view, run.method, run.test, rows, features_lib.sample(len(rows), _IMAGES))
