@@ -142,7 +142,7 @@ _SIZES = {
     "predictor_width": Flag("width of the predictor", whole(384, 4, _MANY)),
     "predictor_depth": Flag("its depth", whole(12, 1, _MANY)),
     "dtype": Flag("of the computation; by default float32 on CPUs, else bfloat16", choice(None, ("float32", "bfloat16"))),
-    "attention": Flag("what computes it", choice("xla", ATTENTION)),
+    "attention": Flag("what computes it; auto: cuDNN where it applies", choice("auto", ATTENTION)),
     "scan": Flag("scan over blocks instead of unrolling them", flag(False)),
     "remat": Flag("what the backward pass computes again", choice("none", REMAT)),
     "context_blocks": Flag("context blocks of an image, for which the target encoder runs once", whole(1, 1, _MANY)),

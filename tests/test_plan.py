@@ -11,6 +11,7 @@ import pytest
 
 import launch
 from ijepa_jax import build
+from ijepa_jax.measure import gpus
 from ijepa_jax.measure import plan as planning
 from ijepa_jax.model.flops import index_padding, lane_padding, step_flops
 from ijepa_jax.model.vit import parameter_count
@@ -84,18 +85,17 @@ def test_state_is_split_along_fsdp(results):
 
 
 def test_command_prints_a_table_and_json():
-    code, out, err = launched(*TINY, "--topology", "a100:4", "--mesh=data=-1,fsdp=2")
+    code, out, err = launched(*TINY, "--topology", "cpu:4", "--mesh=data=-1,fsdp=2")
     assert code == 0 and err == "", err
     *text, line = out.splitlines()
     result = json.loads(line)
-    assert result.keys() == KEYS | {"images_per_s_at_40_mfu", "images_per_s_at_60_mfu", "images", "chip_hours"}
+    assert result.keys() == KEYS | {"images", "chip_hours"}
     assert result["chips"] == 4 and result["mesh"] == {"data": 2, "fsdp": 2} and result["fits"] is None
     method = build.method(small.tiny.get_config())
     flops = sum(step_flops(method).values())
     assert result["gflop_per_image"] == pytest.approx(flops / 1e9, rel=1e-3)
     assert result["tflop_per_step"] == pytest.approx(16 * flops / 1e12, rel=1e-3)
-    assert result["images_per_s_at_40_mfu"] == pytest.approx(0.4 * 4 * 312e12 / flops, rel=1e-3)
-    assert any("by arithmetic, not measured" in line for line in text) and any("all-reduce" in line for line in text)
+    assert any("all-reduce" in line for line in text)
     assert result["images"] == 40 * 16
     assert result["chip_hours"]["h100"]["40"] == pytest.approx(640 * flops / 0.4 / 989e12 / 3600, rel=1e-3)
     assert result["index_padding"] == pytest.approx(index_padding(method), rel=1e-3)
@@ -124,7 +124,10 @@ def test_one_chip_needs_no_collectives():
     "arguments, line",
     [
         ([], "the following arguments are required: --topology. usage: python launch.py plan"),
-        (["--topology=v5e"], "no topology 'v5e': use v5e, v5p, v6e (as v5e:4x4 or v5p:2x2x4), h200"),
+        (["--topology=v5e"], "no topology 'v5e': use v5e, v5p, v6e (as v5e:4x4 or v5p:2x2x4), h200, h100, a100 (as h100:8"),
+        (["--topology=h100:2x2x2"], "no topology 'h100:2x2x2'"),
+        (["--topology=gpu:8"], "no topology 'gpu:8'"),
+        (["--topology=h100:8"], gpus.NEEDS_PLUGIN),
         (["--topology=cpu:0"], "no topology 'cpu:0'"),
         (["--topology=cpu:2x2"], "no topology 'cpu:2x2'"),
         (["--topology=v9:2x2"], "no topology 'v9:2x2'"),
@@ -145,6 +148,7 @@ def test_one_chip_needs_no_collectives():
 def test_a_mistake_gets_one_clear_line(monkeypatch, capsys, arguments, line):
     monkeypatch.setattr(launch, "stand_in_for_tpus", lambda: None)  # this process has imported jax
     monkeypatch.setitem(sys.modules, "libtpu", None)  # as if not installed
+    monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: None)
     assert launch.main(["launch.py", "plan", *TINY, *arguments]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"error: {line}")
@@ -194,6 +198,22 @@ def test_compiles_for_tpus_that_are_not_there():
     # gathered in bfloat16, half of what float32 would be
     assert result["collectives"]["all-gather"]["bytes"] == 2 * 2 * BLOCK // 2
     assert all(each["op_name"] and each["bytes"] > 0 for each in result["relayouts"]["largest"])
+    assert result["images_per_s_at_40_mfu"] == pytest.approx(0.4 * 4 * 197e9 / result["gflop_per_image"], rel=1e-3)
+    assert "by arithmetic, not measured" in out
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs jax's CUDA plugin, 4 GB")
+def test_compiles_for_gpus_that_are_not_there():
+    code, out, err = launched(*WIDE, "--topology=h100:2", "--config.model.dtype=bfloat16")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result.keys() >= KEYS | {"kernels", "bytes_gb", "copies", "kernel_kinds", "roofline_ms"}
+    assert result["fits"] is True and result["chip_gib"] == pytest.approx(0.75 * 79.1, rel=1e-3)
+    assert set(result["collectives"]) == {"all-reduce"} and result["copies"] <= 3  # of the state none
+    kinds = result["kernel_kinds"]
+    assert kinds["attention"]["count"] == 2 * 2 + 2 + 2  # both directions of two blocks and of the predictor's, the target's
+    assert result["kernels"] == sum(total["count"] for total in kinds.values())
+    assert 0.5 < result["program_tflop"] / (result["tflop_per_step"] / 2) < 1.1  # of one of the two
 
 
 @needs_libtpu

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ijepa_jax.methods import IJepa
-from ijepa_jax.train.step import init, train_step
+from ijepa_jax.train.step import init, norm, train_step
 from tests import small
 
 
@@ -39,6 +39,17 @@ def test_target_starts_as_a_copy_and_follows_the_updated_encoder_to_the_last_bit
         jax.tree.map(np.testing.assert_array_equal, after.target, expected)
         state = after
     assert int(state.step) == 3
+
+
+def test_the_norm_is_that_of_all_leaves_also_where_one_has_many_numbers():
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    shapes = {"large": (3000, 2000), "scanned": (3, 4, 5), "alike": (3, 4, 5), "bias": (7,), "number": ()}
+    tree = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+    exact = np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in tree.values()))
+    np.testing.assert_allclose(jax.jit(norm)(tree), exact, rtol=3e-7)
+    with jax.numpy_rank_promotion("raise"):  # as other devices have it
+        found = jax.jit(norm).trace(tree).lower(lowering_platforms=("cuda",)).as_text()
+    assert found.count("stablehlo.reduce(") < 2 * len({*shapes.values()})
 
 
 def test_step_is_adamw_on_the_loss_gradient():

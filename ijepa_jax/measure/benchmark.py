@@ -26,6 +26,7 @@ from ijepa_jax.devices.sharding import jit_step, make_mesh, place_batch, state_s
 from ijepa_jax.measure.hlo import op_name, parse
 from ijepa_jax.methods import IJepa, Method
 from ijepa_jax.methods.optim import Optimizer
+from ijepa_jax.model.attention import chosen
 from ijepa_jax.model.flops import peak_tflops
 from ijepa_jax.model.predictor import Predictor
 from ijepa_jax.model.vit import ViT
@@ -95,7 +96,7 @@ class Workload:
     predictor_width: int = 384
     predictor_depth: int = 12
     dtype: str = "bfloat16"
-    attention: str = "xla"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     context_blocks: int = 1
@@ -125,7 +126,8 @@ class Workload:
             total_steps=10**5, warmup_steps=10**3, start_lr=1e-4, peak_lr=1e-3, final_lr=1e-6, weight_decay=0.04,
             final_weight_decay=0.4, momentum=0.996, final_momentum=1.0,
         )  # fmt: skip
-        facts = {**dataclasses.asdict(self), "width": encoder.width, "depth": encoder.depth}
+        used = chosen(self.attention, encoder.dtype, encoder.width // encoder.heads)
+        facts = {**dataclasses.asdict(self), "attention": used, "width": encoder.width, "depth": encoder.depth}
         return Work(method, optimizer, make_mesh(), self.batch, (self.image, self.image, 3), facts)
 
 

@@ -3,14 +3,12 @@
 import re
 from collections import defaultdict
 
-from ijepa_jax.measure.hlo import Instruction, array_bytes, executions, parse
+from ijepa_jax.measure.hlo import Instruction, array_bytes, executions, operands, parse
 
 KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast", "ring-permute",
 )  # fmt: skip
-
-_OPERAND = re.compile(r"%([^\s,()]+)")
 
 
 def count_collectives(hlo: str) -> dict[str, dict[str, int | bool]]:
@@ -52,7 +50,7 @@ def _kind(line: Instruction) -> str | None:
 
 def _moved(line: Instruction, shapes: dict[str, str]) -> int:
     """Bytes of the whole arrays of a collective."""
-    operands = sum(array_bytes(shapes.get(name, "")) for name in _OPERAND.findall(line.rest.split("), ")[0]))
+    given = sum(array_bytes(shapes.get(name, "")) for name in operands(line))
     if not line.operation.startswith("all-gather"):
-        return operands
-    return array_bytes(line.shape) - (operands if line.operation.endswith("-start") else 0)  # a start returns both
+        return given
+    return array_bytes(line.shape) - (given if line.operation.endswith("-start") else 0)  # a start returns both

@@ -35,9 +35,7 @@ def parse(hlo: str) -> tuple[list[Instruction], str]:
 
 def executions(instructions: list[Instruction], entry: str) -> tuple[Counter, set[str]]:
     """How often each computation runs, and those that run in a loop of unknown length (they are counted once a loop)."""
-    by_computation = defaultdict(list)
-    for line in instructions:
-        by_computation[line.computation].append(line)
+    by_computation = computations_of(instructions)
     times, unknown = Counter(), set()
     todo = [(entry, 1, False)]
     while todo:
@@ -53,6 +51,14 @@ def executions(instructions: list[Instruction], entry: str) -> tuple[Counter, se
                 called = [part.strip().removeprefix("%") for part in several.split(",")] if several else [one]
                 todo += [(part, count * (trips or 1), unsure or trips is None) for part in called]
     return times, unknown
+
+
+def computations_of(instructions: list[Instruction]) -> dict[str, list[Instruction]]:
+    """Instructions by the computation that they stand in."""
+    found = defaultdict(list)
+    for line in instructions:
+        found[line.computation].append(line)
+    return found
 
 
 def _trips(loop: Instruction, by_computation: dict[str, list[Instruction]]) -> int | None:
@@ -74,6 +80,17 @@ def array_bytes(shape: str) -> int:
             count *= int(size)
         bits += count * (8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]))
     return bits // 8
+
+
+def sizes_of(shape: str) -> tuple[int, ...]:
+    """The sizes of the first array in a shape as HLO writes it."""
+    found = _ARRAY.search(shape)
+    return tuple(int(size) for size in found[2].split(",") if size) if found else ()
+
+
+def operands(line: Instruction) -> list[str]:
+    """The names of an instruction's operands."""
+    return re.findall(r"%([^\s,()]+)", line.rest.split("), ")[0])
 
 
 def op_name(line: Instruction, lines: dict[str, Instruction]) -> str:

@@ -1,6 +1,6 @@
 """The real training step, compiled ahead of time for hardware that is not there: memory, collectives, relayouts, FLOPs.
 
-TPU slices need libtpu, which compiles on any Linux machine; meshes of CPUs and GPUs are simulated on this machine's CPU.
+TPU slices need libtpu, GPUs jax's CUDA plugin, which both compile on any Linux machine; meshes of CPU devices are simulated.
 """
 
 import re
@@ -15,8 +15,12 @@ from jax.experimental import topologies
 
 from ijepa_jax import build
 from ijepa_jax.devices import sharding
+from ijepa_jax.measure import gpus
 from ijepa_jax.measure.collectives import count_collectives
+from ijepa_jax.measure.gpus import GPUS
+from ijepa_jax.measure.kernels import count_kernels
 from ijepa_jax.measure.relayouts import count_relayouts
+from ijepa_jax.model.attention import compiled_for
 from ijepa_jax.model.flops import PEAK_TFLOPS
 from ijepa_jax.train.step import init, train_step
 
@@ -27,21 +31,19 @@ _ROOM = 0.95  # share of a chip's memory that a suggestion may fill, its estimat
 
 
 class Chip(NamedTuple):
-    """An accelerator: dense bfloat16 peak in TFLOP/s, and GiB that a program may use; None where not known."""
+    """An accelerator: dense bfloat16 peak in TFLOP/s, GiB that a program may use, bytes/s of memory; None where not known."""
 
     peak: float | None
     memory: float | None
+    bandwidth: float | None = None
     most: tuple[int, ...] = ()  # chips along each side of the largest slice
 
 
-CHIPS = {  # memory of TPUs as libtpu limits it, of GPUs what the datasheet's gigabytes come to
-    "v5e": Chip(PEAK_TFLOPS["v5e"], 15.75, (16, 16)),
-    "v5p": Chip(PEAK_TFLOPS["v5p"], 95.74, (16, 16, 24)),
-    "v6e": Chip(PEAK_TFLOPS["v6e"], 31.25, (16, 16)),
-    "h200": Chip(PEAK_TFLOPS["h200"], 131.3),
-    "h100": Chip(PEAK_TFLOPS["h100"], 74.5),
-    "a100": Chip(PEAK_TFLOPS["a100"], 74.5),
-    "gpu": Chip(None, None),
+CHIPS = {  # memory of TPUs as libtpu limits it, of GPUs the three quarters that JAX takes if it is not told otherwise
+    "v5e": Chip(PEAK_TFLOPS["v5e"], 15.75, most=(16, 16)),
+    "v5p": Chip(PEAK_TFLOPS["v5p"], 95.74, most=(16, 16, 24)),
+    "v6e": Chip(PEAK_TFLOPS["v6e"], 31.25, most=(16, 16)),
+    **{name: Chip(PEAK_TFLOPS[name], 0.75 * gpu.memory / GIB, gpu.bandwidth) for name, gpu in GPUS.items()},
     "cpu": Chip(None, None),
 }
 
@@ -59,11 +61,13 @@ def plan(config: ml_collections.ConfigDict, topology: str, images: int = 0) -> d
         ModuleNotFoundError: libtpu is not installed.
     """
     config = build.completed(config)
-    chip, devices = _devices(topology)
+    kind, chip, devices = _devices(topology)
     parts = build.parts(config, devices)
     method, mesh, batch_size = parts.method, parts.mesh, config.optim.batch_size
     counted = method.flops()
-    step, state, batch = _step(parts)
+    with compiled_for(kind):
+        step, state, batch = _step(parts)
+        lowered = step.lower(state, batch)
     arguments, flops = _bytes((state, batch)) / GIB, sum(counted.values()) if counted else None
     mfus = [mfu for mfu in _MFU if chip.peak and flops]
     shown = build.total_steps(config, images) * batch_size
@@ -75,7 +79,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, images: int = 0) -> d
         "batch_size": batch_size,
         "accumulation": config.optim.accumulation,
         "remat": config.model.remat,
-        **_compile(step.lower(state, batch), chip, arguments, simulated=topology.partition(":")[0] not in _TPUS),
+        **_compile(lowered, kind, chip, arguments),
         "tflop_per_step": flops and flops * batch_size / 1e12,
         "gflop_per_image": flops and flops / 1e9,
         **{f"images_per_s_at_{mfu}_mfu": mfu / 100 * chip.peak * 1e12 * mesh.size / flops for mfu in mfus},
@@ -102,15 +106,23 @@ def _rounded(value: Any) -> Any:
 _TPUS = tuple(name for name, chip in CHIPS.items() if chip.most)
 
 
-def _devices(topology: str) -> tuple[Chip, list]:
-    """The kind of chip that a topology names, and its devices, which only compile. Raises ValueError, ModuleNotFoundError."""
+def _devices(topology: str) -> tuple[str, Chip, list]:
+    """JAX's platform and the chip that a topology names, and its devices, which only compile.
+
+    Raises ValueError, ModuleNotFoundError.
+    """
     name, _, shape = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*" + r"(x[1-9]\d*)*" * (name in _TPUS), shape):
-        others = ", ".join(known for known in CHIPS if known not in _TPUS)
-        raise ValueError(f"no topology {topology!r}: use {', '.join(_TPUS)} (as v5e:4x4 or v5p:2x2x4), {others} (as cpu:8)")
-    chip, sides = CHIPS[name], [int(side) for side in shape.split("x")]
+    sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else []
+    if name not in CHIPS or not sides or (name not in _TPUS and len(sides) > 1 + (name in GPUS)):
+        raise ValueError(
+            f"no topology {topology!r}: use {', '.join(_TPUS)} (as v5e:4x4 or v5p:2x2x4), {', '.join(GPUS)} (as h100:8, or "
+            "h100:2x8 of two hosts) or cpu (as cpu:8)"
+        )
+    chip = CHIPS[name]
+    if name in GPUS:
+        return "gpu", chip, gpus.devices(name, *[1] * (len(sides) == 1), *sides)
     if name not in _TPUS:
-        return chip, _simulated(sides[0])
+        return "cpu", chip, _simulated(sides[0])
     if len(sides) > len(chip.most) or any(side > most for side, most in zip(sides, chip.most, strict=False)):
         raise ValueError(f"no topology {topology!r}: the largest slice is {name}:{'x'.join(map(str, chip.most))}")
     try:
@@ -119,7 +131,7 @@ def _devices(topology: str) -> tuple[Chip, list]:
         raise ModuleNotFoundError(NEEDS_LIBTPU) from error
     host = {"chips_per_host_bounds": [1, 1, 1]} if set(sides) == {1} else {}
     try:
-        return chip, list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **host).devices)
+        return "tpu", chip, list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **host).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"no topology {topology!r}: {error}") from error
 
@@ -158,8 +170,9 @@ def _bytes(tree: Any) -> int:
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulated: bool) -> dict[str, Any]:
+def _compile(lowered: jax.stages.Lowered, kind: str, chip: Chip, arguments: float) -> dict[str, Any]:
     """Compiles, and reads the program; what is too large to be compiled, out of the error."""
+    simulated = kind == "cpu"
     # the result is the same for a simulated mesh, since nothing runs, and comes much sooner
     hasten = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True} if simulated else None
     begun, text = time.monotonic(), None
@@ -186,7 +199,24 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip, arguments: float, simulate
         "chip_gib": chip.memory,
         "collectives": count_collectives(text) if text else None,
         "relayouts": count_relayouts(text) if text else None,
+        **(_kernels(count_kernels(text), chip) if kind == "gpu" and text else {}),
         "compile_s": seconds,
+    }
+
+
+def _kernels(counted: dict[str, Any], chip: Chip) -> dict[str, Any]:
+    """What a GPU's program launches and moves, and the time of a step if its products ran at the peak and all else at the
+    bandwidth of the memory, one after the other: no program is faster, and none comes near."""
+    kinds = counted["kinds"]
+    moved = sum(total["bytes"] for kind, total in kinds.items() if kind not in ("product", "attention", "collective"))
+    return {
+        "kernels": counted["count"],
+        "bytes_gb": counted["bytes"] / 1e9,
+        "copies": kinds.get("copy", {"count": 0})["count"],
+        "kernel_kinds": kinds,
+        "largest_kernels": counted["largest"],
+        "program_tflop": counted["flops"] / 1e12,
+        "roofline_ms": 1e3 * (counted["flops"] / (chip.peak * 1e12) + moved / chip.bandwidth),
     }
 
 
@@ -244,7 +274,7 @@ def table(result: dict[str, Any]) -> str:
         for kind, total in result["collectives"].items():
             least = " at least" if "at_least" in total else ""
             lines.append(f"  {kind:20} {total['count']:6}  {total['bytes'] / 2**20:12,.1f} MiB{least}")
-        lines += _relayout_lines(result["relayouts"])
+        lines += _relayout_lines(result["relayouts"]) if "kernels" not in result else _kernel_lines(result)
     if result["tflop_per_step"] is None:
         lines.append(f"model FLOPs  {result['method']} does not tell them (Method.flops)")
     else:
@@ -283,6 +313,20 @@ def _relayout_lines(relayouts: dict[str, Any]) -> list[str]:
         *(line(kind, total) for kind, total in relayouts["kinds"].items()),
         *(f"    largest: {each['count']} of {mib:,.1f} MiB  {each['array']}  {each['op_name']}" for each, mib in largest),
         line("layout kept", relayouts["moves"]),
+    ]
+
+
+def _kernel_lines(result: dict[str, Any]) -> list[str]:
+    def line(name: str, total: dict[str, int]) -> str:
+        return f"  {name:20} {total['count']:6}  {total['bytes'] / 1e9:12,.2f} GB"
+
+    largest = result["largest_kernels"]
+    return [
+        f"kernels of a step, on a GPU  {result['kernels']}, moving {result['bytes_gb']:,.1f} GB",
+        *(line(kind, total) for kind, total in result["kernel_kinds"].items()),
+        *(f"    {line(each['kind'], each).strip()}  {each['array']}  {each['op_name']}" for each in largest),
+        f"roofline, not measured  {result['roofline_ms']:,.1f} ms: {result['program_tflop']:,.1f} TFLOP at the peak, what is "
+        "no product at the memory's bandwidth",
     ]
 
 

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from ijepa_jax.measure.hlo import Instruction, array_bytes, executions, first_operand, op_name, parse
+from ijepa_jax.measure.hlo import Instruction, array_bytes, computations_of, executions, first_operand, op_name, operands, parse
 
 KINDS = ("transpose", "copy", "reshape", "fused")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
@@ -41,9 +41,7 @@ def count_relayouts(hlo: str, largest: int = 3) -> dict[str, Any]:
     """
     instructions, entry = parse(hlo)
     times, unknown = executions(instructions, entry)
-    lines, computations = {line.name: line for line in instructions}, defaultdict(list)
-    for line in instructions:
-        computations[line.computation].append(line)
+    lines, computations = {line.name: line for line in instructions}, computations_of(instructions)
     fused = {_called(line) for line in instructions if line.operation == "fusion"}
     kinds, sources, moves = (defaultdict(lambda: {"count": 0, "bytes": 0}) for _ in range(3))
     at_least = False
@@ -110,8 +108,7 @@ def _roots(inside: list[Instruction], lines: dict[str, Instruction]) -> list[Ins
     while todo:
         line = todo.pop()
         if line.operation in ("tuple", "bitcast"):
-            operands = re.findall(r"%([^\s,()]+)", line.rest.split(")")[0])
-            todo += [lines[name] for name in operands if name in lines]
+            todo += [lines[name] for name in operands(line) if name in lines]
         else:
             found.append(line)
     return found

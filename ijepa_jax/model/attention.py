@@ -1,5 +1,11 @@
 """Multi-head attention over token sequences, with tail padding given as lengths."""
 
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +19,7 @@ def attend(
     v: Float[Array, "b s d"],
     heads: int,
     lengths: Int[Array, " b"] | None = None,
-    implementation: str = "xla",
+    implementation: str = "auto",
     visible: Float[Array, "#b q s"] | None = None,
     automatic: bool = False,
 ) -> Float[Array, "b q d"]:
@@ -26,7 +32,7 @@ def attend(
         heads: number of heads; divides D.
         lengths: [B] int32 number of valid keys in each sequence, the rest being padding at its tail that no query
             attends to; None where every one is valid (the compiled program then carries no mask).
-        implementation: "xla" (any device) or "cudnn" (NVIDIA GPUs, bfloat16 or float16 only).
+        implementation: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16 or float16 only), or "auto" (see `chosen`).
         visible: [B or 1, Q, S] float, 1.0 where a query may attend to a key, else 0.0; None: everywhere.
         automatic: whether its gradients are JAX's, which jax.jvp and jax.hessian need, and not written out.
 
@@ -36,6 +42,7 @@ def attend(
     if implementation not in ATTENTION:
         raise ValueError(f"attention {implementation!r} must be one of {', '.join(ATTENTION)}")
     width = q.shape[-1] // heads
+    implementation = chosen(implementation, q.dtype, width, automatic or visible is not None)
     q_bqhd, k_bshd, v_bshd = (x.reshape(*x.shape[:-1], heads, width) for x in (q, k, v))
     if implementation == "cudnn":
         if visible is not None:
@@ -51,6 +58,53 @@ def attend(
     attention = _plain if automatic else _softmax_attention
     out = attention(q_bhqd * width**-0.5, k_bhsd, v_bhsd, visible)
     return out.swapaxes(1, 2).reshape(q.shape)
+
+
+def chosen(implementation: str, dtype: jnp.dtype, head_width: int, more_than_lengths: bool = False) -> str:
+    """What computes attention where an implementation is asked for: "xla" or "cudnn".
+
+    "auto" is cuDNN's fused kernel on NVIDIA GPUs that have it, for bfloat16 and heads of a width that it takes; but not for
+    more than lengths, which are masks of which key each query sees, and gradients of higher order.
+    """
+    if implementation != "auto":
+        return implementation
+    fits = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128 and not more_than_lengths
+    return "cudnn" if fits and _cudnn_at_hand() else "xla"
+
+
+_compiled_for: ContextVar[str | None] = ContextVar("compiled_for", default=None)
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """What is traced within is for devices of a platform ("gpu", "tpu", "cpu") that are not there."""
+    token = _compiled_for.set(platform)
+    try:
+        yield
+    finally:
+        _compiled_for.reset(token)
+
+
+def _cudnn_at_hand() -> bool:
+    elsewhere = _compiled_for.get()
+    return elsewhere == "gpu" if elsewhere else jax.default_backend() == "gpu" and _cudnn_works()
+
+
+@functools.cache
+def _cudnn_works() -> bool:
+    """Whether cuDNN's attention runs here, forward and backward, tried once; where it does not a warning tells why."""
+
+    def total(q: jax.Array) -> jax.Array:
+        return attend(q, q, q, 1, jnp.full(2, 8), "cudnn").astype(jnp.float32).sum()
+
+    try:
+        with jax.ensure_compile_time_eval():  # also where a step is being traced
+            jax.block_until_ready(jax.jit(jax.grad(total))(jnp.ones((2, 16, 64), jnp.bfloat16)))
+    except Exception as error:  # whatever a driver, a library or an old GPU comes up with
+        line = str(error).strip().partition("\n")[0]
+        warnings.warn(f"attention is computed by XLA, as cuDNN's does not run here: {line}", stacklevel=2)
+        return False
+    return True
 
 
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:

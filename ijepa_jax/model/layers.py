@@ -5,7 +5,7 @@ Linear layers need theirs where weights are split over devices (see `Dense`), an
 """
 
 import operator
-from functools import reduce
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -142,15 +142,27 @@ _layer_norm = jax.custom_vjp(_layer_norm_plain, nondiff_argnums=(0,))
 
 
 def _layer_norm_forward(epsilon, x, scale, bias):
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
-    normed = (wide - mean) * inverse
+    mean, inverse = _moments(epsilon, x)
+    normed = (x.astype(jnp.float32) - mean) * inverse
     return (normed * along_last(scale, x) + along_last(bias, x)).astype(x.dtype), (x, mean, inverse, scale)
 
 
+def _moments(epsilon: float, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each row's mean, and one over its standard deviation, in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+
+
 def _layer_norm_backward(epsilon, residuals, gradient):
-    del epsilon
+    if residuals[0].dtype != jnp.bfloat16:
+        return _gradients_as_fused(residuals, gradient)
+    for_gpus = partial(_gradients_in_six_passes, epsilon)
+    return jax.lax.platform_dependent(residuals, gradient, cuda=for_gpus, default=_gradients_as_fused)
+
+
+def _gradients_as_fused(residuals, gradient):
+    """Gradients of the input, the scale and the bias, as the compiler fuses what they have in common."""
     x, mean, inverse, scale = residuals
     gradient = gradient.astype(jnp.float32)
     normed = (x.astype(jnp.float32) - mean) * inverse
@@ -158,6 +170,22 @@ def _layer_norm_backward(epsilon, residuals, gradient):
     d_x = scaled - scaled.mean(axis=-1, keepdims=True) - normed * (scaled * normed).mean(axis=-1, keepdims=True)
     rows = tuple(range(x.ndim - 1))
     return (inverse * d_x).astype(x.dtype), (gradient * normed).sum(axis=rows), gradient.sum(axis=rows)
+
+
+def _gradients_in_six_passes(epsilon, residuals, gradient):
+    """Likewise, with nothing in common but what is read, as an array in float32 would be written and read for that.
+
+    Three passes are for the gradient of the input, one for statistics, which are taken anew since to keep them costs the
+    forward pass two, and two for the gradients of scale and bias.
+    """
+    x, scale = residuals[0], residuals[-1]
+    d_x, *_ = _gradients_as_fused((x, *_moments(epsilon, x), scale), gradient)
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    mean, inverse = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)))
+    return d_x, *_gradients_as_fused((x, mean, inverse, scale), gradient)[1:]
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -23,7 +23,7 @@ class Predictor(nn.Module):
     mlp_ratio: float = 4.0
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
-    attention: str = "xla"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     positions: str = "sincos"  # or table, see ViT

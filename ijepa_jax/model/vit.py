@@ -116,7 +116,7 @@ class Blocks(nn.Module):
     mlp_ratio: float
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
-    attention: str = "xla"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0
@@ -190,7 +190,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
-    attention: str = "xla"
+    attention: str = "auto"
     scan: bool = False
     remat: str = "none"  # a name of REMAT
     drop_path: float = 0.0

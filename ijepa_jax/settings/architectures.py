@@ -2,7 +2,7 @@
 
 import dataclasses
 
-ATTENTION = ("xla", "cudnn")
+ATTENTION = ("auto", "xla", "cudnn")  # auto: cuDNN's kernel where it applies
 GRADIENTS = ("written", "automatic")  # of linear layers, norms and attention; jax.jvp and jax.hessian need automatic ones
 INTERPOLATIONS = ("bicubic", "bicubic_antialias")  # of position tables
 # What the backward pass recomputes. none: nothing; dots: all but the outputs of linear layers; full: everything.

@@ -26,7 +26,7 @@ SETTINGS = {
         "drop_path": number(0.0, 0, 0.99),  # in the context encoder
         # of the computation; parameters, optimiser and EMA are float32
         "dtype": choice("bfloat16", ("bfloat16", "float32"), fixed=True),
-        "attention": choice("xla", ATTENTION),
+        "attention": choice("auto", ATTENTION),
         "gradients": choice("written", GRADIENTS),  # automatic: jax.jvp and jax.hessian of the loss work; slower
         "scan": flag(False, fixed=True),  # one scanned block instead of unrolled ones: compiles faster
         "remat": choice("none", REMAT),  # recompute activations in the backward pass, for less memory

@@ -1,5 +1,7 @@
 """The training step: a pure function of state and batch. It knows no method by name."""
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,12 +75,39 @@ def train_step(
     metrics = {
         "loss": loss,
         **metrics,
-        **{f"{name}_norm": optax.tree.norm(tree) for name, tree in read.items()},
+        **{f"{name}_norm": norm(tree) for name, tree in read.items()},
         "learning_rate": optimizer.learning_rate(state.step),
         "weight_decay": optimizer.weight_decay(state.step),
         **({} if target is None else {"momentum": momentum}),
     }
     return State(state.step + 1, params, target, opt_state), metrics
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, as `optax.tree.norm`, by one reduction for all leaves of a shape.
+
+    One for each leaf would be a third of the kernels of a step on a GPU.
+    """
+    squares = defaultdict(list)
+    for leaf in jax.tree.leaves(tree):
+        squares[leaf.shape].append(jnp.square(leaf))
+
+    def summed(stages: Callable[[int], list[tuple[int, ...]]], squares: list[list[jax.Array]]) -> jax.Array:
+        sums = []
+        for alike in squares:
+            for axes in stages(alike[0].ndim):
+                alike = jax.lax.reduce(alike, [jnp.float32(0)] * len(alike), _add_pairs, axes)
+            sums += alike
+        return jnp.stack(sums).sum()
+
+    # XLA's CPU compiler adds one number after the other: rows by themselves, so that none is lost in a large sum
+    by_rows = partial(summed, lambda axes: [(axis,) for axis in reversed(range(axes))])
+    at_once = partial(summed, lambda axes: [tuple(range(axes))])
+    return jnp.sqrt(jax.lax.platform_dependent([*squares.values()], cpu=by_rows, default=at_once))
+
+
+def _add_pairs(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> list[jax.Array]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _gradients(method: Method, state: State, batch: Batch, key: jax.Array, accumulation: int):
