@@ -1,14 +1,16 @@
 """Settles by measurement what makes a step fast on this machine; prints a line of JSON for each thing measured, then a table.
 
+    python tests/speed_study.py decisive --peer torch_ijepa.py --seconds 480  # first on a GPU: what decides most, in this order
     python tests/speed_study.py attention                  # cuDNN or XLA, for each number of tokens and head width
     python tests/speed_study.py options --model vit_large  # scan, remat, batch size, compiler options, less work: one at a time
     python tests/speed_study.py table --peer torch_ijepa.py  # B/16, L/16, H/14, H/16-448 beside PyTorch, eager and compiled
     python tests/speed_study.py profile --model vit_huge   # where the time of a step goes
     python tests/speed_study.py growth --picture FILE.png  # time against batch, tokens, width, depth, with fitted lines
 
-`--small` takes sizes for a CPU; `--seconds` is when it starts no more. Only the core's libraries are needed, but for the
-picture. Each step is measured in a process of its own, so that neither memory nor its peak is another's. What does not run,
-for want of memory or because the device cannot, is a line with its error.
+`--small` takes sizes for a CPU; `--seconds` is when it ends, `--row` what one measurement may take; `--out` is a file that
+gets each line when it is there. Only the core's libraries are needed, but for the picture. Each step is measured in a process
+of its own, so that neither memory nor its peak is another's. What does not run, for want of memory or time or because the
+device cannot, is a line with its error. With JAX_COMPILATION_CACHE_DIR what was compiled once is not compiled again.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from ijepa_jax.settings.architectures import SIZES
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = (50, 72, 114, 196, 256, 320)
 HEAD_WIDTHS = (24, 32, 64, 80, 88)
+_LEAST = 15  # seconds, under which no measurement is begun
 ROWS = 2**15  # tokens in all, so that every shape has about the same linear layers around it
 
 TABLE = {  # the published runs' models, with the static lengths of their contexts and targets
@@ -48,6 +51,7 @@ TABLE = {  # the published runs' models, with the static lengths of their contex
 SMALL = Workload("vit_nano", 32, 4, 64, 24, 12, predictor_width=64, predictor_depth=2, dtype="float32")
 COMPILER_OPTIONS = {
     "gpu": (
+        {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False},  # biases within products
         {"xla_gpu_enable_latency_hiding_scheduler": True},
         {"xla_gpu_enable_command_buffer": ""},
         {"xla_gpu_enable_triton_gemm": False},
@@ -55,6 +59,24 @@ COMPILER_OPTIONS = {
     ),
     "cpu": ({"xla_cpu_prefer_vector_width": "512"}, {"xla_cpu_enable_fast_math": True}),
 }
+
+
+def decisive(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The published sizes beside compiled PyTorch; of the smallest, what may be chosen; eager PyTorch, and a profile."""
+    sizes = {"small": SMALL} if arguments.small else {name: TABLE[name] for name in ("B/16", "H/14", "L/16")}
+    for name, work in sizes.items():
+        yield {"model": name, "peer": "ijepa_jax", **_tried(lambda w=work: _measured(w, arguments))}
+        if arguments.peer:
+            yield {"model": name, "peer": "torch, compiled", **_tried(lambda w=work: _peer(w, arguments, ("--compile",)))}
+    name, work = next(iter(sizes.items()))
+    for attention in ("xla", "cudnn"):
+        changed = dataclasses.replace(work, attention=attention)
+        yield {"model": name, "peer": "ijepa_jax", "attention": attention, **_tried(lambda w=changed: _measured(w, arguments))}
+    for chosen in COMPILER_OPTIONS[_backend()]:  # the loss tells whether numbers are still right
+        yield {"model": name, "peer": "ijepa_jax", **chosen, **_tried(lambda c=chosen: _measured(work, arguments, c))}
+    for name, work in sizes.items() if arguments.peer else ():
+        yield {"model": name, "peer": "torch", **_tried(lambda w=work: _peer(w, arguments, ()))}
+    yield from profile(arguments)
 
 
 def attention(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -93,13 +115,13 @@ def options(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if arguments.batch:
         plain = dataclasses.replace(plain, batch=arguments.batch)
     changes: list[dict[str, Any]] = [
-        {}, {"attention": "cudnn"}, {"scan": True}, {"remat": "dots"}, {"remat": "full"}, {"batch": plain.batch // 2},
+        {}, {"attention": "xla"}, {"scan": True}, {"remat": "dots"}, {"remat": "full"}, {"batch": plain.batch // 2},
         {"batch": plain.batch * 2}, {"target_last_block": "targets"}, {"target_last_block": "distinct"},
         {"predictor_context": "alone"}, {"target_float8": True}, {"context_blocks": 2},
     ]  # fmt: skip
     for change in changes:
         yield {**change, **_tried(lambda c=change: _measured(dataclasses.replace(plain, **c), arguments))}
-    for chosen in COMPILER_OPTIONS["gpu" if launch.accelerator_at_hand() else "cpu"]:
+    for chosen in COMPILER_OPTIONS[_backend()]:
         yield {**chosen, **_tried(lambda c=chosen: _measured(plain, arguments, c))}
     yield {"again": "plain", **_tried(lambda: _measured(plain, arguments))}
 
@@ -118,7 +140,7 @@ def table(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _peer(work: Workload, arguments: argparse.Namespace, how: tuple[str, ...]) -> dict[str, Any]:
     sizes = ("model", "image", "patch", "batch", "context", "target", "blocks", "predictor_width", "predictor_depth")
     flags = [f"--{name.replace('_', '-')}={getattr(work, name)}" for name in sizes]
-    found = _printed([arguments.peer, *flags, f"--steps={arguments.steps}", *how])
+    found = _printed([arguments.peer, *flags, f"--steps={arguments.steps}", *how], arguments)
     return {key: found[key] for key in ("images_per_s", "ms_per_step", "model_tflop_per_s", "peak_gib")}
 
 
@@ -189,14 +211,25 @@ def _measured(work: Workload, arguments: argparse.Namespace, compiler_options: d
     given = {name: value for name, value in dataclasses.asdict(work).items() if value is not False}
     flags = [f"--{name.replace('_', '-')}" + (f"={value}" * (value is not True)) for name, value in given.items()]
     options = ",".join(f"{name}={value}" for name, value in (compiler_options or {}).items())
-    found = _printed([ROOT / "launch.py", "benchmark", *flags, f"--steps={arguments.steps}", f"--compiler-options={options}"])
-    kept = ("images_per_s", "ms_per_step", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s")
+    command = [ROOT / "launch.py", "benchmark", *flags, f"--steps={arguments.steps}", f"--compiler-options={options}"]
+    found = _printed(command, arguments)
+    kept = ("images_per_s", "ms_per_step", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s", "attention", "loss")
     return {**{key: found[key] for key in kept}, "gflop_per_step": found["model_gflop_per_image"] * work.batch}
 
 
-def _printed(command: list[Any]) -> dict[str, Any]:
-    """What a Python program prints as its last line of JSON; raises RuntimeError with its last line of errors."""
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+def _backend() -> str:
+    return "gpu" if launch.accelerator_at_hand() else "cpu"
+
+
+def _printed(command: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a Python program prints as its last line of JSON, within the time that a measurement may take.
+
+    Raises RuntimeError with its last line of errors, and subprocess.TimeoutExpired.
+    """
+    seconds = min(arguments.row, arguments.ends - time.monotonic())
+    if seconds < _LEAST:
+        raise RuntimeError("no time left")
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -239,22 +272,27 @@ def as_table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    studies = {study.__name__: study for study in (attention, options, table, profile, growth)}
+    studies = {study.__name__: study for study in (decisive, attention, options, table, profile, growth)}
     parser.add_argument("study", choices=studies)
     parser.add_argument("--model", choices=sorted({work.model for work in TABLE.values()}), default="vit_large")
     parser.add_argument("--batch", type=int, default=0, help="of `options`, instead of the table's")
     parser.add_argument("--steps", type=int, default=10, help="that are timed")
-    parser.add_argument("--seconds", type=float, default=540, help="start no measurement after so many")
+    parser.add_argument("--seconds", type=float, default=540, help="that all measurements may take")
+    parser.add_argument("--row", type=float, default=180, help="seconds that one may take")
+    parser.add_argument("--out", default="", help="a file that each measurement is added to as a line of JSON")
     parser.add_argument("--peer", default="", help="the PyTorch program that `table` runs as well")
     parser.add_argument("--picture", default="", help="where `growth` draws its lines")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
     arguments = parser.parse_args()
     launch.keep_freed_memory()
-    begun, found = time.monotonic(), []
+    arguments.ends, found = time.monotonic() + arguments.seconds, []
     for line in studies[arguments.study](arguments):
         found.append(line)
         print(json.dumps(line), flush=True)
-        if time.monotonic() - begun > arguments.seconds:
+        if arguments.out:
+            with Path(arguments.out).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if time.monotonic() > arguments.ends:
             print(f"stopped after {arguments.seconds:.0f} s; the rest was not measured", file=sys.stderr)
             break
     print(as_table(found))

@@ -3,13 +3,15 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
+import time
 
 import pytest
 
 from tests import speed_study
 
-ARGUMENTS = argparse.Namespace(small=True, steps=1, peer="", model="vit_large", batch=0)
+ARGUMENTS = argparse.Namespace(small=True, steps=1, peer="", model="vit_large", batch=0, row=300, ends=math.inf)
 
 
 def test_fit_finds_the_line_and_the_exponents():
@@ -19,14 +21,16 @@ def test_fit_finds_the_line_and_the_exponents():
     assert found["worst_residual"] < 1e-9 and "error" in speed_study.fit([(1, 1, 1)])
 
 
-def timed(command):
+def timed(command, arguments=None):
     """Stands in for `launch.py benchmark`: time grows with batch and tokens, and batches above 64 are too large."""
     flags = dict(flag[2:].partition("=")[::2] for flag in map(str, command[2:]))
     if int(flags["batch"]) > 64:
         raise RuntimeError("out of\nmemory")
     tokens = (int(flags["image"]) // int(flags["patch"])) ** 2
-    return dict.fromkeys(("images_per_s", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s"), 1.0) | {
+    numbers = ("images_per_s", "model_tflop_per_s", "mfu", "peak_gib", "first_step_s", "loss")
+    return dict.fromkeys(numbers, 1.0) | {
         "ms_per_step": int(flags["batch"]) * tokens / 64, "model_gflop_per_image": tokens / 64, "flags": flags,
+        "attention": flags["attention"],
     }  # fmt: skip
 
 
@@ -44,7 +48,7 @@ def test_growth_changes_one_size_at_a_time_and_goes_on_after_a_failure(monkeypat
 
 def test_options_change_one_thing_at_a_time(monkeypatch):
     asked = []
-    monkeypatch.setattr(speed_study, "_printed", lambda command: asked.append(timed(command)["flags"]) or timed(command))
+    monkeypatch.setattr(speed_study, "_printed", lambda command, _: asked.append(timed(command)["flags"]) or timed(command))
     lines = list(speed_study.options(ARGUMENTS))
     plain, *changed = asked
     differing = [{name for name in {*plain, *flags} if plain.get(name) != flags.get(name)} for flags in changed]
@@ -77,12 +81,31 @@ print(json.dumps(dict(images_per_s=1, ms_per_step=2, model_tflop_per_s=3, peak_g
     assert ours["ms_per_step"] == 1 and eager["ms_per_step"] == 2 and compiled["error"] == "no compiler here"
 
 
-def test_it_stops_in_time(monkeypatch, capsys):
+def test_it_stops_in_time_and_keeps_what_it_has(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(speed_study, "_attention_ms", lambda *_, **__: 1.0)
-    monkeypatch.setattr(sys, "argv", ["speed_study.py", "attention", "--small", "--seconds=0"])
+    monkeypatch.setattr(sys, "argv", ["speed_study.py", "attention", "--small", "--seconds=0", f"--out={tmp_path / 'lines'}"])
     speed_study.main()
     out = capsys.readouterr()
     assert json.loads(out.out.splitlines()[0])["tokens"] == 50 and "was not measured" in out.err
+    assert (tmp_path / "lines").read_text() == out.out.splitlines()[0] + "\n"
+
+
+def test_what_takes_too_long_is_a_line_with_its_error(monkeypatch):
+    monkeypatch.setattr(speed_study, "_LEAST", 0)
+    slow = argparse.Namespace(row=0.5, ends=math.inf)
+    assert "timed out" in speed_study._tried(lambda: speed_study._printed(["-c", "import time; time.sleep(60)"], slow))["error"]
+    late = argparse.Namespace(row=60, ends=time.monotonic() - 1)
+    assert speed_study._tried(lambda: speed_study._printed(["-c", "print({})"], late)) == {"error": "no time left"}
+
+
+def test_what_decides_most_comes_first(monkeypatch):
+    monkeypatch.setattr(speed_study, "_measured", lambda *_: {"ms_per_step": 1.0})
+    monkeypatch.setattr(speed_study, "_peer", lambda *_: {"ms_per_step": 2.0})
+    monkeypatch.setattr(speed_study, "profile", lambda arguments: iter([{"operation": "all"}]))
+    lines = list(speed_study.decisive(argparse.Namespace(**{**vars(ARGUMENTS), "peer": "peer.py", "small": False})))
+    headline = [(name, peer) for name in ("B/16", "H/14", "L/16") for peer in ("ijepa_jax", "torch, compiled")]
+    assert [(line["model"], line["peer"]) for line in lines[:6]] == headline
+    assert [line["attention"] for line in lines[6:8]] == ["xla", "cudnn"] and lines[-1] == {"operation": "all"}
 
 
 def test_profile_names_the_operations_of_a_step(monkeypatch):
