@@ -208,8 +208,11 @@ def evaluate(given: Namespace) -> dict:
     if given.suite:
         result = call(paper.evaluate, given, given.evaluations, given.checkpoint, command=command_line(), display=display)
         display.log(paper.terminal(result))
-        lost = [row["name"] for row in result["rows"] if row["accuracy"] is None and row["data"] in (given.data or {}).values()]
-        return fail(f"of data that were named, not evaluated: {', '.join(lost)}") if lost else result
+        asked = [row for row in result["rows"] if row["asked"]]
+        lost = [row["name"] for row in asked if row["accuracy"] is None]
+        named = [row["name"] for row in asked if given.only or row["data"] in (given.data or {}).values()]
+        missed = [name for name in lost if name in named or len(lost) == len(asked)]
+        return fail(f"asked for and not evaluated: {', '.join(missed)}") if missed else result
     result = call(suite.evaluate, given, given.config, given.checkpoint, command=command_line(), display=display)
     display.log(table.terminal(result))
     return {key: value for key, value in result.items() if key not in ("details", "settings")}

@@ -364,14 +364,12 @@ def configure(given: argparse.Namespace, count: Callable[[Any], int] | None = No
 def evaluations(given: argparse.Namespace) -> list[tuple[paper.Evaluation, Any]]:
     """The evaluations of a suite with their configurations; without one (None): no data set is known by its name."""
     command, named, made = COMMANDS["evaluate"], given.data or {}, []
-    found, wanted = {**paper.DATA, **named}, [name for name in given.only.split(",") if name]
+    found, given.only = {**paper.DATA, **named}, [name for name in given.only.split(",") if name]
     if own := [key for key in ("protocol", "data.name", "data.fraction") if key in _asked(given.overrides)]:
         raise UsageError(f"--config.{own[0]} is each evaluation's own in a suite: data sets are named by --data")
-    if unknown := {*wanted} - {*_names_of_evaluations()}:
+    if unknown := {*given.only} - {*_names_of_evaluations()}:
         raise UsageError(f"--only names {', '.join(sorted(unknown))}: there is {', '.join(_names_of_evaluations())}")
     for each in paper.EVALUATIONS:
-        if wanted and each.file not in wanted and each.data not in wanted:
-            continue
         config, known, _ = load(command, str(_ROOT / "configs" / "evaluate" / f"{each.file}.py"), [])
         if each.data == "lowshot" and "imagenet" in named and "lowshot" not in named:  # drawn of the images at hand
             config.data.name, config.data.fraction = found["imagenet"], 0.01

@@ -87,7 +87,7 @@ def test_unknown_names_are_named():
     for change, message in (
         ({"model__size": "vit_medium"}, "model.size 'vit_medium' must be one of vit_pico"),
         ({"model__patch": 0}, "model.patch 0 must be a whole number from 1"),
-        ({"model__attention": "flash"}, "model.attention 'flash' must be one of xla, cudnn"),
+        ({"model__attention": "flash"}, "model.attention 'flash' must be one of auto, xla, cudnn"),
         ({"method": "mae"}, "method 'mae' must be one of ijepa, rcdm"),
         (
             {"optim__warmup": 11.2, "optim__schedule_scale": 0.95},

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from ijepa_jax import build, cli
 from ijepa_jax.data.source import DataError
+from ijepa_jax.devices import processes
 from ijepa_jax.evaluate import paper, suite
 from ijepa_jax.host.console import Display
 from ijepa_jax.model.flops import PEAK_TFLOPS
@@ -41,19 +43,21 @@ def evaluated(monkeypatch):
 
     CIFAR-100 is not there, and iNaturalist18 has a second task.
     """
-    called = []
+    called, code = [], [processes.code_digest()]
+    monkeypatch.setattr(processes, "code_digest", lambda: code[0])
 
     def contents(run, settings):
         if settings.data.name == "tfds:cifar100":
-            raise DataError("tfds:cifar100 is not there")
+            raise DataError("tfds:cifar100 is not there: give --config.data.name=NAME")
         return {"train": settings.data.name}
 
     def evaluate(settings, path, *, out, command, display):
         if settings.protocol == "attentive":
-            raise ValueError("attentive is not for this encoder")
+            raise MemoryError("no room for attentive")
         called.append(settings)
-        scores = {"accuracy": 50.0, "interval": [49.0, 51.0]}
-        other = {"accuracy": 40.0, "interval": [39.0, 41.0]}
+        baselines = {"random_init": 20.0, "pixels": 30.0} if settings.baselines else {}
+        scores = {"accuracy": 50.0, "interval": [49.0, 51.0], "baselines": baselines}
+        other = {"accuracy": 40.0, "interval": [39.0, 41.0], "baselines": baselines}
         tasks = {
             "tfds:clevr": {"tasks": {"count": other, "distance": scores}},
             "folder:inat": {"tasks": {"coarse": scores, "label": other}},
@@ -61,7 +65,8 @@ def evaluated(monkeypatch):
         result = {
             **scores, "task": "class", **tasks.get(settings.data.name, {}), "warnings": ["few steps"],
             "contents": contents(None, settings),
-            "settings": json.loads(json.dumps(plain.to_plain(settings))), "encoder_digest": digest(path),
+            "settings": json.loads(json.dumps(plain.to_plain(settings))), "encoder_digest": digest(path)[0],
+            "network": digest(path)[1], "code": code[0], "date": "2026-01-02",
         }  # fmt: skip
         folder = Path(out)
         folder.mkdir(exist_ok=True)
@@ -70,52 +75,83 @@ def evaluated(monkeypatch):
 
     monkeypatch.setattr(suite, "contents", contents)
     monkeypatch.setattr(suite, "evaluate", evaluate)
-    return called
+    return called, code
 
 
 @functools.cache
 def digest(path):
     weights, saved = paper.checkpoint.restore_encoder(path)
-    return paper.digests.encoder_digest(weights, saved.method().backbone())
+    backbone = saved.method().backbone()
+    return paper.digests.encoder_digest(weights, backbone), str(backbone.network)
 
 
 def run(given, workdir, **options):
-    return paper.evaluate(given.evaluations, str(workdir), display=Display(quiet=True), **options)
+    return paper.evaluate(given.evaluations, str(workdir), only=given.only, display=Display(quiet=True), **options)
 
 
 def test_the_table_has_ours_beside_the_paper_s_and_what_has_been_evaluated_is_kept(workdir, evaluated, monkeypatch):
-    arguments = "--data=tfds:packed/mine,inat18=folder:inat"
+    arguments, (evaluated, code) = "--data=tfds:packed/mine,inat18=folder:inat", evaluated
     result = run(read(arguments), workdir, published="in1k_vith14")
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["ImageNet-1K, linear"]["difference"] == -29.3 and rows["ImageNet-1K, linear"]["paper"] == 79.3
     assert rows["Clevr/Count, linear"]["accuracy"] == 40 and rows["Clevr/Dist, linear"]["difference"] == -22.4
     assert rows["iNaturalist18, linear"]["accuracy"] == 40  # of its label, and not the mean with a coarser task
     assert rows["ImageNet-1K, kNN"]["paper"] is None and rows["ImageNet-1K, kNN"]["difference"] is None
-    assert "tfds:cifar100 is not there" in rows["CIFAR-100, linear"]["note"] and rows["CIFAR-100, linear"]["accuracy"] is None
-    assert "not for this encoder" in rows["ImageNet-1K, attentive"]["note"]
+    assert rows["CIFAR-100, linear"]["note"] == "not run: tfds:cifar100 is not there: give --data cifar100=NAME"
+    assert rows["CIFAR-100, linear"]["accuracy"] is None and "no room" in rows["ImageNet-1K, attentive"]["note"]
+    assert rows["ImageNet-1K, kNN"]["baselines"] == {"random_init": 20.0, "pixels": 30.0}
     assert "--data places205=NAME" in rows["Places205, linear"]["note"]
     assert rows["ImageNet-1K, 1% of labels"]["note"] == "1% of the labels, drawn by seed 0; few steps"
     assert {settings.data.name for settings in evaluated} == {"tfds:packed/mine", "folder:inat", "tfds:clevr"}
     page = (workdir / "evaluate" / "paper.md").read_text()
-    assert "| ImageNet-1K, linear | 50.0 | 49.0 .. 51.0 | 79.3 | -29.3 | tfds:packed/mine |" in page
+    assert "| ImageNet-1K, linear | 50.0 | 49.0 .. 51.0 | 79.3 | -29.3 | 20.0 | 30.0 | tfds:packed/mine | 2026-01-02 |" in page
     assert "* CIFAR-100, linear: not run" in page
     assert json.loads((workdir / "evaluate" / "paper.json").read_text()) == result
 
     evaluated.clear()
-    again = read(arguments, "--config.data.workers=3", "--mesh", "data=1", "--config.cache=False")
+    again = read(arguments, "--config.data.workers=3", "--mesh", "data=1", "--config.cache=False", "--config.baselines=False")
     assert run(again, workdir, published="in1k_vith14")["rows"] == result["rows"] and not evaluated
-    run(read(arguments, "--config.knn.k=10"), workdir)
+    some = run(read(arguments, "--only=knn_in1k,clevr", "--config.knn.k=10"), workdir, published="in1k_vith14")
     assert [settings.protocol for settings in evaluated] == ["knn"]  # others' settings are not its own
+    found = {row["name"]: row["accuracy"] for row in some["rows"]}
+    assert found == {row["name"]: row["accuracy"] for row in result["rows"]}  # those not asked for stay in the table
+    assert [row["asked"] for row in some["rows"]].count(True) == 3
+    code[0] = "another version"
+    assert "another version of this code" in run(read(arguments), workdir)["rows"][0]["note"]
     monkeypatch.setattr(suite, "contents", lambda run, settings: {"train": "other images"})
     evaluated.clear()
     rehearsed = run(read("--data=tfds:packed/mine", "--only=knn_in1k,clevr", "--scale=tiny"), workdir, scale="tiny")
     assert [settings.data.name for settings in evaluated] == ["tfds:packed/mine", "tfds:clevr"]
-    assert len(rehearsed["rows"]) == 3 and "a rehearsal" in (workdir / "evaluate" / "paper-tiny.md").read_text()
+    assert "a rehearsal" in (workdir / "evaluate" / "paper-tiny.md").read_text()
+    assert {row["note"] for row in rehearsed["rows"] if not row["asked"] and row["data"]} == {"not asked for"}
     assert json.loads((workdir / "evaluate" / "paper.json").read_text())["scale"] is None
 
 
+def test_baselines_that_are_asked_for_later_are_made(workdir, evaluated, tmp_path):
+    called, _ = evaluated
+    for arguments, runs in ((["--config.baselines=False"], 1), ([], 2), (["--config.baselines=False"], 2)):
+        run(read("--data=tfds:mine", "--only=knn_in1k", *arguments), workdir, out=str(tmp_path))
+        assert len(called) == runs
+
+
+def test_an_evaluation_that_fails_in_one_of_several_processes_ends_all(workdir, evaluated, tmp_path, monkeypatch):
+    each, settings = next(one for one in read("--data=tfds:mine").evaluations if one[0].file == "attentive_in1k")
+    monkeypatch.setattr(paper.jax, "process_count", lambda: 2)
+    with pytest.raises(MemoryError, match="no room for attentive"):
+        paper._run(paper._Part(each, settings, True), str(workdir), tmp_path, "", Display(quiet=True))
+
+
+def test_what_was_asked_for_and_could_not_be_run_fails_the_command(workdir, evaluated, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "compute", lambda run, given: launch.done(run(given)))
+    arguments = ["launch.py", "evaluate", "--suite=paper", f"--checkpoint={workdir}"]
+    assert launch.main([*arguments, "--only=knn_in1k,cifar100"]) == 1
+    assert "error: asked for and not evaluated: CIFAR-100, linear" in capsys.readouterr().err
+    assert launch.main(arguments) == 0
+
+
 def test_a_row_without_its_task_says_so(workdir, evaluated):
-    row = run(read("--data=clevr=folder:other", "--only=clevr"), workdir)["rows"][0]
+    rows = run(read("--data=clevr=folder:other", "--only=clevr"), workdir)["rows"]
+    row = next(row for row in rows if row["name"] == "Clevr/Count, linear")
     assert row["accuracy"] is None and row["note"] == "folder:other has no task count, but class"
 
 
@@ -123,6 +159,9 @@ def test_a_row_without_its_task_says_so(workdir, evaluated):
 def test_a_published_run_s_encoder_is_known_by_its_shape_and_data(name):
     _, config = load(name)
     assert paper.of_architecture(config) == name
+    other = config.copy_and_resolve_references()
+    other.method = "mae.py:Mae"
+    assert paper.of_architecture(other) is None
     config.data.image_size = (64, 64)
     assert paper.of_architecture(config) is None
 
@@ -133,9 +172,9 @@ def test_huge_encoders_have_the_decay_that_the_paper_gives_them_unless_another_i
     config.model.size = "vit_huge"
     monkeypatch.setattr(paper.checkpoint.Saved, "config", lambda self: config)
     for override, decay in (((), 0.4), (("--config.finetune.weight_decay=0.1",), 0.1)):
-        evaluated.clear()
+        evaluated[0].clear()
         run(read("--data=tfds:mine", *override), workdir, overrides=override)
-        lowshot = [each for each in evaluated if each.data.fraction < 1]
+        lowshot = [each for each in evaluated[0] if each.data.fraction < 1]
         assert [each.finetune.weight_decay for each in lowshot] == [decay]
 
 

@@ -74,7 +74,7 @@ def test_features_lie_in_the_order_of_their_images_without_those_that_are_unread
     found, indices = collected()
     assert indices.tolist() == [2, 3, 4, 7] and found["last"].ravel().tolist() == [2, 3, 4, 7]
     monkeypatch.setattr(features.memory, "available", lambda: 19)
-    with pytest.raises(MemoryError, match=r"features of 5 images \(last\) take .*linear.augment=True,"):
+    with pytest.raises(MemoryError, match=r"features of 5 images \(last\) take .*linear.augment, attentive"):
         collected()
     batches[1]["image"][0] = np.nan
     monkeypatch.setattr(features.memory, "available", lambda: None)

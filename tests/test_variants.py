@@ -334,7 +334,7 @@ def test_what_it_cannot_give_is_said_by_name(denoised, tmp_path):
     assert not (tmp_path / "out").exists()
     finetune = default("finetune")
     finetune.data.train_images = finetune.data.test_images = 32
-    with pytest.raises(ValueError, match="finetune is for our ViT: the encoder of Denoise is another network"):
+    with pytest.raises(ValueError, match="finetune is for our ViT: this encoder is another network"):
         suite.evaluate(finetune, str(workdir), out=str(tmp_path))
     with pytest.raises(ValueError, match=r"the loss of Denoise is not known to be the mean .*additive"):
         command.pretrain(config.with_method(_changed(settings, optim__accumulation=2), settings.method), tmp_path / "parts")

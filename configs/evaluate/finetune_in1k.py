@@ -16,4 +16,5 @@ def get_config() -> ml_collections.ConfigDict:
     """The settings of this evaluation."""
     config = settings.default("finetune")
     config.data.name = "tfds:imagenet2012"
+    config.finetune.remat = "full"
     return config

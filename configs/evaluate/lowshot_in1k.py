@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The settings of this evaluation."""
     config = settings.default("finetune")
     config.data.name = "tfds:imagenet2012_subset/1pct"
+    config.finetune.remat = "full"
     config.finetune.batch_size = 512
     config.finetune.learning_rate = 3e-5
     config.finetune.weight_decay = 0.05

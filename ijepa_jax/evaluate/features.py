@@ -100,9 +100,17 @@ def collect(batches: Iterable[Arrays], wanted: np.ndarray, extract: Extract, mes
             found[kind][places] = values[valid]
     if not there.any():
         raise DataError("no readable image to evaluate on")
-    if not there.all():
-        found = {kind: values[there] for kind, values in found.items()}
-    return found, wanted[there]
+    return {kind: _compacted(values, there) for kind, values in found.items()}, wanted[there]
+
+
+def _compacted(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """The rows that are there, moved to the front: a copy of them would take as much memory again."""
+    end = 0
+    for rows in np.array_split(np.arange(len(values)), max(1, len(values) // 4096)) if not there.all() else ():
+        kept = values[rows[there[rows]]]
+        values[end : end + len(kept)] = kept
+        end += len(kept)
+    return values if there.all() else values[:end]
 
 
 def _check_room(features: Features, count: int) -> None:
@@ -111,7 +119,7 @@ def _check_room(features: Features, count: int) -> None:
     if free is not None and needed > free:
         raise MemoryError(
             f"features of {count:,} images ({', '.join(features)}) take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "take fewer images or layers, or have them computed anew at each step (linear.augment=True, attentive.augment=True)"
+            "give fewer images (data.train_images), or heads that compute them anew (linear.augment, attentive.augment=True)"
         )
 
 

@@ -19,7 +19,6 @@ from ijepa_jax.evaluate.augment import RandAugment
 from ijepa_jax.evaluate.bench import Bench, Split, Subject
 from ijepa_jax.methods import Method
 from ijepa_jax.methods.optim import Optimizer, decay_mask, warmup_cosine
-from ijepa_jax.model.vit import ViT
 from ijepa_jax.train.step import init, train_step
 
 CKA_IMAGES = 2000  # whose layers are compared
@@ -119,9 +118,8 @@ def by_attentive(bench: Bench, subject: Subject, seed: int) -> Outcome:
 def by_finetune(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """Full fine-tuning: of random weights, this is supervised training from scratch."""
     settings, tasks = bench.settings.finetune, tuple(bench.tasks.items())
-    if not isinstance(bench.encoder.network, ViT):
-        raise ValueError(f"finetune is for our ViT: the encoder of {bench.method.title} is another network")
-    network = dataclasses.replace(bench.encoder.network, drop_path=settings.drop_path)
+    remat = bench.encoder.network.remat if settings.remat == "pretraining" else settings.remat
+    network = dataclasses.replace(bench.encoder.network, drop_path=settings.drop_path, remat=remat)
     encoder = dataclasses.replace(bench.encoder, network=network)
     method = finetune.FineTuned(encoder, tasks, settings.mixup, settings.cutmix, settings.smoothing)
     count = len(bench.chosen(seed))

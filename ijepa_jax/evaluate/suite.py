@@ -1,11 +1,13 @@
 """An evaluation: a protocol applied to a checkpoint's encoder and to its baselines, with intervals, as one result."""
 
+import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from ijepa_jax import build
 from ijepa_jax.data.bad import BadImages
 from ijepa_jax.data.loader import Loader
 from ijepa_jax.data.pipeline import Loading
-from ijepa_jax.data.source import DataError, NoSplit, Subset
+from ijepa_jax.data.source import DataError, NoSplit, Subset, hashed
 from ijepa_jax.devices import processes, sharding
 from ijepa_jax.evaluate import features as features_lib
 from ijepa_jax.evaluate.bench import Bench, Subject, chosen_tasks
@@ -26,12 +28,16 @@ from ijepa_jax.evaluate.protocols import BY_NAME, Outcome
 from ijepa_jax.evaluate.statistics import paired_difference, summarise
 from ijepa_jax.evaluate.table import write_tables
 from ijepa_jax.host.console import Display
+from ijepa_jax.host.errors import one_line
+from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.vit import ViT
 from ijepa_jax.settings import evaluation as settings_lib
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.axes import patch_grid
 from ijepa_jax.train import checkpoint, digests
 from ijepa_jax.train.step import initial_encoder, random_encoder
 
+_LABELS_SEEN = 1000  # of a data set, by which it is told from others
 _LABELS = ("knn", "logistic", "linear", "attentive", "finetune")  # protocols that need them
 
 
@@ -48,8 +54,26 @@ def evaluate(
         ValueError: settings that do not fit each other or the checkpoint.
         DataError: data without labels, without the split, with more classes in the test split, or with one class.
         CheckpointError: no checkpoint there.
+        MemoryError: what does not fit into memory, the devices' or the host's.
     """
-    started, display = time.monotonic(), display or Display(quiet=not processes.is_first())
+    with _memory_named():
+        return _evaluate(settings, path, out, command, display or Display(quiet=not processes.is_first()))
+
+
+@contextlib.contextmanager
+def _memory_named() -> Iterator[None]:
+    """Makes a MemoryError with advice of what JAX raises when a device's memory does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "try more devices, a smaller data.batch_size, or, of fine-tuning, finetune.remat=full"
+        raise MemoryError(f"not enough device memory: {advice} ({one_line(error, 200)})") from error
+
+
+def _evaluate(settings: ml_collections.ConfigDict, path: str, out: str, command: str, display: Display) -> dict[str, Any]:
+    started = time.monotonic()
     settings_lib.check(settings)
     folder = epath.Path(out) if out else checkpoint.locate(path)[0] / "evaluate"
     splits = ("test",) if settings.protocol == "rank" else ()
@@ -72,8 +96,11 @@ def evaluate(
         "name": bench.method.title,
         "step": step,
         "encoder_digest": digest,
+        "network": str(bench.encoder.network),
+        "code": processes.code_digest(),
+        "date": datetime.date.today().isoformat(),
         "data": bench.loader.name,
-        "contents": {split: source.fingerprint() for split, source in bench.splits.items()},
+        "contents": {split: _told_by(source) for split, source in bench.splits.items()},
         **_counts(bench),
         "warnings": list(dict.fromkeys(bench.warnings)),
         "bad_images": sum(bench.unreadable.values()),
@@ -107,9 +134,7 @@ def open_bench(
     method, loader = saved.method(), _loader(saved.config(), settings)
     trained = method.backbone()
     encoder = dataclasses.replace(trained, image_size=loader.view.size)
-    patch_grid(encoder.image_size, encoder.network.patch)  # refuses images that do not divide
-    if settings.protocol == "segmentation" and encoder.modality != "image":
-        raise ValueError(f"segmentation is of images, and {path} has an encoder of {encoder.modality}s")
+    _check_encoder(settings, encoder)
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
     shapes = jax.eval_shape(functools.partial(initial_encoder, method, 0))
     if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, shapes):
@@ -157,9 +182,33 @@ def _loader(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict)
 
 
 def contents(run: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> dict[str, str]:
-    """Which images an evaluation of this run's encoder would be of, by split. Raises DataError where they are not there."""
+    """Which images an evaluation of this run's encoder would be of, by split.
+
+    Raises ValueError where it could not be made, DataError where that is for its images or their labels.
+    """
+    settings_lib.check(settings)
     loader, silent = _loader(run, settings), Display(quiet=True)
-    return {split: _open(loader, split, settings.data[f"{split}_images"], silent).fingerprint() for split in ("train", "test")}
+    _check_encoder(settings, dataclasses.replace(build.trained_method(run).backbone(), image_size=loader.view.size))
+    opened = {split: _open(loader, split, settings.data[f"{split}_images"], silent) for split in ("train", "test")}
+    if settings.protocol in _LABELS:
+        chosen_tasks(settings, opened["train"], opened["test"])
+    return {split: _told_by(source) for split, source in opened.items()}
+
+
+def _check_encoder(settings: ml_collections.ConfigDict, encoder: Encoder) -> None:
+    """Raises ValueError for an encoder that the protocol, or the size of the images, is not for."""
+    patch_grid(encoder.image_size, encoder.network.patch)
+    if settings.protocol == "segmentation" and encoder.modality != "image":
+        raise ValueError(f"segmentation is of images, and the encoder is of {encoder.modality}s")
+    if settings.protocol == "finetune" and not isinstance(encoder.network, ViT):
+        raise ValueError("finetune is for our ViT: this encoder is another network")
+
+
+def _told_by(source: Subset) -> str:
+    """Digits that tell images with their labels from others, wherever they lie and whenever they were copied there."""
+    labels = source.labels_at(features_lib.sample(len(source), _LABELS_SEEN)) if source.classes else {}
+    told = sorted({**source.contents(), **{f"labels of {task}": hashed([values]) for task, values in labels.items()}}.items())
+    return hashed(map(str, told))
 
 
 def _size(given: int | Sequence[int], trained: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ small checkpoint on a small machine.
 import ml_collections
 
 from ijepa_jax.settings import ranges
+from ijepa_jax.settings.architectures import REMAT
 from ijepa_jax.settings.ranges import choice, flag, number, text, whole
 
 # Pixels want strengths up to 10, encoders that use few directions as little as 1e-7 (docs/evaluation.md).
@@ -81,6 +82,7 @@ SETTINGS = {
         "mixup": number(0.8, 0, 1000),
         "cutmix": number(1.0, 0, 1000),
         "rand_augment": number(9.0, 0, 10),  # magnitude of two operations; 0: none
+        "remat": choice("pretraining", ("pretraining", *REMAT)),  # what is computed again, for less memory: as there, or else
     },
     # training patches, drawn by the seed
     "segmentation": {
