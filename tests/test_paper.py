@@ -229,9 +229,9 @@ def test_the_sequence_runs_as_the_page_has_it(tmp_path):
     for folder in ("tests", "configs", "launch.py", "ijepa_jax"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     smaller = {
-        "tests/standin.py": ["--images=80", "--classes=4"],
-        "launch.py pretrain": ["--config.optim.epochs=4", "--config.optim.batch_size=16", "--config.probe.every=0"],
-        "launch.py evaluate": ["--config.data.test_images=16", "--config.data.batch_size=16", "--config.baselines=False"],
+        "tests/standin.py": ["--images=400"],
+        "launch.py pretrain": ["--config.optim.epochs=2", "--config.probe.every=0"],
+        "launch.py evaluate": ["--config.data.test_images=40", "--config.baselines=False"],
     }
     lines = commands(text)
     assert [line.split()[:2] for line in lines[1:]] == [
@@ -244,8 +244,9 @@ def test_the_sequence_runs_as_the_page_has_it(tmp_path):
             [sys.executable, *words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{line}: {done.stderr[-3000:]}"
-    assert len(re.findall("kept from before", done.stdout)) == 5
+    assert len(re.findall("kept from before", done.stdout)) == 6
     rows = {row["name"]: row for row in json.loads((tmp_path / "runs/rehearsal/evaluate/paper-tiny.json").read_text())["rows"]}
     run_ones = [name for name, row in rows.items() if row["accuracy"] is not None]
-    assert run_ones == [f"ImageNet-1K, {name}" for name in ("kNN", "linear", "1% of labels", "attentive", "fine-tuning")]
+    names = [f"ImageNet-1K, {name}" for name in ("kNN", "linear", "1% of labels", "attentive", "fine-tuning")]
+    assert run_ones == [*names[:4], "CIFAR-100, linear", names[4]]  # the folders stand in for the data of a transfer
     assert "says little" in rows["ImageNet-1K, linear"]["note"]

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from ijepa_jax.evaluate import statistics
 
@@ -45,6 +46,13 @@ def test_one_seed_one_interval(scores, monkeypatch):
     assert first != statistics.interval(scores, seed=4)
     monkeypatch.setattr(statistics, "_AT_ONCE", 7 * len(scores))  # what is drawn at once does not change it
     assert first == statistics.interval(scores, seed=3)
+
+
+def test_intervals_are_scipy_s():
+    scores = np.random.default_rng(0).normal(size=300)
+    options = {"n_resamples": 500, "method": "percentile", "confidence_level": 0.9, "rng": np.random.default_rng(7)}
+    expected = bootstrap((scores,), np.mean, **options).confidence_interval
+    np.testing.assert_allclose(statistics.interval(scores, level=0.9, resamples=500, seed=7), expected, rtol=1e-12)
 
 
 def test_units_are_those_of_the_scores():

@@ -18,16 +18,16 @@ from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import remove_unfinished, set_aside, unfinished, write_whole
 from ijepa_jax.train.workdir import owner
 
-_hidden = "torch" not in sys.modules
-if _hidden:  # tensorboardX would load it, which takes seconds, for tensors that it is never given
-    sys.modules["torch"] = None
+# tensorboardX would load these where they are installed, which takes seconds, for tensors and places that it is never given
+_hidden = {"torch", "google.cloud.storage", "boto3"} - sys.modules.keys()
+sys.modules |= dict.fromkeys(_hidden)
 from tensorboardX import summary  # noqa: E402
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
 
-if _hidden:
-    del sys.modules["torch"]
+for _name in _hidden:
+    del sys.modules[_name]
 
 FILE = "metrics.jsonl"
 _FLUSH_SECONDS = 10  # of TensorBoard's file, for whoever watches
