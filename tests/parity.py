@@ -2,12 +2,13 @@
 
     python tests/parity.py RECORDING.npz
 
-A recording holds initial and final weights, images, masks, losses, schedules and first-step activations and gradients, in
-fp32 (key names: see `replay`). Prints one JSON line and exits with 1 when a bar is missed. The key third of every qkv bias
+A recording, of I-JEPA or of MAE, holds initial and final weights, images, masks, losses, schedules and first-step activations
+and gradients, in fp32. Prints one JSON line and exits with 1 when a bar is missed. The key third of every qkv bias
 is left out of gradients and weights: its true gradient is zero, and Adam turns the rounding noise there into steps.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ijepa_jax.interop.layout import from_reference
 from ijepa_jax.methods import IJepa
+from ijepa_jax.methods.mae import Decoder, Mae, masks_of
 from ijepa_jax.methods.masks import MaskSampler
 from ijepa_jax.methods.optim import make_optimizer
 from ijepa_jax.model.predictor import Predictor
@@ -41,6 +43,8 @@ def replay(path: str | Path) -> dict[str, float]:
     """The errors of a replay of one recording, named as in BARS."""
     with np.load(path, allow_pickle=False) as file:
         recording = {key: file[key] for key in file.files}
+    if "ids_restore" in recording:
+        return replay_mae(recording)
     meta = json.loads(str(recording["meta_json"]))
     method, optimizer = _method(meta), _optimizer(meta)
     params = {name: from_reference(_tensors(recording, f"init/{name}/")) for name in ("encoder", "predictor")}
@@ -65,6 +69,81 @@ def replay(path: str | Path) -> dict[str, float]:
         "weight_error": _weight_error(state, recording),
     }
     return {name: float(error) for name, error in errors.items()}
+
+
+def replay_mae(recording: dict[str, np.ndarray]) -> dict[str, float]:
+    """Likewise, of MAE. Outputs are those of the encoder, of the decoder, and both kinds of pixels to be told."""
+    given = json.loads(str(recording["settings"]))
+    method = _mae(given)
+    total, warmup = (given[name] * given["steps_per_epoch"] for name in ("epochs", "warmup_epochs"))
+    optimizer = method.optimiser(
+        total_steps=total, warmup_steps=warmup, start_lr=0.0, peak_lr=given["lr"], final_lr=given["min_lr"],
+        weight_decay=given["weight_decay"], final_weight_decay=given["weight_decay"], momentum=1.0, final_momentum=1.0,
+        b1=given["betas"][0], b2=given["betas"][1], eps=given["adam_eps"],
+    )  # fmt: skip
+    params = jax.tree.map(jnp.asarray, _mae_tree(recording, "init/"))
+    first = _mae_batch(recording, 0, given["kept_patches"])
+    images = normalise(first["image"], method.mean, method.std)
+    other = dataclasses.replace(method, normalised=not method.normalised)
+
+    def loss_of(of: Mae):
+        return jax.jit(jax.value_and_grad(lambda p: of.loss(p, None, first, jax.random.key(0))[0]))(params)
+
+    latent = method.network.apply({"params": params["encoder"]}, images, first["context"][:, 0], with_class=True)
+    predicted = jax.jit(method.predict)(params, images, first, jax.random.key(0))
+    plain, normed = (of.goals(images) for of in sorted((method, other), key=lambda of: of.normalised))
+    outputs = {"latent0": latent, "prediction0": predicted, "patches0": plain, "normalised_patches0": normed}
+    errors = {"output_error": max(_largest(value - recording[name]) for name, value in outputs.items())}
+    losses, gradients = {}, {}
+    for of, name in ((method, "grad0/"), (other, "grad0_other/")):
+        losses[f"loss0_norm_pix_{str(of.normalised).lower()}"], found = loss_of(of)
+        gradients[name] = _largest_difference(found, _mae_tree(recording, name))
+    errors["gradient_error"] = max(gradients.values())
+    errors["first_loss_error"] = max(abs(float(value) - float(recording[name])) for name, value in losses.items())
+    state = State(jnp.zeros([], jnp.int32), params, None, optimizer.transformation.init(params))
+    step = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0), donate_argnums=0)
+    received, weights = [], []
+    for index in range(given["steps"]):
+        state, metrics = step(state, _mae_batch(recording, index, given["kept_patches"]))
+        received.append(jax.device_get(metrics))
+        if index == 1:  # after two steps
+            weights.append(_largest_difference(state.params, _mae_tree(recording, "after2/")))
+    weights.append(_largest_difference(state.params, _mae_tree(recording, "final/")))
+    rates = np.array([metrics["learning_rate"] for metrics in received])
+    scale = np.abs(recording["learning_rate"]).max()  # the first one is 0
+    errors |= {
+        "loss_error": float(np.abs(np.array([metrics["loss"] for metrics in received]) - recording["loss"]).max()),
+        "schedule_error": float(np.abs(rates - recording["learning_rate"]).max() / scale),
+        "weight_error": max(weights),
+    }
+    return {name: float(error) for name, error in errors.items()}
+
+
+def _mae(given: dict) -> Mae:
+    grid = (given["image_size"] // given["patch"],) * 2
+    encoder = ViT(
+        given["patch"], given["width"], given["depth"], given["heads"], given["mlp_ratio"], epsilon=given["norm_eps"],
+        class_token=True,
+    )  # fmt: skip
+    decoder = Decoder(
+        given["decoder_width"], given["decoder_depth"], given["decoder_heads"], 3 * given["patch"] ** 2, given["mlp_ratio"],
+        epsilon=given["norm_eps"], class_token=True,
+    )  # fmt: skip
+    masks = masks_of(grid, given["mask_ratio"], 0)
+    size, (mean, std) = (given["image_size"],) * 2, (tuple(given[name]) for name in ("mean", "std"))
+    return Mae(encoder, decoder, masks, size, 3, mean, std, given["norm_pix_loss"])
+
+
+def _mae_tree(recording: dict, prefix: str) -> dict[str, dict]:
+    tensors = _tensors(recording, prefix)
+    decoder = {name for name in tensors if name.startswith("decoder_") or name == "mask_token"}
+    named = {name.removeprefix("decoder_").replace("pred.", "proj."): tensors[name] for name in decoder}
+    return {"encoder": from_reference({n: t for n, t in tensors.items() if n not in decoder}), "decoder": from_reference(named)}
+
+
+def _mae_batch(recording: dict, step: int, kept: int) -> dict[str, jax.Array]:
+    order = np.argsort(recording["ids_restore"][step], axis=1).astype(np.int32)[:, None]
+    return {"image": jnp.asarray(recording["images"][step]), "context": order[..., :kept], "target": order[..., kept:]}
 
 
 def _method(meta: dict) -> IJepa:

@@ -229,6 +229,11 @@ def export_weights(
         size, sides = by(shape.image_size), by(each_axis(shape.patch, len(shape.image_size)))
         found = f"this one is of {modality(shape.image_size)}s of {size} in patches of {sides}"
         raise WeightsError(f"--format {fmt} holds encoders of images in square patches, {found}: use it by ijepa_jax.load")
+    if "class_token" in weights.encoder:
+        raise WeightsError(
+            f"--format {fmt} is not written for encoders with a class token: use it by ijepa_jax.load, or train with "
+            "mae.class_token=False"
+        )
     weights = _for_export(weights)
     left_out = []
     if fmt == "reference" and weights.head:

@@ -22,6 +22,7 @@ from ijepa_jax.interop.weights import Architecture, Tensors, WeightsError, check
 
 _RENAMES = (
     (r"^(predictor_)?pos_embed$", "positions"),
+    (r"^cls_token$", "class_token"),
     (r"^predictor_", ""),
     (r"\b(attn|mlp)\.", ""),
     (r"^patch_embed\.proj\.", "patch_embed."),
@@ -93,7 +94,7 @@ def parameter_path(name: str) -> tuple[str, ...]:
 
 
 def _to_our_layout(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    if path == ("mask_token",):
+    if path in (("mask_token",), ("class_token",)):
         return tensor.reshape(-1)
     if path == ("positions",):
         return tensor.reshape(tensor.shape[-2:])
@@ -105,7 +106,7 @@ def _to_our_layout(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
 
 
 def _to_their_layout(path: tuple[str, ...], leaf: np.ndarray, patch: int) -> np.ndarray:
-    if path == ("mask_token",):
+    if path in (("mask_token",), ("class_token",)):
         return leaf.reshape(1, 1, -1)
     if path == ("positions",):
         return leaf[None]

@@ -36,11 +36,16 @@ def make_optimizer(
     eps: float = 1e-8,
     clip: float | None = None,
     moment_dtype: str | None = None,
+    first: int = 1,
 ) -> Optimizer:
-    """AdamW as published. `total_steps` is the schedule's length, `clip` an optional bound on the global gradient norm."""
+    """AdamW as published. `total_steps` is the schedule's length, `clip` an optional bound on the global gradient norm.
+
+    `first` is the number of the first step in the learning rate's schedule: 1 as in I-JEPA's code, 0 as in MAE's.
+    """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warm-up of {warmup_steps:g} steps must be shorter than the schedule of {total_steps:g} steps")
-    learning_rate = warmup_cosine(start_lr, peak_lr, final_lr, warmup_steps, total_steps)
+    counted_from_1 = warmup_cosine(start_lr, peak_lr, final_lr, warmup_steps, total_steps)
+    learning_rate = lambda step: counted_from_1(step + (first - 1))  # noqa: E731
     decay = cosine(weight_decay, final_weight_decay, total_steps)
     adamw = optax.adamw(learning_rate, b1, b2, eps, mu_dtype=moment_dtype, weight_decay=decay, mask=decay_mask)
     # always two links, so that the optimiser's state has one shape and clipping can be changed when a run continues
@@ -50,11 +55,12 @@ def make_optimizer(
 
 
 def decay_mask(params) -> dict:
-    """Which leaves weight decay acts on: kernels and the mask token (as the reference), never biases or norms.
+    """Which leaves weight decay acts on: kernels, mask and class tokens (as the references), never biases or norms.
 
     By name and not by rank: parameters stacked by a scan over layers have biases of rank 2.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "mask_token"), params)
+    decayed = ("kernel", "mask_token", "class_token")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in decayed, params)
 
 
 def moving_average(momentum: jax.Array, average, params):

@@ -18,6 +18,7 @@ from ijepa_jax.methods.contract import Method
 
 TABLE = {
     "ijepa": "ijepa_jax.methods.ijepa:IJepa",
+    "mae": "ijepa_jax.methods.mae:Mae",
     "rcdm": "ijepa_jax.decode.rcdm:Rcdm",
 }
 

@@ -100,13 +100,13 @@ def _flops(method: Any, context: np.ndarray, target: np.ndarray) -> dict[str, in
     join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
     context_bc1, target_b1m = context[:, :, None], target[:, None, :]
     if predictor.context_mode == "alone":
-        predicting = _blocks(predictor, context).sum() + _blocks(predictor, target_b1m, context_bc1).sum()
+        predicting = of_blocks(predictor, context).sum() + of_blocks(predictor, target_b1m, context_bc1).sum()
     else:
-        predicting = _blocks(predictor, context_bc1 + target_b1m).sum()
+        predicting = of_blocks(predictor, context_bc1 + target_b1m).sum()
     joined = context.sum() + target.sum() * context.shape[1]
     return {
-        "context": int((2 * context * embed + 3 * _blocks(encoder, context)).sum()),
-        "target": len(context) * (patches * embed + _blocks(encoder, patches)),
+        "context": int((2 * context * embed + 3 * of_blocks(encoder, context)).sum()),
+        "target": len(context) * (patches * embed + of_blocks(encoder, patches)),
         "predictor": int(3 * (joined * join + predicting)),
     }
 
@@ -139,7 +139,7 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _blocks(network: ViT | Predictor, tokens: int | np.ndarray, others: int | np.ndarray = 0) -> int | np.ndarray:
+def of_blocks(network: Any, tokens: int | np.ndarray, others: int | np.ndarray = 0) -> int | np.ndarray:
     """Forward operations of a stack of transformer blocks on one sequence, or each of several, that sees `others` besides."""
     width = network.width
     hidden = int(width * network.mlp_ratio)

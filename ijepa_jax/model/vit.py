@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ijepa_jax.model import positions as tables
 from ijepa_jax.model.attention import attend
-from ijepa_jax.model.layers import Dense, LayerNorm, along_last, gelu
+from ijepa_jax.model.layers import INITIAL_STD, Dense, LayerNorm, along_last, gelu
 from ijepa_jax.model.shapes import Array, Float, Int, Shaped
 from ijepa_jax.settings.architectures import SIZES
 from ijepa_jax.settings.axes import each_axis, patch_grid
@@ -176,7 +176,10 @@ class Blocks(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision Transformer without class token; parameters are float32, compute is in `dtype`.
+    """Vision Transformer; parameters are float32, compute is in `dtype`.
+
+    With `class_token` a learned token without a position comes first, as MAE has it. Outputs are those of patches alone, unless
+    it is asked for too.
 
     Any size that divides into patches works, of one, two or three axes, square or not. Positions are sine-cosine tables
     computed for the grid at hand (`sincos`), or a table that is a parameter, `positions`, but never trained (`table`), as
@@ -199,6 +202,7 @@ class ViT(nn.Module):
     interpolation: str = "bicubic"  # a name of positions.INTERPOLATIONS
     float8: bool = False  # whether the blocks' linear layers multiply in eight bits, see Dense
     automatic: bool = False  # whether gradients are JAX's, see layers.py
+    class_token: bool = False
 
     @nn.compact
     def __call__(
@@ -210,6 +214,7 @@ class ViT(nn.Module):
         wanted: Int[Array, "b q"] | None = None,
         train: bool = False,
         layers: bool = False,
+        with_class: bool = False,
     ) -> Float[Array, "b n d"] | list[jax.Array]:
         """Encodes patches.
 
@@ -221,6 +226,7 @@ class ViT(nn.Module):
                 only, from what all tokens tell them.
             train: whether drop path acts (needs the "drop_path" random stream).
             layers: whether to return every block's output (before the final norm) instead of the normed last one.
+            with_class: whether the class token stands before the patches of an output.
 
         Returns:
             [B, K, N or Q, width], or with `layers` a list of `depth` such arrays followed by the final, normed one.
@@ -236,6 +242,11 @@ class ViT(nn.Module):
             # Embedding acts on each patch by itself, so selecting first gives the same numbers for less work.
             patches, positions = take_tokens(patches, keep), positions[keep]
         x_bnd = Dense(self.width, self.dtype, automatic=self.automatic, name="patch_embed")(patches) + positions
+        if self.class_token:
+            token = self.param("class_token", nn.initializers.normal(INITIAL_STD), (self.width,)).astype(self.dtype)
+            x_bnd = jnp.concatenate([jnp.broadcast_to(token, (len(x_bnd), 1, self.width)), x_bnd], axis=1)
+            lengths = None if lengths is None else lengths + 1
+            wanted = None if wanted is None else jnp.pad(wanted + 1, ((0, 0), (1, 0)))
         stack = Blocks(
             self.depth,
             self.heads,
@@ -252,8 +263,10 @@ class ViT(nn.Module):
         )
         select = None if wanted is None else partial(take_tokens, index=wanted)
         outputs = stack(x_bnd, lengths, train=train, select=select)
-        x_bnd = LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(outputs[-1])
-        return [*outputs, x_bnd] if layers else x_bnd
+        outputs.append(LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(outputs[-1]))
+        if self.class_token and not with_class:
+            outputs = [tokens[:, 1:] for tokens in outputs]
+        return outputs if layers else outputs[-1]
 
 
 def from_settings(model: Any) -> ViT:

@@ -1,0 +1,119 @@
+"""MAE: the recorded steps of the authors' code, its sizes and initialisation, and that it trains in the harness."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ijepa_jax import build
+from ijepa_jax.interop.convert import export_weights
+from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model.vit import ViT, parameter_count
+from ijepa_jax.pretrain import command
+from ijepa_jax.train import checkpoint
+from tests import parity, small
+
+RECORDING = Path(__file__).resolve().parent.parent.parent / "shared" / "parity" / "mae_small.npz"
+
+
+def settings(**changes):
+    """Those of a tiny run; `changes` are dotted keys with __ for the dot."""
+    config = config_lib.with_method(small.config(), "mae")
+    tiny = {"mae__decoder_width": 16, "mae__decoder_depth": 1, "mae__decoder_heads": 2, **changes}
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in tiny.items()})
+    return config
+
+
+@pytest.mark.skipif(not RECORDING.exists(), reason="needs ../shared/parity/mae_small.npz, which is not part of the project")
+def test_the_recording_is_replayed_within_every_bar():
+    errors = parity.replay(RECORDING)
+    assert errors.keys() == parity.BARS.keys()
+    assert {name for name, bar in parity.BARS.items() if not errors[name] <= bar} == set()
+
+
+@pytest.mark.parametrize(
+    "size, patch, parameters, gflop",
+    [
+        ("vit_base", 16, (85_647_360, 26_008_320), 58),
+        ("vit_large", 16, (303_099_904, 26_139_392), 124),
+        ("vit_huge", 14, (630_435_840, 26_178_124), 290),
+    ],
+)
+def test_published_sizes(size, patch, parameters, gflop):
+    config = config_lib.default("mae")
+    config.update_from_flattened_dict({"model.size": size, "model.patch": patch, "optim.epochs": 1600.0})
+    method = build.method(config)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    assert tuple(parameter_count(shapes[name]) for name in ("encoder", "decoder")) == parameters
+    assert round(sum(method.flops().values()) / 1e9) == gflop
+    assert method.masks.context_length == {16: 49, 14: 64}[patch]  # of 196 and 256: the number kept rounds down
+
+
+def test_fresh_weights_are_drawn_as_the_authors_draw_them():
+    method = build.method(settings(model__width=64, model__heads=2))
+    encoder = jax.jit(method.init)(jax.random.key(0))["encoder"]
+    qkv, embedded = encoder["blocks"]["0"]["qkv"], encoder["patch_embed"]
+    assert np.abs(qkv["kernel"]).max() <= np.sqrt(6 / (64 + 3 * 64)) < 1.01 * np.abs(qkv["kernel"]).max()  # of one matrix
+    assert not np.any(qkv["bias"]) and 0.5 / np.sqrt(48) < np.abs(embedded["bias"]).max() <= 1 / np.sqrt(48)
+    assert 0.01 < np.std(encoder["class_token"]) < 0.03
+
+
+def test_the_class_token_stands_before_patches_only_where_it_is_asked_for():
+    vit = ViT(patch=4, width=16, depth=2, heads=2, class_token=True)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    params = vit.init(jax.random.key(1), images)["params"]
+    apply = lambda **given: vit.apply({"params": params}, images, **given)  # noqa: E731
+    whole = apply(with_class=True)
+    assert whole.shape == (2, 17, 16)
+    np.testing.assert_array_equal(apply(), whole[:, 1:])
+    assert [tokens.shape[1] for tokens in apply(layers=True)] == [16] * 3
+    wanted = jnp.array([[3, 0], [5, 5]])
+    np.testing.assert_allclose(apply(wanted=wanted), jnp.take_along_axis(whole[:, 1:], wanted[..., None], 1), atol=1e-6)
+    kept, lengths = jnp.array([[1, 2, 2], [4, 5, 6]]), jnp.array([2, 3])
+    padded = apply(keep=kept, lengths=lengths)[0, :2]
+    np.testing.assert_allclose(padded, vit.apply({"params": params}, images[:1], kept[:1, :2])[0], atol=1e-6)
+
+
+def test_hidden_patches_alone_are_told_whatever_the_order_of_the_seen():
+    method = build.method(settings())
+    params = jax.jit(method.init)(jax.random.key(0))
+    batch = small.batch(method)
+    loss = jax.jit(lambda images, batch: method.loss(params, None, {**batch, "image": images}, jax.random.key(0))[0])
+    images = jnp.asarray(batch["image"], jnp.float32) / 64
+    turned = {**batch, "context": batch["context"][..., ::-1]}
+    np.testing.assert_allclose(loss(images, batch), loss(images, turned), rtol=1e-5)
+    plain = dataclasses.replace(method, normalised=False)
+    seen = np.asarray(plain.goals(images)) - np.asarray(plain.predict(params, images, batch, jax.random.key(0)))
+    expected = np.mean([np.square(seen[i, hidden]).mean() for i, hidden in enumerate(batch["target"][:, 0])])
+    np.testing.assert_allclose(plain.loss(params, None, {**batch, "image": images}, jax.random.key(0))[0], expected, rtol=1e-5)
+    patches = np.asarray(plain.goals(images), np.float64)
+    told = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(method.goals(images), told, atol=1e-4)
+
+
+def test_it_is_trained_probed_and_not_exported_without_its_class_token(tmp_path):
+    report = command.pretrain(settings(), tmp_path / "run")
+    assert report["name"] == "MAE" and report["compilations"] == 1 and report["steps"] == 12
+    assert report["probes"].keys() == {"count", "distance", "shape", "colour"}
+    weights, _ = checkpoint.restore_encoder(tmp_path / "run")
+    assert weights["class_token"].shape == (32,)
+    with pytest.raises(WeightsError, match="class token.*mae.class_token=False"):
+        export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "timm")
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"mae__decoder_heads": 5}, "mae.decoder"),
+        ({"mae__mask_ratio": 0.999}, "mask_ratio"),
+        ({"mae__mask_ratio": 1.0}, "mae.mask_ratio"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_line(changes, line):
+    with pytest.raises(ValueError, match=line):
+        build.method(settings(**changes))
