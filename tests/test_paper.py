@@ -160,7 +160,7 @@ def test_a_published_run_s_encoder_is_known_by_its_shape_and_data(name):
     _, config = load(name)
     assert paper.of_architecture(config) == name
     other = config.copy_and_resolve_references()
-    other.method = "mae.py:Mae"
+    other.method = "mae"
     assert paper.of_architecture(other) is None
     config.data.image_size = (64, 64)
     assert paper.of_architecture(config) is None

@@ -15,6 +15,7 @@ from ijepa_jax.evaluate import suite, table
 from ijepa_jax.host.console import Display
 from ijepa_jax.host.errors import one_line
 from ijepa_jax.host.files import write_whole
+from ijepa_jax.methods import IJepa, find
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.evaluation import PROTOCOLS
 from ijepa_jax.settings.paper import RUNS, Evaluation
@@ -87,7 +88,7 @@ def evaluate(
 def of_architecture(config: ml_collections.ConfigDict) -> str | None:
     """The published run with an encoder like that of these settings: of two, the one whose kind of data these name."""
     shape = (config.model.size, config.model.patch, tuple(config.data.image_size))
-    alike = [name for name, known in RUNS.items() if known == shape and config.method == "ijepa"]
+    alike = [name for name, known in RUNS.items() if known == shape and find(config.method) is IJepa]
     wide = [name for name in alike if "22k" in name]
     return (wide if wide and "22k" in config.data.name.lower() else alike or [None])[0]
 
