@@ -1,6 +1,7 @@
 """MAE: the recorded steps of the authors' code, its sizes and initialisation, and that it trains in the harness."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import jax
@@ -11,12 +12,14 @@ import pytest
 from ijepa_jax import build
 from ijepa_jax.interop.convert import export_weights
 from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.measure.plan import chip_hours
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.vit import ViT, parameter_count
 from ijepa_jax.pretrain import command
 from ijepa_jax.train import checkpoint
 from tests import parity, small
 
+IMAGENET = 1_281_167
 RECORDING = Path(__file__).resolve().parent.parent.parent / "shared" / "parity" / "mae_small.npz"
 
 
@@ -36,21 +39,29 @@ def test_the_recording_is_replayed_within_every_bar():
 
 
 @pytest.mark.parametrize(
-    "size, patch, parameters, gflop",
+    "name, parameters, gflop, kept",
     [
-        ("vit_base", 16, (85_647_360, 26_008_320), 58),
-        ("vit_large", 16, (303_099_904, 26_139_392), 124),
-        ("vit_huge", 14, (630_435_840, 26_178_124), 290),
+        ("mae_in1k_vitb16", (85_647_360, 26_008_320), 58, 49),
+        ("mae_in1k_vitl16", (303_099_904, 26_139_392), 124, 49),
+        ("mae_in1k_vith14", (630_435_840, 26_178_124), 290, 64),
     ],
 )
-def test_published_sizes(size, patch, parameters, gflop):
-    config = config_lib.default("mae")
-    config.update_from_flattened_dict({"model.size": size, "model.patch": patch, "optim.epochs": 1600.0})
+def test_published_runs(name, parameters, gflop, kept):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
     method = build.method(config)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
-    assert tuple(parameter_count(shapes[name]) for name in ("encoder", "decoder")) == parameters
-    assert round(sum(method.flops().values()) / 1e9) == gflop
-    assert method.masks.context_length == {16: 49, 14: 64}[patch]  # of 196 and 256: the number kept rounds down
+    assert tuple(parameter_count(shapes[part]) for part in ("encoder", "decoder")) == parameters
+    assert method.masks.context_length == kept  # of 196 and 256: the number kept rounds down
+    flops = sum(method.flops().values())
+    assert round(flops / 1e9) == gflop
+    steps = build.total_steps(config, IMAGENET)
+    hours = chip_hours(flops * steps * config.optim.batch_size)["h200"]
+    assert f"{hours['40']:.0f} / {hours['60']:.0f} H200-hours" in module.__doc__
+    optimizer = build.optimizer(config, method, IMAGENET)
+    rates = [float(optimizer.learning_rate(step)) for step in (0, 20 * 312, 40 * 312, 820 * 312)]
+    np.testing.assert_allclose(rates, [0, 1.2e-3, 2.4e-3, 1.2e-3], rtol=1e-5)
+    assert optimizer.weight_decay(0) == optimizer.weight_decay(steps) == np.float32(0.05)
 
 
 def test_fresh_weights_are_drawn_as_the_authors_draw_them():
