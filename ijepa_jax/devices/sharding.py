@@ -91,6 +91,12 @@ def jit_step(step: Callable, state: Any, mesh: Mesh, compiler_options: dict | No
     return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(mesh)), compiler_options=compiler_options)
 
 
+def splits_weights(leaf: jax.Array) -> bool:
+    """Whether the mesh that a parameter lives on, as a function that is being traced sees it, splits parameters."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
+
+
 def _leaf_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     """Splits the last dimension that divides: on TPUs, splitting another makes the compiler pad and shift what it reduces."""
     divisible = [axis for axis, length in enumerate(shape) if length % parts == 0]

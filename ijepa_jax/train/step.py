@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ijepa_jax.devices.sharding import state_shardings
+from ijepa_jax.devices.sharding import splits_weights, state_shardings
 from ijepa_jax.methods import Batch, Method
 from ijepa_jax.methods.optim import Optimizer
 
@@ -71,11 +71,12 @@ def train_step(
     momentum = optimizer.momentum(state.step)
     target = method.update_target(state.target, params, momentum)
     # Read past a barrier: norms fused into AdamW's kernels keep these from writing in place, and every leaf is copied.
+    split = splits_weights(jax.tree.leaves(state.params)[0])
     read = jax.lax.optimization_barrier({"gradient": gradients, "update": updates, "parameter": params})
     metrics = {
         "loss": loss,
         **metrics,
-        **{f"{name}_norm": norm(tree) for name, tree in read.items()},
+        **{f"{name}_norm": norm(tree, split) for name, tree in read.items()},
         "learning_rate": optimizer.learning_rate(state.step),
         "weight_decay": optimizer.weight_decay(state.step),
         **({} if target is None else {"momentum": momentum}),
@@ -83,11 +84,14 @@ def train_step(
     return State(state.step + 1, params, target, opt_state), metrics
 
 
-def norm(tree: Any) -> jax.Array:
+def norm(tree: Any, split: bool = False) -> jax.Array:
     """The Euclidean norm of all leaves together, as `optax.tree.norm`, by one reduction for all leaves of a shape.
 
-    One for each leaf would be a third of the kernels of a step on a GPU.
+    One for each leaf would be a third of the kernels of a step on a GPU. Leaves that are split over devices have one each: XLA
+    would gather them for a common one.
     """
+    if split:
+        return optax.tree.norm(tree)
     squares = defaultdict(list)
     for leaf in jax.tree.leaves(tree):
         squares[leaf.shape].append(jnp.square(leaf))
