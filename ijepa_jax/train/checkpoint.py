@@ -71,12 +71,17 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = _Manager(
+        opened = functools.partial(
+            _Manager,
             self.folder,
             options=options,
             item_names=("state", "notes"),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
+        try:
+            self._manager = opened()
+        except FileNotFoundError:  # one of them was removed meanwhile, by a run that this one takes over from
+            self._manager = opened()
 
     def save(self, state: Any, step: int, settings: dict[str, Any], score: float | None = None, **notes: Any) -> None:
         """Saves in the background; `score` is the probe by which the best checkpoint is kept, `notes` are kept with it."""
