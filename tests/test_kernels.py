@@ -56,6 +56,13 @@ HLO = """HloModule jit_step, is_scheduled=true
   ROOT %next = (s32[], f32[10,64]) tuple(%i, %stack)
 }
 
+%async (p9: f32[10,64], p10: f32[1,64], p11: s32[]) -> f32[10,64] {
+  %p9 = f32[10,64]{1,0} parameter(0)
+  %p10 = f32[1,64]{1,0} parameter(1)
+  %p11 = s32[] parameter(2)
+  ROOT %kept = f32[10,64]{1,0} dynamic-update-slice(%p9, %p10, %p11, %p11)
+}
+
 ENTRY %main (x: bf16[64,128], w: bf16[128,32]) -> f32[] {
   %x = bf16[64,128]{1,0} parameter(0)
   %w = bf16[128,32]{1,0} parameter(1)
@@ -66,6 +73,8 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
   %mean.1 = f32[64]{0} fusion(%wide), kind=kInput, calls=%norm, metadata={op_name="jit(step)/norm/mean"}
   %many = f32[10,64]{1,0} fusion(%wide, %mean.1, %i0), kind=kLoop, calls=%written
   %loop = (s32[], f32[10,64]) while(%state0), condition=%condition, body=%body
+  %start = ((f32[10,64], f32[1,64], s32[]), f32[10,64], u32[]) async-start(%many, %mean.1, %i0), calls=%async
+  %done = f32[10,64]{1,0} async-done(%start)
   %moved = f32[32,64]{1,0} fusion(%wide), kind=kLoop, calls=%turned
   %all = f32[64]{0} all-reduce(%mean.1), to_apply=%add.1
   %q = bf16[2,16,4,8]{3,2,1,0} parameter(2)
@@ -86,7 +95,8 @@ def test_kernels_are_counted_by_kind_with_what_they_move_and_multiply():
         "reduction": {"count": 1, "bytes": wide + row},
         # what is written in place counts as its update, what is sliced as the slice, and a loop three times
         "elementwise": {"count": 4, "bytes": (row + row) + 3 * (row + 4 + row)},
-        "copy": {"count": 2, "bytes": 2 * wide + row + 4},
+        # an asynchronous one counts once; of what a loop stacks, the part
+        "copy": {"count": 3, "bytes": 2 * wide + row + 4 + 2 * row},
         "collective": {"count": 1, "bytes": 2 * row},
         "other": {"count": 1, "bytes": wide + wide // 2},
     }

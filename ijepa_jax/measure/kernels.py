@@ -9,7 +9,7 @@ from ijepa_jax.measure.hlo import Instruction, array_bytes, computations_of, exe
 KINDS = ("product", "attention", "reduction", "elementwise", "copy", "collective", "other")
 _NO_KERNEL = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier",
+    "partition-id", "replica-id", "opt-barrier", "async-start",
 }  # fmt: skip
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all")
 _IDLE = {"parameter", "constant", "bitcast", "copy", "transpose", "reshape", "tuple", "get-tuple-element"}
@@ -86,7 +86,7 @@ def _kind(line: Instruction, body: list[Instruction]) -> str:
         return "collective"
     if operations & {"reduce", "reduce-window"}:
         return "reduction"
-    if operations <= _IDLE or line.operation.startswith(("copy", "transpose")):
+    if operations <= _IDLE or line.operation.startswith(("copy", "transpose", "dynamic-", "slice", "concatenate")):
         return "copy"
     return "elementwise" if line.operation == "fusion" else "other"
 
@@ -94,6 +94,10 @@ def _kind(line: Instruction, body: list[Instruction]) -> str:
 def _moved(line: Instruction, lines: dict[str, Instruction], body: list[Instruction]) -> int:
     """Bytes that a kernel reads and writes."""
     given = [lines[name] for name in operands(line) if name in lines]
+    if line.operation == "dynamic-update-slice":
+        return 2 * array_bytes(lines[operands(line)[1]].shape)
+    if line.operation in _SLICES:
+        return 2 * array_bytes(line.shape)
     if line.operation != "fusion":
         return sum(array_bytes(each.shape) for each in given) + array_bytes(line.shape)
     parameters = {int(re.match(r"\d+", each.rest)[0]): each.name for each in body if each.operation == "parameter"}
