@@ -101,6 +101,7 @@ NOT_RUN = {  # patterns of commands that are only checked, and why
     r"benchmark": "times a large model on an accelerator; another test runs the command with a small one",
     r"\.pth\.tar": "needs the authors' file; another test imports one of its structure",
     r"--topology (v5e|v5p|v6e|SLICE)": "needs libtpu; another test, where that is, compiles for it",
+    r"--topology h100": "needs jax's CUDA plugin; another test, where that is, compiles for it",
     r"^(pretrain|prepare|evaluate|plan|benchmark|visualize)?$": "a command's name, not a command line",
     r"--out exported": "as another that is run",
     r"quickstart\.py --config\.optim\.steps=1600": "takes minutes; a variant of the quickstart, which is run",
