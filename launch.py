@@ -11,7 +11,7 @@
     python launch.py import --from WEIGHTS --out DIR                         # weights of the authors, transformers, timm
     python launch.py export --checkpoint DIR --format huggingface --out DIR  # and back: huggingface, timm or reference
     python launch.py benchmark --model vit_huge --patch 14 --batch 128       # the training step, timed
-    python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without a TPU
+    python launch.py plan --config FILE --topology v5e:16x16                 # would it fit there? compiled, without the chips
 
 Without a command it is `pretrain`. `python launch.py COMMAND --help` shows a command's flags, and the settings that there are.
 """

@@ -213,8 +213,9 @@ COMMANDS = {
     }, "method", None),
     "plan": Command("compile a run's training step for hardware that is not there: would it fit?", {
         "topology": Flag(
-            "v5e, v5p or v6e and the slice's sides (needs libtpu: pip install 'jax[tpu]'); or a number of simulated devices, "
-            "cpu:8, h100:8, h200:8, a100:8 or gpu:8, for the collectives and the FLOPs", shown="v5e:16x16", required=True,
+            "v5e, v5p or v6e and the slice's sides (needs libtpu: pip install 'jax[tpu]'); h100, h200, a100 and GPUs, h100:8, "
+            "or hosts and GPUs, h100:2x8 (needs jax's CUDA plugin: pip install 'jax[cuda13]'); or simulated devices, cpu:8",
+            shown="v5e:16x16", required=True,
         ),
         "images": Flag("images of the data, for the chip-hours of a run whose length is in epochs", whole(0, 0, _MANY)),
     } | _MESH, "method"),

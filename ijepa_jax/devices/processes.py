@@ -5,6 +5,7 @@ passes a preemption notice (SIGTERM) of one to all, with a step at which all are
 does anything.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -128,6 +129,7 @@ def leave_others(code: int) -> None:
         os._exit(code)
 
 
+@functools.cache
 def code_digest() -> str:
     """A hash of this package's source."""
     digest = hashlib.sha256()

@@ -105,12 +105,14 @@ def collect(batches: Iterable[Arrays], wanted: np.ndarray, extract: Extract, mes
 
 def _compacted(values: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The rows that are there, moved to the front: a copy of them would take as much memory again."""
+    if there.all():
+        return values
     end = 0
-    for rows in np.array_split(np.arange(len(values)), max(1, len(values) // 4096)) if not there.all() else ():
+    for rows in np.array_split(np.arange(len(values)), max(1, len(values) // 4096)):
         kept = values[rows[there[rows]]]
         values[end : end + len(kept)] = kept
         end += len(kept)
-    return values if there.all() else values[:end]
+    return values[:end]
 
 
 def _check_room(features: Features, count: int) -> None:

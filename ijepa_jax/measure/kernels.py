@@ -1,5 +1,6 @@
 """Counts what a program compiled for GPUs launches, and what its kernels move, from the text of its optimised HLO."""
 
+import math
 import re
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def _kernel(line: Instruction, lines: dict[str, Instruction], inside: dict[str, 
 
 def _kind(line: Instruction, body: list[Instruction]) -> str:
     operations = {each.operation for each in body}
-    target = (re.search(r'custom_call_target="([^"]+)"', line.rest) or [""] * 2)[1]
+    target = _target(line)
     if "fmha" in target:
         return "attention"
     if "dot" in operations or "matmul" in target or "gemm" in target:
@@ -116,23 +117,22 @@ def _moved(line: Instruction, lines: dict[str, Instruction], body: list[Instruct
 
 def _product_flops(line: Instruction, lines: dict[str, Instruction]) -> int:
     """Those of a matrix product, or of attention by cuDNN, else 0; a multiplication and an addition count as 2."""
-    target = (re.search(r'custom_call_target="([^"]+)"', line.rest) or [""] * 2)[1]
+    target = _target(line)
     if "fmha" in target:
         # two products of [B, H, Q, S] logits' size forward, five backward, which computes the logits again
         logits = re.search(r'"intermediate_tensor_shape":\{[^[]*"dimensions":\[([^\]]*)\]', line.rest)
         query = sizes_of(lines[operands(line)[0]].shape)
         products = 5 if "Backward" in target else 2
-        return 2 * products * _size(re.findall(r"\d+", logits[1])) * query[-1] if logits else 0
+        return 2 * products * math.prod(map(int, re.findall(r"\d+", logits[1]))) * query[-1] if logits else 0
     found = re.search(r"lhs_contracting_dim(?:ension)?s=?\"?:?[{\[]([\d\",]*)", line.rest)
     if found is None or not (line.operation == "dot" or "gemm" in target or "matmul" in target):
         return 0
     left = sizes_of(lines[operands(line)[0]].shape)
-    contracted = _size(str(left[int(axis)]) for axis in re.findall(r"\d+", found[1]))
-    return 2 * _size(map(str, sizes_of(line.shape))) * contracted
+    contracted = math.prod(left[int(axis)] for axis in re.findall(r"\d+", found[1]))
+    return 2 * math.prod(sizes_of(line.shape)) * contracted
 
 
-def _size(sizes) -> int:
-    product = 1
-    for size in sizes:
-        product *= int(size)
-    return product
+def _target(line: Instruction) -> str:
+    """The library's function that an instruction calls; empty where it calls none."""
+    found = re.search(r'custom_call_target="([^"]+)"', line.rest)
+    return found[1] if found else ""

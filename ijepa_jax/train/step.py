@@ -70,8 +70,8 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     momentum = optimizer.momentum(state.step)
     target = method.update_target(state.target, params, momentum)
-    # Read past a barrier: norms fused into AdamW's kernels keep these from writing in place, and every leaf is copied.
     split = splits_weights(jax.tree.leaves(state.params)[0])
+    # Read past a barrier: norms fused into AdamW's kernels keep these from writing in place, and every leaf is copied.
     read = jax.lax.optimization_barrier({"gradient": gradients, "update": updates, "parameter": params})
     metrics = {
         "loss": loss,
