@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.final_lr = 1e-5
     config.optim.momentum = 0.99
     config.optim.clip = 3.0
+    config.probe.batch_size = 50
     config.probe.every = 1200
     config.probe.during_train_images = 1000
     config.probe.during_test_images = 500

@@ -34,10 +34,19 @@ def predict(bank, labels, queries, *, classes: int, k: int = 20, temperature: fl
     Raises:
       ValueError: wrong shapes, NaN or infinite features, labels out of range, k < 1 or temperature <= 0.
     """
+    labels = checked_labels(labels, len(bank), classes, "bank")
+    return vote(neighbours(bank, queries, k), labels, classes=classes, temperature=temperature)
+
+
+def vote(nearest: tuple[np.ndarray, np.ndarray], labels, *, classes: int, temperature: float = 0.07) -> np.ndarray:
+    """The second half of `predict`, for several tasks on the same features: `nearest` is what `neighbours` finds.
+
+    labels, classes and temperature are as there, and so is what is returned and raised.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    labels = checked_labels(labels, len(bank), classes, "bank")
-    indices, similarities = neighbours(bank, queries, k)
+    indices, similarities = nearest
+    labels = checked_labels(labels, len(labels), classes, "bank")
     return jax.device_get(_vote(*jax.device_put((labels[indices], similarities, np.float32(temperature))), classes=classes))
 
 

@@ -152,13 +152,13 @@ def _prepare(features) -> Basis:
     # A spread of the size of rounding errors is none: dividing by it would turn noise into features.
     scale = jnp.where(std > 1e-6 * jnp.abs(features).max(axis=0), std, 1.0)
     standard = (features - mean[None]) / scale[None]
-    axes = jnp.eye(standard.shape[1])
+    inner, span = standard, None
     if standard.shape[1] > len(standard):  # fewer images than dimensions: first to the space they span
-        axes, _ = jnp.linalg.qr(standard.T)
-    inner = standard @ axes
+        span, _ = jnp.linalg.qr(standard.T)
+        inner = standard @ span
     _, turn = jnp.linalg.eigh(inner.T @ inner / len(inner))
     scores = jnp.pad(inner @ turn, ((0, 0), (0, 1)), constant_values=1.0)
-    return Basis(mean, scale, axes @ turn, scores)
+    return Basis(mean, scale, turn if span is None else span @ turn, scores)
 
 
 @partial(jax.jit, static_argnames=("classes", "steps"))

@@ -40,7 +40,7 @@ class ProbeData:
             loader = dataclasses.replace(self.loader, batch_size=count * _VIEWS)  # one batch of them
             views = features_lib.collect_views(loader, self.test, count, _VIEWS, extract, self.mesh)
             results["lidar"] = rank.lidar(views)
-        basis, correct, strengths = logistic.prepare(train), {}, {}
+        basis, nearest, correct, strengths = logistic.prepare(train), knn.neighbours(train, test, _NEIGHBOURS), {}, {}
         train_labels, test_labels = self.train.labels_at(train_rows), self.test.labels_at(test_rows)
         found = tasks(self.train, self.test)
         room = max((self.train.classes[task] for task in found), default=None)
@@ -51,8 +51,8 @@ class ProbeData:
                     f"task {task!r}: the {len(labels)} images probed are all of one class: raise probe.train_images"
                 )
             linear = logistic.classify(basis, labels, test, classes=classes, room=room)
-            nearest = knn.predict(train, labels, test, classes=classes, k=_NEIGHBOURS, temperature=_TEMPERATURE)
-            correct |= {f"linear/{task}": linear.classes == truth, f"knn/{task}": nearest == truth}
+            voted = knn.vote(nearest, labels, classes=classes, temperature=_TEMPERATURE)
+            correct |= {f"linear/{task}": linear.classes == truth, f"knn/{task}": voted == truth}
             strengths[task] = linear.l2
         results |= {name: 100.0 * float(right.mean()) for name, right in correct.items()}
         return Measured(results, correct, strengths)

@@ -45,14 +45,9 @@ class Protocol:
 def by_knn(bench: Bench, subject: Subject, seed: int) -> Outcome:
     """Weighted k-nearest-neighbour classification."""
     settings, train, test = bench.settings.knn, *_both(bench, subject, ("last",), seed)
-    return _judged(
-        test,
-        lambda task, classes: knn.predict(
-            train.features["last"], train.labels[task], test.features["last"],
-            classes=classes, k=settings.k, temperature=settings.temperature,
-        ),
-        bench.tasks,
-    )  # fmt: skip
+    nearest = knn.neighbours(train.features["last"], test.features["last"], settings.k)
+    votes = partial(knn.vote, nearest, temperature=settings.temperature)
+    return _judged(test, lambda task, classes: votes(train.labels[task], classes=classes), bench.tasks)
 
 
 def by_logistic(bench: Bench, subject: Subject, seed: int) -> Outcome:
