@@ -75,6 +75,8 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
   %loop = (s32[], f32[10,64]) while(%state0), condition=%condition, body=%body
   %start = ((f32[10,64], f32[1,64], s32[]), f32[10,64], u32[]) async-start(%many, %mean.1, %i0), calls=%async
   %done = f32[10,64]{1,0} async-done(%start)
+  %ahead = ((f32[10,64], s32[]), f32[64], u32[]) fusion-start(%many, %i0), kind=kLoop, calls=%one_of_many
+  %read = f32[64]{0} fusion-done(%ahead)
   %moved = f32[32,64]{1,0} fusion(%wide), kind=kLoop, calls=%turned
   %all = f32[64]{0} all-reduce(%mean.1), to_apply=%add.1
   %q = bf16[2,16,4,8]{3,2,1,0} parameter(2)
@@ -94,7 +96,7 @@ def test_kernels_are_counted_by_kind_with_what_they_move_and_multiply():
         "attention": {"count": 1, "bytes": 2 * 4 * (2 * 16 * 4 * 8)},
         "reduction": {"count": 1, "bytes": wide + row},
         # what is written in place counts as its update, what is sliced as the slice, and a loop three times
-        "elementwise": {"count": 4, "bytes": (row + row) + 3 * (row + 4 + row)},
+        "elementwise": {"count": 5, "bytes": (row + row) + 3 * (row + 4 + row) + (row + row)},
         # an asynchronous one counts once; of what a loop stacks, the part
         "copy": {"count": 3, "bytes": 2 * wide + row + 4 + 2 * row},
         "collective": {"count": 1, "bytes": 2 * row},

@@ -220,6 +220,10 @@ class TestWrittenOutGradients:
         exact = jax.nn.gelu(x.astype("float32"), approximate=False)
         np.testing.assert_allclose(layers.gelu(x).astype("float32"), exact, rtol=2**-8, atol=1e-6)
 
+    def test_gelu_keeps_its_input_only(self):
+        _, backward = jax.vjp(layers.gelu, jnp.ones(8, jnp.bfloat16))
+        assert [(kept.dtype, kept.shape) for kept in jax.tree.leaves(backward)] == [(jnp.bfloat16, (8,))]
+
     def test_layer_norm(self):
         x, scale, bias, weight = (
             jax.random.normal(key, shape)

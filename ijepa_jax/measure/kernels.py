@@ -14,6 +14,7 @@ _NO_KERNEL = {
 }  # fmt: skip
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all")
 _IDLE = {"parameter", "constant", "bitcast", "copy", "transpose", "reshape", "tuple", "get-tuple-element"}
+_FUSIONS = ("fusion", "fusion-start")  # the second is one that other work need not wait for
 _LONG = 120  # characters of a name
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -65,14 +66,14 @@ def count_kernels(hlo: str, largest: int = 5) -> dict[str, Any]:
 def _fused(line: Instruction) -> list[str]:
     """Computations that an instruction runs within its kernel: fused ones, and what a reduction or a sort applies."""
     named = re.findall(r"\bto_apply=%?([^\s,]+)", line.rest) if line.operation != "call" else []
-    return [*named, *(re.findall(r"\bcalls=%?([^\s,]+)", line.rest) if line.operation == "fusion" else [])]
+    return [*named, *(re.findall(r"\bcalls=%?([^\s,]+)", line.rest) if line.operation in _FUSIONS else [])]
 
 
 def _kernel(line: Instruction, lines: dict[str, Instruction], inside: dict[str, list[Instruction]]) -> Kernel:
-    body = inside[_fused(line)[-1]] if line.operation == "fusion" else [line]
+    body = inside[_fused(line)[-1]] if line.operation in _FUSIONS else [line]
     moved = _moved(line, lines, body)
     flops = sum(_product_flops(each, lines) for each in body)
-    named = (re.sub(r"\{[^}]*\}", "", line.shape), op_name(line, lines))
+    named = (re.sub(r"\{[^}]*\}", "", body[-1].shape), op_name(line, lines))
     return Kernel(_kind(line, body), moved, flops, *(name if len(name) < _LONG else f"{name[:_LONG]}..." for name in named))
 
 
@@ -89,7 +90,7 @@ def _kind(line: Instruction, body: list[Instruction]) -> str:
         return "reduction"
     if operations <= _IDLE or line.operation.startswith(("copy", "transpose", "dynamic-", "slice", "concatenate")):
         return "copy"
-    return "elementwise" if line.operation == "fusion" else "other"
+    return "elementwise" if line.operation in _FUSIONS else "other"
 
 
 def _moved(line: Instruction, lines: dict[str, Instruction], body: list[Instruction]) -> int:
@@ -99,7 +100,7 @@ def _moved(line: Instruction, lines: dict[str, Instruction], body: list[Instruct
         return 2 * array_bytes(lines[operands(line)[1]].shape)
     if line.operation in _SLICES:
         return 2 * array_bytes(line.shape)
-    if line.operation != "fusion":
+    if line.operation not in _FUSIONS:
         return sum(array_bytes(each.shape) for each in given) + array_bytes(line.shape)
     parameters = {int(re.match(r"\d+", each.rest)[0]): each.name for each in body if each.operation == "parameter"}
     in_place = {operands(each)[0]: each for each in body if each.operation == "dynamic-update-slice"}
@@ -112,7 +113,7 @@ def _moved(line: Instruction, lines: dict[str, Instruction], body: list[Instruct
             read += array_bytes(each.shape)
     updates = [lines[operands(each)[1]] for each in in_place.values()]
     whole = sum(array_bytes(each.shape) for each in in_place.values())
-    return read + array_bytes(line.shape) - whole + sum(array_bytes(each.shape) for each in updates)
+    return read + array_bytes(body[-1].shape) - whole + sum(array_bytes(each.shape) for each in updates)
 
 
 def _product_flops(line: Instruction, lines: dict[str, Instruction]) -> int:

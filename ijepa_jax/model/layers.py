@@ -191,6 +191,7 @@ def _gradients_in_six_passes(epsilon, residuals, gradient):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@partial(jax.checkpoint, prevent_cse=False)  # scanned blocks would keep three float32 arrays of it instead of its input
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) GELU; jax.nn.gelu's erfc costs twice as much on CPU."""
     wide = x.astype(jnp.float32)  # 1 + erf cancels on the left, which bfloat16 cannot afford
