@@ -171,7 +171,7 @@ COMMANDS = {
     "features": Command("write features of a data set to a file, for other tools", _CHECKPOINT | {
         "out": Flag("gets features, files, split, and label_TASK where there are labels", shown="FILE.npz", required=True),
         "data": Flag("what to take features of, named as for training; by default the checkpoint's own", text(""), "NAME"),
-        "kind": Flag("last4: of four blocks; layers: of each", choice("last", ("last", "last4", "patches", "layers"))),
+        "kind": Flag("last4: of four blocks; layers: of each", choice("last", ("last", "last4", "patches", "layers", "class"))),
         "split": Flag("of the data", choice("all", ("train", "test", "all"))),
     } | _DIRECTORY | _STEP | _PROCESSES),
     "visualize": Command("draw what a checkpoint has learned, as a page of pictures", _CHECKPOINT | {

@@ -278,7 +278,7 @@ TENSORS = [  # what is taken out, what is put in, what the refusal says
     ([], {"classifier.weight": np.zeros((2, 31)), "classifier.bias": ZEROS[:2]}, r"classifier of shapes \[2, 31\] and \[2\]"),
 ]
 CONFIGS = [
-    ({"model_type": "vit_mae"}, "model_type 'vit_mae', not 'ijepa'"),
+    ({"model_type": "vit"}, "model_type 'vit', not 'ijepa' or 'vit_mae'"),
     ({"model_type": "vjepa2"}, "model_type 'vjepa2', not 'ijepa'"),
     ({"hidden_size": 48}, "hidden_size 48, its tensors 32"),
     ({"num_hidden_layers": 4}, "num_hidden_layers 4, its tensors 3"),

@@ -11,10 +11,11 @@ import pytest
 
 from ijepa_jax import build
 from ijepa_jax.interop.convert import export_weights
-from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.interop.pretrained import Pretrained, load
 from ijepa_jax.measure.plan import chip_hours
 from ijepa_jax.methods import config as config_lib
-from ijepa_jax.model.vit import ViT, parameter_count
+from ijepa_jax.methods.pixels import filled_in, pixel_goals
+from ijepa_jax.model.vit import ViT, normalise, parameter_count, patchify, unpatchify
 from ijepa_jax.pretrain import command
 from ijepa_jax.train import checkpoint
 from tests import parity, small
@@ -106,14 +107,34 @@ def test_hidden_patches_alone_are_told_whatever_the_order_of_the_seen():
     np.testing.assert_allclose(method.goals(images), told, atol=1e-4)
 
 
-def test_it_is_trained_probed_and_not_exported_without_its_class_token(tmp_path):
+def test_it_is_trained_probed_drawn_and_exported_with_its_class_token(tmp_path):
     report = command.pretrain(settings(), tmp_path / "run")
     assert report["name"] == "MAE" and report["compilations"] == 1 and report["steps"] == 12
     assert report["probes"].keys() == {"count", "distance", "shape", "colour"}
+    assert "reconstruction.png" in report["pictures"] and (tmp_path / "run/report/reconstruction.png").exists()
     weights, _ = checkpoint.restore_encoder(tmp_path / "run")
     assert weights["class_token"].shape == (32,)
-    with pytest.raises(WeightsError, match="class token.*mae.class_token=False"):
-        export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "timm")
+    written = export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "huggingface")
+    assert "ViTMAEForPreTraining" in written["load"] and not written["left_out"]
+    ours, theirs = load(tmp_path / "run"), load(tmp_path / "out")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for of in (Pretrained.__call__, Pretrained.class_token):
+        np.testing.assert_allclose(of(ours, images), of(theirs, images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_guessed_stands_where_nothing_is_seen():
+    method = build.method(settings(mae__normalised=False))
+    params, batch = jax.jit(method.init)(jax.random.key(0)), small.batch(method)
+    images = np.asarray(normalise(batch["image"], method.mean, method.std))
+    filled = patchify(jax.jit(method.reconstruct)(params, batch), 4)
+    guesses, shown = method.predict(params, images, batch, jax.random.key(0)), patchify(images, 4)
+    hidden = np.zeros(shown.shape[:2], bool)
+    np.put_along_axis(hidden, batch["target"][:, 0], True, axis=1)
+    np.testing.assert_allclose(filled[hidden], guesses[hidden], atol=1e-5)
+    np.testing.assert_array_equal(filled[~hidden], shown[~hidden])
+    perfect = pixel_goals(images, 4, normalised=True)  # of which neither mean nor contrast is known
+    np.testing.assert_allclose(filled_in(images, perfect, hidden, ~hidden, 4, normalised=True), images, atol=1e-4)
+    np.testing.assert_array_equal(unpatchify(shown, 4, images.shape[1:3]), images)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What importing costs, and that the pieces compose by hand."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import ijepa_jax
 
@@ -48,3 +50,26 @@ def test_ten_lines_make_a_step():
     step = jax.jit(partial(ijepa_jax.train_step, method=method, optimizer=optimizer, seed=0), donate_argnums=0)
     state, metrics = step(state, {"image": np.zeros((2, 24, 24, 3), np.uint8), **sampler(np.arange(2))})
     assert int(state.step) == 1 and np.isfinite(metrics["loss"])
+
+
+_WHEELS = (  # of a run, beside what JAX's own packages, OpenCV and matplotlib bring
+    "array_record", "attrs", "dm_tree", "docstring_parser", "googleapis_common_protos", "grain", "immutabledict",
+    "importlib_resources", "ml_collections", "portpicker", "promise", "simple_parsing", "simplejpeg", "tensorboardX",
+    "tensorflow_datasets", "tensorflow_metadata", "termcolor", "toml",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_whole_run_needs_a_few_wheels_beside_what_an_image_for_jax_has(tmp_path):
+    """On a machine without internet these have to be carried there, so that none may be added unnoticed."""
+    root, python = Path(__file__).parents[1], tmp_path / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    for packages in (
+        ("jax", "flax", "optax", "einops", "numpy", "matplotlib", "opencv-python-headless", "protobuf", "cloudpickle"),
+        ("--no-deps", *_WHEELS),
+    ):
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    command = [python, root / "launch.py", "pretrain", "--config", root / "configs/tiny.py", "--workdir", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/report/report.json").read_text())["steps"] == 40

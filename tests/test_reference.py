@@ -331,6 +331,13 @@ def test_what_a_file_repeats_without_end_is_not_shown_nor_hashed(tmp_path):
         _refused(tmp_path, {**SAVED, key: value}, line)
 
 
+def _with_class(tensors):
+    """An encoder's tensors with a class token, which has a row of the position table."""
+    width = tensors["module.norm.bias"].shape[0]
+    positions = torch.cat([torch.zeros(1, 1, width), tensors["module.pos_embed"]], dim=1)
+    return {**tensors, "module.pos_embed": positions, "module.cls_token": torch.zeros(1, 1, width)}
+
+
 def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path):
     names = ("patch_embed.proj.weight", "pos_embed")
     frames = {f"module.backbone.{name}": torch.zeros(16, 3, 2, 4, 4) for name in names}
@@ -340,8 +347,10 @@ def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path):
     plain = {name.removeprefix("module."): tensor for name, tensor in SAVED["encoder"].items()}
     masked = {"cls_token": torch.zeros(1, 1, 16), **plain, "decoder_embed.weight": torch.zeros(8, 16)}
     for saved in (masked, {"model": masked}):
-        _refused(tmp_path, saved, "MAE")
-    _refused(tmp_path, {"model": {"cls_token": torch.zeros(1, 1, 16), **plain}}, "class token")
+        _refused(tmp_path, saved, r"position table of \d+ patches is not square")
+    del masked["cls_token"]
+    _refused(tmp_path, {"model": masked}, "MAE")
+    _refused(tmp_path, {**SAVED, "target_encoder": _with_class(SAVED["target_encoder"])}, "has a class token, which I-JEPA's")
     _refused(tmp_path, {"epoch": 3}, "is no I-JEPA training checkpoint: it holds epoch")
     _refused(tmp_path, [1, 2], "is no I-JEPA training checkpoint: it holds list")
 

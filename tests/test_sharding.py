@@ -37,7 +37,26 @@ for data, fsdp in ((4, 1), (2, 2), (-1, 4)):
         "losses": losses, "shard": kernel.sharding.shard_shape(kernel.shape), "compilations": step._cache_size(),
         "rows": sharding.batch_sharding(mesh).shard_shape((8, 1))[0],
     }
-print(json.dumps(results))
+from ijepa_jax import build
+from ijepa_jax.methods import config
+siblings = {}
+for name in ("mae", "pixels", "salt"):
+    settings = config.with_method(small.config(), name)
+    if name == "salt":
+        settings.salt.teacher = "random"
+    settings.model.width, settings.model.mlp_ratio = 64, 16.0
+    method = build.method(build.completed(settings))
+    batch, siblings[name] = small.batch(method, size=8), []
+    for data, fsdp in ((4, 1), (1, 4)):
+        mesh = sharding.make_mesh(data, fsdp)
+        places = sharding.state_shardings(jax.eval_shape(partial(init, method, optimizer, 0)), mesh)
+        state = jax.jit(partial(init, method, optimizer, 0), out_shardings=places)()
+        step = sharding.jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh)
+        for _ in range(2):
+            state, metrics = step(state, sharding.place_batch(batch, mesh))
+        kernel = state.params["encoder"]["blocks"]["0"]["fc1"]["kernel"]
+        siblings[name].append([float(metrics["loss"]), step._cache_size(), kernel.sharding.shard_shape(kernel.shape)[1]])
+print(json.dumps({"meshes": results, "siblings": siblings}))
 """
 
 
@@ -50,13 +69,20 @@ def results():
 
 
 def test_every_mesh_computes_the_same(results):
-    first = results["4x1"]["losses"]
-    for mesh in results.values():
+    first = results["meshes"]["4x1"]["losses"]
+    for mesh in results["meshes"].values():
         assert mesh["losses"] == pytest.approx(first, rel=1e-5)
         assert mesh["compilations"] == 1 and mesh["rows"] == 2
 
 
 def test_large_parameters_are_split_along_fsdp(results):
-    assert results["4x1"]["shard"] == [64, 1024]
-    assert results["2x2"]["shard"] == [64, 512]
-    assert results["-1x4"]["shard"] == [64, 256]
+    assert {name: mesh["shard"] for name, mesh in results["meshes"].items()} == {
+        "4x1": [64, 1024], "2x2": [64, 512], "-1x4": [64, 256],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["mae", "pixels", "salt"])
+def test_so_does_every_sibling(results, method):
+    whole, split = results["siblings"][method]
+    assert whole[0] == pytest.approx(split[0], rel=1e-5)
+    assert whole[1:] == [1, 1024] and split[1:] == [1, 256]

@@ -303,12 +303,8 @@ def _refused(path, match, **options):
 TENSORS = [  # what is taken out, what is put in, what the refusal says
     ([NORM], {}, f"lacks {NORM}"),
     (["blocks.0.attn.qkv.bias"], {}, "lacks blocks.0.attn.qkv.bias"),
-    ([], {"cls_token": ZEROS}, r"has not: cls_token \(these are weights of a ViT with a class token\)"),
-    (
-        [],
-        {"cls_token": ZEROS, "mask_token": ZEROS, "decoder_embed.bias": ZEROS},
-        r"\(these are weights of a masked autoencoder, MAE\)",
-    ),
+    ([], {"cls_token": ZEROS}, r"pos_embed has shape \[1, 16, 32\], not \[1, 17, 32\]"),
+    ([], {"mask_token": ZEROS, "decoder_embed.bias": ZEROS}, r"has a decoder, as MAE's, and no class token \(cls_token\)"),
     ([], {"module.backbone.norm.bias": ZEROS}, r"has not: backbone.norm.bias \(these are weights of V-JEPA\)"),
     ([], {"teacher.head.mlp.0.weight": ZEROS}, "has not: teacher.head.mlp.0.weight"),
     ([], {"blocks.0.ls1.gamma": ZEROS}, "has not: blocks.0.ls1.gamma"),
@@ -331,7 +327,7 @@ TENSORS = [  # what is taken out, what is put in, what the refusal says
 ]
 CONFIGS = [
     ({"global_pool": "token"}, {}, "pools by 'token'"),
-    ({}, {"class_token": True}, "has a class token: I-JEPA's encoders have none"),
+    ({}, {"class_token": True}, "its configuration has class_token True, its tensors False"),
     ({}, {"act_layer": "quick_gelu"}, "act_layer 'quick_gelu': I-JEPA's encoders have 'gelu'"),
     ({}, {"num_heads": 5}, "width 32 does not divide into 5 heads"),
     ({}, {"num_heads": "2"}, "num_heads '2' is not a whole number"),

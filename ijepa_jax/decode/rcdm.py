@@ -44,6 +44,7 @@ _PARTS = (
     "from_settings",
     "init",
     "encode_target",
+    "target_network",
     "whitening",
     "goals",
     "gather_targets",

@@ -4,7 +4,7 @@ A raw cosine can be high for no merit: tokens of all images share a mean, and th
 taken after the mean target at the same position is subtracted from both, and with the target of another image.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ijepa_jax.data.views import examples
 from ijepa_jax.devices.sharding import place_batch, place_rows, replicated
-from ijepa_jax.methods import Arrays, Batch
+from ijepa_jax.methods import Arrays, Batch, Method
 from ijepa_jax.model.vit import normalise
 from ijepa_jax.settings.axes import AXES, modality
 
@@ -95,16 +95,32 @@ def measure(
       masks: of these images, as `MaskSampler` gives them.
       mesh: devices, among which images are divided.
     """
+    return _in_batches(partial(_cosines, method), (params, target, means, whitening), images, masks, mesh)
+
+
+def reconstructions(method: Method, params: Any, images: np.ndarray, masks: Arrays, mesh: Mesh) -> np.ndarray | None:
+    """Examples (see `measure`, as are the masks) as a method fills in what it does not see; None where it guesses no pixels."""
+    if type(method).reconstruct is Method.reconstruct:
+        return None
+    found = _in_batches(method.reconstruct, (params,), images, masks, mesh)
+    if images.dtype != np.uint8:
+        return found
+    pixels = found * np.asarray(method.std, np.float32) + np.asarray(method.mean, np.float32)
+    return np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
+
+
+def _in_batches(function: Callable[..., Any], given: tuple, images: np.ndarray, masks: Arrays, mesh: Mesh) -> Any:
+    """What a function makes of `given` and each batch of images with masks, put together on the host of every process."""
     size = max(2, min(_IMAGES, len(images)))  # with one image alone there would be no other
     size = -(-size // mesh.size) * mesh.size
-    compiled = jax.jit(partial(_cosines, method), out_shardings=replicated(mesh))
+    compiled = jax.jit(function, out_shardings=replicated(mesh))
     parts = []
     for start in range(0, len(images), size):
         rows = (start + np.arange(size)) % len(images)  # the last batch is filled up from the beginning
         batch = {modality(images.shape[1:-1]): images[rows], **{name: values[rows] for name, values in masks.items()}}
-        found = compiled(params, target, means, whitening, {name: place_rows(values, mesh) for name, values in batch.items()})
-        parts.append(jax.device_get(found))
-    return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in MEASURES}
+        placed = {name: place_rows(values, mesh) for name, values in batch.items()}
+        parts.append(jax.device_get(compiled(*given, placed)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
 
 
 def check(method: Predicting, params: Any, target: Any, images: np.ndarray, masks: Arrays) -> None:

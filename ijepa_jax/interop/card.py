@@ -34,7 +34,9 @@ def model_card(path: str, weights: Weights, facts: dict[str, Any], load: str, co
             f"# {method.title} encoder, {shape.width} wide, {shape.depth} blocks, patches of {shape.patch}, images of {size}",
             "",
             f"The {kind}encoder of {method.about or f'the method {method.title}'}.",
-            "It has no class token: average its patches for one vector an image.",
+            "Its class token comes first; average its patches for one vector an image, or take the token."
+            if shape.class_token
+            else "It has no class token: average its patches for one vector an image.",
             "",
             _history(weights),
             "",

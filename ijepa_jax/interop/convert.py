@@ -13,7 +13,7 @@ import optax
 
 from ijepa_jax import build
 from ijepa_jax.host.files import full_disk_named, remove_unfinished
-from ijepa_jax.interop import card, huggingface, layout, places, reference, tensor_files, timm, torch_files
+from ijepa_jax.interop import card, huggingface, layout, mae, places, reference, tensor_files, timm, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
 from ijepa_jax.methods import config as config_lib
@@ -25,7 +25,13 @@ from ijepa_jax.train.step import State
 
 FORMATS = ("huggingface", "timm", "reference")
 ENCODERS = ("target", "context")
-_WRITTEN = {"model.safetensors", "config.json", "preprocessor_config.json", "checkpoint.pth.tar"}  # README.md comes last
+_WRITTEN = {
+    "model.safetensors",
+    "config.json",
+    "preprocessor_config.json",
+    "checkpoint.pth.tar",
+    "checkpoint.pth",
+}  # README.md comes last
 _NETWORKS = ("encoder", "predictor")  # that are trained in the authors' format
 _TRAINING = (*_NETWORKS, "opt")  # of the authors' checkpoints: what is of no use without training
 
@@ -78,6 +84,8 @@ def read_foreign(
         tensors = tensor_files.read(source)
     else:
         saved = torch_files.read(source, functools.partial(_needed, training=training), as_float32=True)
+        if mae.is_checkpoint(saved):
+            return mae.from_checkpoint(saved, path, heads, base)
         if not tensor_files.is_by_name(saved):
             return reference.from_checkpoint(saved, path, heads, base)
         tensors = tensor_files.by_name(saved, path)
@@ -109,7 +117,7 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     """Weights of a checkpoint of ours, with its head if it has one, and, if asked for, what training goes on from."""
     if encoder not in ENCODERS:
         raise WeightsError(f"encoder {encoder!r} is not known: it must be one of {', '.join(ENCODERS)}")
-    wanted = ["head", *["params", "opt_state"] * training]
+    wanted = ["head", "params/decoder", *["params", "opt_state"] * training]
     with sparingly():
         tree, saved = checkpoint.restore_encoder(path, step, wanted, online=encoder == "context")
     trees, notes, settings = saved.trees, saved.notes, saved.notes["settings"]
@@ -127,6 +135,7 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
         tuple(notes.get("labels", ())),
         kept,
         saved.step,
+        decoder=trees.get("params", {}).get("decoder") if "class_token" in tree else None,
     )
 
 
@@ -169,6 +178,8 @@ def import_weights(
         state: Any = _state(weights)
     else:
         state, notes["encoder_only"] = {"target": _laid_out(weights.encoder, weights)}, True
+        if weights.decoder:
+            state = {"params": {"encoder": state["target"], "decoder": _laid_out(weights.decoder, weights)}}
         state |= {"head": weights.head} if weights.head else {}
     with places.left_as_it_was(out), sparingly(), contextlib.closing(checkpoint.Checkpoints(out)) as checkpoints:
         if checkpoints.steps():
@@ -229,20 +240,21 @@ def export_weights(
         size, sides = by(shape.image_size), by(each_axis(shape.patch, len(shape.image_size)))
         found = f"this one is of {modality(shape.image_size)}s of {size} in patches of {sides}"
         raise WeightsError(f"--format {fmt} holds encoders of images in square patches, {found}: use it by ijepa_jax.load")
-    if "class_token" in weights.encoder:
-        raise WeightsError(
-            f"--format {fmt} is not written for encoders with a class token: use it by ijepa_jax.load, or train with "
-            "mae.class_token=False"
-        )
     weights = _for_export(weights)
-    left_out = []
-    if fmt == "reference" and weights.head:
-        left_out.append("the classifier, for which the authors' format has no place")
-    if fmt == "reference" and not weights.training:
+    left_out, masked = [], shape.class_token
+    if weights.head and (fmt == "reference" or (fmt == "huggingface" and masked)):
+        left_out.append("the classifier, for which this format has no place")
+    if weights.decoder and fmt == "timm":
+        left_out.append("the decoder, for which timm has no place")
+    if fmt == "reference" and not masked and not weights.training:
         left_out.append("the training state: the authors' loader needs one, and will not go on from this file")
     digest = digests.digest_of(weights.encoder)  # as `encoder_digest`
     facts = {"format": fmt, "encoder": encoder, "step": weights.step, "encoder_digest": digest}
-    write = {"huggingface": huggingface.write_huggingface, "timm": timm.write_timm, "reference": reference.write_reference}
+    write = {
+        "huggingface": huggingface.write_huggingface,
+        "timm": timm.write_timm,
+        "reference": (mae if masked else reference).write_reference,
+    }
     with places.left_as_it_was(out), full_disk_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         load = write[fmt](weights, folder)
@@ -257,12 +269,14 @@ def _for_export(weights: Weights) -> Weights:
     def plain(tree: dict, width: int, leaf: np.ndarray | None = None) -> dict:
         """`leaf`: what stands for a position table; by default the computed one."""
         tree = layout.unstacked(tree)
-        if "positions" in tree:
-            return tree
-        table = positions.sincos(width, grid)
-        return {**tree, "positions": table if leaf is None else np.zeros_like(table)}
+        if "positions" not in tree:
+            table = positions.sincos(width, grid)
+            tree = {**tree, "positions": table if leaf is None else np.zeros_like(table)}
+        if class_token and "class_position" not in tree:
+            tree = {**tree, "class_position": np.zeros(width, np.float32)}
+        return tree
 
-    training = weights.training
+    training, class_token = weights.training, "class_token" in weights.encoder
     grid = build.trained_method(weights.settings).backbone().grid
     encoder = plain(weights.encoder, weights.encoder["norm"]["scale"].shape[0])
     if training is not None:
@@ -272,4 +286,5 @@ def _for_export(weights: Weights) -> Weights:
             for tree, leaf in ((training.params, None), *((moment, np.zeros(())) for moment in training.moments))
         )
         training = dataclasses.replace(training, params=params, moments=tuple(moments))
-    return dataclasses.replace(weights, encoder=encoder, training=training)
+    decoder = weights.decoder and plain(weights.decoder, weights.decoder["norm"]["scale"].shape[-1])
+    return dataclasses.replace(weights, encoder=encoder, training=training, decoder=decoder)

@@ -1,4 +1,5 @@
-"""transformers' `IJepaModel` and `IJepaForImageClassification`: folders with config.json and safetensors.
+"""transformers' `IJepaModel`, `IJepaForImageClassification`, `ViTMAEModel` and `ViTMAEForPreTraining`: folders with config.json
+and safetensors.
 
 theirs, as files have them                                 the authors' (see layout.py)
 embeddings.patch_embeddings.projection.weight              patch_embed.proj.weight
@@ -9,6 +10,8 @@ encoder.layer.I.layernorm_before.*, layernorm_after.*      blocks.I.norm1.*, nor
 encoder.layer.I.intermediate.dense.*, output.dense.*       blocks.I.mlp.fc1.*, mlp.fc2.*
 layernorm.*                                                norm.*
 classifier.*                                               (head; everything else then starts with `ijepa.`)
+embeddings.cls_token                                       cls_token (of MAE; with a decoder everything else starts with `vit.`)
+decoder.decoder_layers.I.attention..., mask_token, ...     decoder_blocks.I.attn..., mask_token, ...
 
 A model's `state_dict()` in transformers 5 has other names (`layers.I.attention.q_proj`, ...); both are read.
 """
@@ -22,7 +25,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from ijepa_jax.interop import layout, tensor_files
+from ijepa_jax.interop import layout, mae, tensor_files
 from ijepa_jax.interop.weights import (
     Architecture,
     Weights,
@@ -36,8 +39,9 @@ from ijepa_jax.interop.weights import (
 )
 
 _RENAMES = (  # from names of state_dict() to those of files
-    (r"^ijepa\.", ""),
+    (r"^(ijepa|vit)\.", ""),
     (r"^layers\.", "encoder.layer."),
+    (r"^decoder\.decoder_(layers|encoder\.layer)\.", "decoder.encoder.layer."),
     (r"\.attention\.([qkv])_proj\.", lambda found: f".attention.attention.{_PARTS['qkv'.index(found[1])]}."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
@@ -55,10 +59,13 @@ _TOP = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-_POSITIONS = "embeddings.position_embeddings"
+_POSITIONS, _CLASS = "embeddings.position_embeddings", "embeddings.cls_token"
+_DECODER = "decoder."  # before the names of a decoder's tensors
+_KINDS = ("ijepa", "vit_mae")  # of models
 _DEFAULTS = {  # of transformers' configuration
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
     "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True,
+    "decoder_num_attention_heads": 16, "mask_ratio": 0.75, "norm_pix_loss": False,
 }  # fmt: skip
 
 
@@ -71,8 +78,9 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     config = _checked_config(tensor_files.read_json(folder / "config.json"), path)
     tensors = _file_names(tensor_files.read_folder(folder), path)
     check_finite(tensors, path)
-    head = take_head(tensors, "classifier")
-    check_names([*tensors], _names(max(layout.depth_of(tensors, r"encoder\.layer"), 1)), path)
+    head, masked = take_head(tensors, "classifier"), config["model_type"] == "vit_mae"
+    decoder = {name.removeprefix(_DECODER): tensors.pop(name) for name in [*tensors] if name.startswith(_DECODER)}
+    check_names([*tensors], _names(max(layout.depth_of(tensors, r"encoder\.layer"), 1), masked), path)
     named = _reference_names(tensors, path)
     heads, epsilon = config["num_attention_heads"], config["layer_norm_eps"]
     shown = layout.architecture(named, path, heads, config["image_size"], told=True, epsilon=epsilon)
@@ -80,13 +88,18 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     labels = _labels(config, path) if head else ()
     check_head(head, labels, shown.width, path)
     settings = settings_for(shown, "bicubic", base, **_preprocessing(folder))
-    return Weights(layout.from_reference(named), settings, {"format": "huggingface", "file": path}, head, labels)
+    if masked and base is None:
+        settings.mae.mask_ratio, settings.mae.normalised = float(config["mask_ratio"]), bool(config["norm_pix_loss"])
+    told = config["decoder_num_attention_heads"]
+    tree, why = mae.with_decoder(settings, _reference_names(decoder, path), shown, told, path, fixed=base is not None)
+    origin = {"format": "huggingface", "file": path}
+    return Weights(layout.from_reference(named), settings, origin, head, labels, left_out=why, decoder=tree)
 
 
 def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
     """The configuration, with defaults where it is silent; refuses models of other kinds and what our encoder does not have."""
-    if found.get("model_type") != "ijepa":
-        raise WeightsError(f"{source}/config.json is of model_type {found.get('model_type')!r}, not 'ijepa'")
+    if found.get("model_type") not in _KINDS:
+        raise WeightsError(f"{source}/config.json is of model_type {found.get('model_type')!r}, not 'ijepa' or 'vit_mae'")
     config = {**_DEFAULTS, **found}
     patch = config["patch_size"]
     if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
@@ -156,16 +169,22 @@ def _file_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.nda
     return named
 
 
-def _names(depth: int) -> list[str]:
+def _names(depth: int, class_token: bool) -> list[str]:
     """All tensors of an encoder, as files name them."""
     parts = [f"attention.attention.{part}" for part in _PARTS]
     layers = [f"encoder.layer.{index}.{layer}" for index in range(depth) for layer in (*parts, *_LAYERS)]
-    return [_POSITIONS, *(f"{layer}.{kind}" for layer in (*_TOP, *layers) for kind in ("weight", "bias"))]
+    return [
+        _POSITIONS,
+        *[_CLASS] * class_token,
+        *(f"{layer}.{kind}" for layer in (*_TOP, *layers) for kind in ("weight", "bias")),
+    ]
 
 
 def _reference_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """All tensors of an encoder under the authors' names, taken out of `tensors`, so that few are there twice."""
-    named = {"pos_embed": tensors.pop(_POSITIONS)}
+    """All tensors of an encoder or a decoder under the authors' names, taken out of `tensors`, so that few are there twice."""
+    known = {_POSITIONS: "pos_embed", _CLASS: "cls_token"}
+    named = {theirs: tensors.pop(name) for name, theirs in known.items() if name in tensors}
+    blocks = "blocks" if named else "decoder_blocks"
     for name in [*tensors]:
         if name not in tensors:
             continue
@@ -174,22 +193,26 @@ def _reference_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, n
             parts = [tensors.pop(f"{found[1]}.{part}.{kind}") for part in _PARTS]
             if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
                 raise WeightsError(f"{source}: {found[1]}.query, key and value have different shapes, or none")
-            named[f"blocks.{found[2]}.attn.qkv.{kind}"] = np.concatenate(parts)
+            named[f"{blocks}.{found[2]}.attn.qkv.{kind}"] = np.concatenate(parts)
         elif (found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", layer)) and found[2] in _LAYERS:
-            named[f"blocks.{found[1]}.{_LAYERS[found[2]]}.{kind}"] = tensors.pop(name)
-        else:
-            named[f"{_TOP[layer]}.{kind}"] = tensors.pop(name)
+            named[f"{blocks}.{found[1]}.{_LAYERS[found[2]]}.{kind}"] = tensors.pop(name)
+        else:  # a decoder's are called as the authors call them
+            named[f"{_TOP[layer]}.{kind}" if layer in _TOP else name] = tensors.pop(name)
     return named
 
 
 def write_huggingface(weights: Weights, folder: Path) -> str:
     """Writes a folder that `from_pretrained` loads; returns the call that does it."""
     shape, data = architecture_of(weights.settings), weights.settings.data
-    names = layout.encoder_names(shape.depth)
+    names = layout.encoder_names(shape.depth, shape.class_token)
     tensors = _their_names(layout.to_reference(weights.encoder, names, shape.patch))
-    model = "IJepaModel"
-    config: dict[str, Any] = {}
-    if weights.head:
+    model = "ViTMAEModel" if shape.class_token else "IJepaModel"
+    config: dict[str, Any] = _of_decoder(weights) if shape.class_token else {}
+    if weights.decoder:
+        model = "ViTMAEForPreTraining"
+        tensors = {f"vit.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"{_DECODER}{name}": tensor for name, tensor in _their_names(mae.decoder_tensors(weights.decoder)).items()}
+    if weights.head and not shape.class_token:
         model = "IJepaForImageClassification"
         tensors = {f"ijepa.{name}": tensor for name, tensor in tensors.items()}
         tensors |= {"classifier.weight": weights.head["kernel"].T, "classifier.bias": weights.head["bias"]}
@@ -197,8 +220,9 @@ def write_huggingface(weights: Weights, folder: Path) -> str:
         config = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
     height, width = shape.image_size
     config |= {
-        "architectures": [model], "model_type": "ijepa", "hidden_size": shape.width, "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads, "intermediate_size": shape.hidden, "hidden_act": "gelu", "qkv_bias": True,
+        "architectures": [model], "model_type": _KINDS[shape.class_token], "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads, "intermediate_size": shape.hidden,
+        "hidden_act": "gelu", "qkv_bias": True,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
         "layer_norm_eps": shape.epsilon, "image_size": height if height == width else [height, width],
         "patch_size": shape.patch, "num_channels": shape.channels, "dtype": "float32",
@@ -214,17 +238,31 @@ def write_huggingface(weights: Weights, folder: Path) -> str:
     return f"transformers.{model}.from_pretrained({str(folder)!r})"
 
 
+def _of_decoder(weights: Weights) -> dict[str, Any]:
+    """What a configuration of MAE tells besides."""
+    section = weights.settings.mae
+    return {
+        "decoder_hidden_size": section.decoder_width, "decoder_num_hidden_layers": section.decoder_depth,
+        "decoder_num_attention_heads": section.decoder_heads, "decoder_intermediate_size": 4 * section.decoder_width,
+        "mask_ratio": section.mask_ratio, "norm_pix_loss": section.normalised,
+    }  # fmt: skip
+
+
 def _their_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The authors' tensors under the names that files of an `IJepaModel` have."""
+    """The authors' tensors under the names that files of transformers' models have, a decoder's without `decoder.`."""
     layers, top = ({ours: theirs for theirs, ours in table.items()} for table in (_LAYERS, _TOP))
     named: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if found := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv", layer):
-            for part, value in zip(_PARTS, np.split(tensor, 3), strict=True):
-                named[f"encoder.layer.{found[1]}.attention.attention.{part}.{kind}"] = value
-        elif found := re.fullmatch(r"blocks\.(\d+)\.(.+)", layer):
-            named[f"encoder.layer.{found[1]}.{layers[found[2]]}.{kind}"] = tensor
+        if found := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", layer):
+            block = f"{'decoder_layers' if found[1] else 'encoder.layer'}.{found[2]}"
+            if found[3] == "attn.qkv":
+                parts = zip(_PARTS, np.split(tensor, 3), strict=True)
+                named |= {f"{block}.attention.attention.{part}.{kind}": value for part, value in parts}
+            else:
+                named[f"{block}.{layers[found[3]]}.{kind}"] = tensor
+        elif layer in top:
+            named[f"{top[layer]}.{kind}"] = tensor
         else:
-            named[f"{top[layer]}.{kind}" if layer else _POSITIONS] = tensor
+            named[{"pos_embed": _POSITIONS, "cls_token": _CLASS}.get(name, name)] = tensor
     return named

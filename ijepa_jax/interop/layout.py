@@ -9,7 +9,10 @@ norm.weight                  predictor_norm.weight         norm/scale
                              mask_token                    mask_token           [1, 1, W] -> [W]
 pos_embed                    predictor_pos_embed           positions            [1, N, D] -> [N, D]
 
-timm names an encoder's tensors the same way.
+timm names an encoder's tensors the same way, and so do MAE's authors, whose class token has a row of the position table, the
+first, and whose decoder is
+
+decoder_embed.weight, decoder_blocks.I..., decoder_norm.weight, decoder_pred.weight, decoder_pos_embed, mask_token
 """
 
 import re
@@ -21,9 +24,10 @@ import numpy as np
 from ijepa_jax.interop.weights import Architecture, Tensors, WeightsError, check_names, checked_heads, heads_of, square_grid
 
 _RENAMES = (
-    (r"^(predictor_)?pos_embed$", "positions"),
+    (r"^(predictor_|decoder_)?pos_embed$", "positions"),
     (r"^cls_token$", "class_token"),
-    (r"^predictor_", ""),
+    (r"^decoder_pred\.", "proj."),
+    (r"^(predictor|decoder)_", ""),
     (r"\b(attn|mlp)\.", ""),
     (r"^patch_embed\.proj\.", "patch_embed."),
     (r"(norm\d?)\.weight$", r"\1.scale"),
@@ -32,15 +36,21 @@ _RENAMES = (
 _BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
-def encoder_names(depth: int) -> list[str]:
+def encoder_names(depth: int, class_token: bool = False) -> list[str]:
     """All tensors of an encoder, in the order in which its modules hold them."""
-    return ["pos_embed", *_pairs("patch_embed.proj"), *_blocks("blocks", depth), *_pairs("norm")]
+    return [*["cls_token"] * class_token, "pos_embed", *_pairs("patch_embed.proj"), *_blocks("blocks", depth), *_pairs("norm")]
 
 
 def predictor_names(depth: int) -> list[str]:
     """Likewise of a predictor."""
     start = ["mask_token", "predictor_pos_embed", *_pairs("predictor_embed")]
     return [*start, *_blocks("predictor_blocks", depth), *_pairs("predictor_norm"), *_pairs("predictor_proj")]
+
+
+def decoder_names(depth: int) -> list[str]:
+    """Likewise of MAE's decoder."""
+    start = ["mask_token", "decoder_pos_embed", *_pairs("decoder_embed")]
+    return [*start, *_blocks("decoder_blocks", depth), *_pairs("decoder_norm"), *_pairs("decoder_pred")]
 
 
 def _blocks(name: str, depth: int) -> Iterator[str]:
@@ -53,14 +63,14 @@ def _pairs(layer: str) -> tuple[str, str]:
     return f"{layer}.weight", f"{layer}.bias"
 
 
-def depth_of(names: Iterable[str], blocks: str = r"(?:predictor_)?blocks") -> int:
+def depth_of(names: Iterable[str], blocks: str = r"(?:predictor_|decoder_)?blocks") -> int:
     """How many blocks there are among names of tensors that start as `blocks`, of which there are never thousands."""
     indices = [int(found[1]) for name in names if (found := re.match(rf"{blocks}\.(\d{{1,3}})\.", name))]
     return max(indices, default=-1) + 1
 
 
 def from_reference(tensors: Tensors) -> dict:
-    """A parameter tree, float32, from the tensors of one reference module (encoder or predictor)."""
+    """A parameter tree, float32, from the tensors of one reference module (encoder, predictor or decoder)."""
     tree: dict = {}
     for name, tensor in tensors.items():
         path = parameter_path(name)
@@ -68,6 +78,8 @@ def from_reference(tensors: Tensors) -> dict:
         for part in path[:-1]:
             node = node.setdefault(part, {})
         node[path[-1]] = _to_our_layout(path, np.asarray(tensor, np.float32))
+    if "positions" in tree and ("class_token" in tree or "decoder_pos_embed" in tensors):
+        tree["class_position"], tree["positions"] = tree["positions"][0], tree["positions"][1:]
     return tree
 
 
@@ -77,6 +89,8 @@ def to_reference(tree: dict, names: list[str], patch: int = 0) -> dict[str, np.n
     They are views of the leaves, which are taken out of the tree: memory is freed as its last tensor is dropped.
     """
     tensors = {}
+    if "class_position" in tree:
+        tree["positions"] = np.concatenate([tree.pop("class_position")[None], tree["positions"]])
     for name in names:
         path = parameter_path(name)
         node: Any = tree
@@ -177,21 +191,23 @@ def architecture(
     patches = tensors.get("patch_embed.proj.weight")
     if patches is not None and patches.ndim == 5:
         raise WeightsError(f"{source}: patches of {patches.shape[2]} frames: these are weights of a video model, V-JEPA's")
-    check_names([*tensors], encoder_names(max(depth, 1)), source)
+    class_token = "cls_token" in tensors
+    check_names([*tensors], encoder_names(max(depth, 1), class_token), source)
     for name, rank in (("pos_embed", 3), ("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc1.weight", 2)):
         if tensors[name].ndim != rank or not tensors[name].size:
             raise WeightsError(f"{source}: tensor {name} has shape {list(tensors[name].shape)}, not {rank} positive dimensions")
     width, channels, patch = patches.shape[:3]
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    count = tensors["pos_embed"].shape[-2]
+    count = tensors["pos_embed"].shape[-2] - class_token
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else square_grid(count, source)
     heads = checked_heads(width, heads, source) if told else heads_of(width, depth, heads, source)
     shapes = {
-        "pos_embed": (1, grid[0] * grid[1], width), "patch_embed.proj.weight": (width, channels, patch, patch),
+        "pos_embed": (1, class_token + grid[0] * grid[1], width), "cls_token": (1, 1, width),
+        "patch_embed.proj.weight": (width, channels, patch, patch),
         "attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden),
     }  # fmt: skip
     check_shapes(tensors, shapes, width, source)
-    return Architecture(width, depth, heads, hidden, patch, channels, (grid[0] * patch, grid[1] * patch), epsilon)
+    return Architecture(width, depth, heads, hidden, patch, channels, (grid[0] * patch, grid[1] * patch), epsilon, class_token)
 
 
 def check_shapes(tensors: Tensors, shapes: dict[str, tuple[int, ...]], width: int, source: str) -> None:

@@ -70,6 +70,10 @@ class Pretrained:
         """The last layer's patches, row by row: [B, N, D]."""
         return self._run("patches", images, batch_size, check)
 
+    def class_token(self, images: Images, batch_size: int = 256, check: bool = True) -> jax.Array:
+        """The last layer's class token, [B, D]; ValueError for an encoder that has none."""
+        return self._run("class", images, batch_size, check)
+
     def layers(self, images: Images, batch_size: int = 256, check: bool = True) -> list[jax.Array]:
         """Every block's patches, first to last, before the final norm: [B, N, D] each."""
         return self._run("layers", images, batch_size, check)

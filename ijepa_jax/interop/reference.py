@@ -33,10 +33,10 @@ from ijepa_jax.interop.weights import (
 )
 from ijepa_jax.methods.ijepa import predictor_of
 
-_OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
+OURS = "ijepa_jax"  # under which a file of ours tells what the authors' files leave to their code
 _MODULES = ("encoder", "predictor", "target_encoder")
-_KINDS = {"heads": int, "predictor_heads": int, "epsilon": float}
-_KNOWN = (*_MODULES, "opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr", _OURS)
+_KINDS = {"heads": int, "predictor_heads": int, "decoder_heads": int, "epsilon": float}
+_KNOWN = (*_MODULES, "opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr", OURS)
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -54,11 +54,13 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
     modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
     if unknown := [str(name) for name in saved if name not in _KNOWN and isinstance(saved[name], (dict, np.ndarray))]:
         raise WeightsError(f"{source} holds what I-JEPA's training checkpoints have not: {', '.join(unknown[:8])}")
-    facts = _facts(saved, source)
+    facts = facts_of(saved, source)
     options = {**_heads(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
     options["image_size"] = facts.pop("image_size", None)
     predictor_heads = facts.pop("predictor_heads", None)
     found = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
+    if found.class_token:
+        raise WeightsError(f"{source} (target_encoder) has a class token, which I-JEPA's encoders have not")
     settings = settings_for(found, "bicubic", base, **facts)
     training = None
     if {*_MODULES, "opt"} <= {*saved}:
@@ -119,10 +121,10 @@ def _number(saved: dict, key: str, source: str) -> int:
         raise WeightsError(f"{source} ({key}) is not a number: {shown(saved[key])}") from None
 
 
-def _facts(saved: dict, source: str) -> dict[str, Any]:
+def facts_of(saved: dict, source: str) -> dict[str, Any]:
     """What files that we wrote tell besides: heads, epsilon, the images' size, mean and std."""
     try:
-        found = saved.get(_OURS, {})
+        found = saved.get(OURS, {})
         facts = {name: kind(found[name]) for name, kind in _KINDS.items() if name in found}
         facts |= {name: tuple(map(float, found[name])) for name in ("mean", "std") if name in found}
         if "image_size" in found:
@@ -130,7 +132,7 @@ def _facts(saved: dict, source: str) -> dict[str, Any]:
             facts["image_size"] = height, width
         return facts
     except (TypeError, ValueError, AttributeError, OverflowError):
-        raise WeightsError(f"{source} ({_OURS}) is damaged: {shown(found)}") from None
+        raise WeightsError(f"{source} ({OURS}) is damaged: {shown(found)}") from None
 
 
 def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
@@ -265,7 +267,7 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
     """The objects of an authors' checkpoint, with NumPy arrays for tensors."""
     training, depth, patch = weights.training, len(weights.encoder["blocks"]), weights.settings.model.patch
     target = to_reference(weights.encoder, encoder_names(depth), patch)
-    modules, saved = {"encoder": target, "target_encoder": target}, {"epoch": 0, _OURS: _told(weights)}
+    modules, saved = {"encoder": target, "target_encoder": target}, {"epoch": 0, OURS: _told(weights)}
     if training:
         names = {"encoder": encoder_names(depth), "predictor": predictor_names(len(training.params["predictor"]["blocks"]))}
         trained, *moments = (

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from ijepa_jax.interop import layout, tensor_files
+from ijepa_jax.interop import layout, mae, tensor_files
 from ijepa_jax.interop.weights import (
     Weights,
     WeightsError,
@@ -62,10 +62,12 @@ def from_tensors(
 ) -> Weights:
     """The same from tensors and what a hub's config.json says, which is empty for a file alone."""
     check_finite(tensors, source)
-    encoder = dict(tensors)
-    head = take_head(encoder, "head")
+    encoder, decoder = mae.split(tensors)
+    head, class_token = take_head(encoder, "head"), "cls_token" in encoder
     pretrained, arguments = (_part(config, key, source) for key in ("pretrained_cfg", "model_args"))
-    _check_kind(config, arguments, source)
+    by_token = _check_kind(config, arguments, class_token, source)
+    left_out = ["the classifier, which reads the class token and not pooled patches"] * (by_token and head is not None)
+    head = None if by_token else head
     told = _heads(config, arguments, source)
     if heads and told not in (None, heads):
         raise WeightsError(f"{source}: its configuration has {told} heads, not {heads}")
@@ -82,7 +84,8 @@ def from_tensors(
     origin = {"format": "timm", "file": source, "architecture": config.get("architecture") or ""}
     if labels and (descriptions := config.get(_DESCRIPTIONS) or pretrained.get(_DESCRIPTIONS)):
         origin[_DESCRIPTIONS] = descriptions
-    return Weights(layout.from_reference(encoder), settings, origin, head, labels)
+    tree, why = mae.with_decoder(settings, decoder, shown, None, source, fixed=base is not None)
+    return Weights(layout.from_reference(encoder), settings, origin, head, labels, left_out=(*left_out, *why), decoder=tree)
 
 
 def _part(config: dict[str, Any], key: str, source: str) -> dict[str, Any]:
@@ -92,17 +95,19 @@ def _part(config: dict[str, Any], key: str, source: str) -> dict[str, Any]:
     return found
 
 
-def _check_kind(config: dict[str, Any], arguments: dict[str, Any], source: str) -> None:
-    """Refuses models that compute otherwise than I-JEPA's encoders, which tensors do not show."""
+def _check_kind(config: dict[str, Any], arguments: dict[str, Any], class_token: bool, source: str) -> bool:
+    """Refuses models that compute otherwise than our encoders, which tensors do not show; whether it pools by a class token."""
     name = config.get("architecture")
     if name and name not in [*_HEADS]:
         raise WeightsError(f"{source}: architecture {name!r} is not one that I-JEPA encoders have: {', '.join(_HEADS)}")
-    if arguments.get("class_token"):
-        raise WeightsError(f"{source} has a class token: I-JEPA's encoders have none")
-    if config.get("global_pool", "avg") != "avg":
-        raise WeightsError(f"{source} pools by {config.get('global_pool')!r}: I-JEPA's encoders average patches ('avg')")
+    if arguments.get("class_token", class_token) != class_token:
+        raise WeightsError(f"{source}: its configuration has class_token {not class_token}, its tensors {class_token}")
+    told = [found["global_pool"] for found in (arguments, config) if found.get("global_pool")]
+    if unknown := [pooling for pooling in told if pooling not in ("avg", *["token"] * class_token)]:
+        raise WeightsError(f"{source} pools by {unknown[0]!r}: our encoders average patches ('avg'), or have a class token")
     if arguments.get("act_layer") not in (None, "gelu"):
         raise WeightsError(f"{source} has act_layer {arguments['act_layer']!r}: I-JEPA's encoders have 'gelu'")
+    return class_token and [*told, "token"][0] == "token"
 
 
 def _heads(config: dict[str, Any], arguments: dict[str, Any], source: str) -> int | None:
@@ -133,14 +138,16 @@ def _image_size(config: dict[str, Any], tensors: dict[str, np.ndarray], source: 
         return None
     if len(size) != 2 or not all(isinstance(side, int) for side in size):
         raise WeightsError(f"{source}: the configuration's image size {list(size)} is not (height, width)")
-    fits = size[0] // patches.shape[-1] * (size[1] // patches.shape[-1]) == table.shape[1]
+    count = table.shape[1] - ("cls_token" in tensors)
+    fits = size[0] // patches.shape[-1] * (size[1] // patches.shape[-1]) == count
     return size if made or fits else None  # a model made for another size than `trained` may not tell
 
 
 def write_timm(weights: Weights, folder: Path) -> str:
     """Writes model.safetensors and the config.json of timm's hub layout; returns the call that loads them."""
     name, arguments = model_call(weights)
-    shape, names = architecture_of(weights.settings), layout.encoder_names(architecture_of(weights.settings).depth)
+    shape = architecture_of(weights.settings)
+    names = layout.encoder_names(shape.depth, shape.class_token)
     tensors = layout.to_reference(weights.encoder, names, shape.patch)
     classes = 0
     if weights.head:
@@ -175,11 +182,13 @@ def model_call(weights: Weights) -> tuple[str, dict[str, Any]]:
     shape = architecture_of(weights.settings)
     if shape.epsilon != 1e-6:
         raise WeightsError(f"timm's layer norms have epsilon 1e-6, this encoder's {shape.epsilon:g}: export to huggingface")
-    name = _PUBLISHED.get((shape.width, shape.depth, shape.hidden, shape.patch, shape.channels, shape.image_size))
+    name = not shape.class_token and _PUBLISHED.get(
+        (shape.width, shape.depth, shape.hidden, shape.patch, shape.channels, shape.image_size)
+    )
     if name and _HEADS[name] == shape.heads:
         return name, {}
     return "vit_base_patch16_224", {
         "img_size": list(shape.image_size), "patch_size": shape.patch, "in_chans": shape.channels, "embed_dim": shape.width,
-        "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": mlp_ratio(shape), "class_token": False,
+        "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": mlp_ratio(shape), "class_token": shape.class_token,
         "global_pool": "avg", "fc_norm": False,
     }  # fmt: skip

@@ -65,6 +65,7 @@ class Weights:
     training: Training | None = None
     step: int = 0
     left_out: tuple[str, ...] = ()  # what came with them and cannot be kept
+    decoder: dict | None = None  # MAE's, a tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Architecture:
     channels: int
     image_size: tuple[int, ...]
     epsilon: float = 1e-6
+    class_token: bool = False
 
 
 def settings_for(
@@ -90,7 +92,7 @@ def settings_for(
     """
     if base is not None:
         return _checked_base(base, architecture, interpolation, data)
-    made = config_lib.default()
+    made = config_lib.default("mae" if architecture.class_token else "ijepa")
     named = [name for name, size in SIZES.items() if (size.width, size.depth) == (architecture.width, architecture.depth)]
     made.model.size = named[0] if named else "vit_base"
     size = SIZES[made.model.size]
@@ -133,6 +135,10 @@ def _checked_base(
 ) -> ml_collections.ConfigDict:
     made = base.copy_and_resolve_references()
     found = architecture_of(made)
+    if architecture.class_token and not found.class_token:
+        raise WeightsError(
+            f"the weights have a class token, as MAE's: the configuration's encoder, of {made.method!r}, has none"
+        )
     differs = [
         f"{field.name} {getattr(found, field.name)} is {getattr(architecture, field.name)} in the weights"
         for field in dataclasses.fields(Architecture)
@@ -161,7 +167,7 @@ def architecture_of(settings: ml_collections.ConfigDict) -> Architecture:
     patch = sides[0] if len({*sides}) == 1 else sides
     return Architecture(
         network.width, network.depth, network.heads, int(network.width * network.mlp_ratio), patch, encoder.channels,
-        encoder.image_size, network.epsilon,
+        encoder.image_size, network.epsilon, network.class_token,
     )  # fmt: skip
 
 

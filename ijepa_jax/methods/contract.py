@@ -167,6 +167,13 @@ class Method(abc.ABC):
         """What of them is padding on TPUs (see flops.py), by `index_padding`, `lane_padding`, `unfriendly_sizes`; or None."""
         return None
 
+    def reconstruct(self, params: Params, batch: Batch) -> jax.Array | None:
+        """A batch's examples, normalised, with what the method guesses of their pixels in place of what it does not see.
+
+        float32 [B, H, W, C] (or videos, signals); 0 where nothing is guessed. None: it guesses no pixels.
+        """
+        return None
+
     def pictures(self, look: Look) -> dict[str, Any]:
         """Draws what the method alone can show into `look.folder`; with several processes all must call it, the first draws.
 

@@ -112,11 +112,7 @@ class IJepa(Method):
     def from_settings(cls, config: Any) -> Self:
         """The method with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
         network, data = from_settings(config.model), config.data
-        axes = len(data.image_size)
-        if config.target.norm == "whiten" and config.optim.accumulation > 1:
-            parts = f"which optim.accumulation {config.optim.accumulation} divides"
-            raise ValueError(f"target.norm 'whiten' is over a whole batch, {parts}: give 1, or target.norm 'layer'")
-        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads, axes)
+        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads, len(data.image_size))
         if network.attention == "cudnn" and config.predictor.context == "alone":
             raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
         return cls(
@@ -128,11 +124,22 @@ class IJepa(Method):
             tuple(data.mean),
             tuple(data.std),
             config.model.init,
-            config.target.last_block,
-            config.target.float8,
-            config.target.norm,
+            **cls.targets(config),
             **cls.custom(config),
         )
+
+    @classmethod
+    def targets(cls, config: Any) -> dict[str, Any]:
+        """The fields that say what is predicted, of a run's settings."""
+        section = config.target
+        if section.norm == "whiten" and config.optim.accumulation > 1:
+            parts = f"which optim.accumulation {config.optim.accumulation} divides"
+            raise ValueError(f"target.norm 'whiten' is over a whole batch, {parts}: give 1, or target.norm 'layer'")
+        return {
+            "target_last_block": section.last_block,
+            "target_float8": section.float8,
+            "target_norm": section.norm,
+        }
 
     @classmethod
     def from_checkpoint(cls, config: Any) -> Self:
@@ -147,7 +154,9 @@ class IJepa(Method):
         try:
             masks_of(config)
         except ValueError:
-            config.masks.mode, config.masks.context_patches, config.target.last_block = "pad", 0, "all"
+            config.masks.mode, config.masks.context_patches = "pad", 0
+            if "target" in config:
+                config.target.last_block = "all"
         try:
             return cls.from_settings(config)
         except ValueError:
@@ -159,6 +168,11 @@ class IJepa(Method):
     def grid(self) -> tuple[int, ...]:
         """Patches along each axis."""
         return patch_grid(self.image_size, self.network.patch)
+
+    @property
+    def target_network(self) -> ViT | None:
+        """What encodes targets; None where nothing does."""
+        return dataclasses.replace(self.network, float8=True) if self.target_float8 else self.network
 
     @property
     def additive(self) -> bool:
@@ -214,7 +228,7 @@ class IJepa(Method):
         prediction_bmctd = self.predict(params["predictor"], context_bckd, batch)
         valid_bmt = jnp.arange(batch["target"].shape[-1])[None, None] < batch["target_length"][..., None]
         error = optax.huber_loss(prediction_bmctd, goal_bmtd[:, :, None], delta=1.0)
-        count = self.weight(batch) * self.network.width * context_bckd.shape[1]
+        count = self.weight(batch) * goal_bmtd.shape[-1] * context_bckd.shape[1]
         loss = jnp.where(valid_bmt[:, :, None, :, None], error, 0).sum() / count
         metrics = {
             "target_std": _feature_std(self.gather_targets(encoded, place_bmt), valid_bmt),
@@ -245,8 +259,7 @@ class IJepa(Method):
 
         With `wanted`, int [B, Q], its outputs at these patches only: [B, Q, D].
         """
-        encoder = dataclasses.replace(self.network, float8=True) if self.target_float8 else self.network
-        encoded = encoder.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
+        encoded = self.target_network.apply({"params": target}, images, wanted=wanted).astype(jnp.float32)
         return jax.lax.stop_gradient(jax.nn.standardize(encoded, epsilon=TARGET_EPSILON, algorithm="stable"))
 
     def whitening(self, encoded_bnd: Float[Array, "b n d"], valid_b: Array | None = None) -> Whitening | None:

@@ -14,16 +14,14 @@ import numpy as np
 from ijepa_jax.methods.contract import Batch, Method
 from ijepa_jax.methods.masks import MaskSampler
 from ijepa_jax.methods.optim import Optimizer, make_optimizer
+from ijepa_jax.methods.pixels import filled_in, pixel_goals, places
 from ijepa_jax.model import flops
 from ijepa_jax.model.encoder import Encoder
-from ijepa_jax.model.layers import INITIAL_STD, Dense, LayerNorm
-from ijepa_jax.model.positions import sincos
+from ijepa_jax.model.layers import INITIAL_STD, Dense, LayerNorm, along_last
 from ijepa_jax.model.shapes import Array, Float, Int
-from ijepa_jax.model.vit import Blocks, ViT, from_settings, normalise, patchify, take_tokens
+from ijepa_jax.model.vit import Blocks, ViT, from_settings, normalise, position_table, take_tokens
 from ijepa_jax.settings.axes import modality
 from ijepa_jax.settings.ranges import check_heads, flag, number, whole
-
-EPSILON = 1e-6  # beside a patch's variance
 
 SETTINGS = {
     "mae": {
@@ -50,6 +48,7 @@ class Decoder(nn.Module):
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
+    positions: str = "sincos"  # or table, see ViT
     automatic: bool = False
     class_token: bool = False
 
@@ -64,12 +63,16 @@ class Decoder(nn.Module):
         masks = jnp.broadcast_to(mask, (*hidden.shape, self.width))
         in_raster_order = jnp.argsort(jnp.concatenate([seen, hidden], axis=1), axis=1)
         patches = take_tokens(jnp.concatenate([x_bsd[:, first:], masks], axis=1), in_raster_order)
-        patches += jnp.asarray(sincos(self.width, grid), self.dtype)[None]
+        patches += position_table(self, self.positions, self.width, grid).astype(self.dtype)[None]
+        tokens = x_bsd[:, :first]
+        if self.class_token and self.positions == "table":
+            position = jax.lax.stop_gradient(self.param("class_position", nn.initializers.zeros, (self.width,)))
+            tokens += along_last(position, tokens).astype(self.dtype)
         stack = Blocks(
             self.depth, self.heads, self.mlp_ratio, self.epsilon, self.dtype, self.attention, self.scan, self.remat,
             automatic=self.automatic, name="blocks",
         )  # fmt: skip
-        x_bnd = stack(jnp.concatenate([x_bsd[:, :first], patches], axis=1))[-1]
+        x_bnd = stack(jnp.concatenate([tokens, patches], axis=1))[-1]
         x_bnd = LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(x_bnd)
         return dense(self.values, name="proj")(x_bnd)[:, first:]
 
@@ -107,7 +110,7 @@ class Mae(Method):
         check_heads("mae.decoder", section.decoder_width, section.decoder_heads, len(data.image_size))
         network = dataclasses.replace(from_settings(config.model), class_token=section.class_token)
         encoder = Encoder(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
-        alike = ("epsilon", "dtype", "attention", "scan", "remat", "automatic", "class_token")
+        alike = ("epsilon", "dtype", "attention", "scan", "remat", "positions", "automatic", "class_token")
         decoder = Decoder(
             section.decoder_width, section.decoder_depth, section.decoder_heads, encoder.patch_values,
             **{name: getattr(network, name) for name in alike},
@@ -149,10 +152,7 @@ class Mae(Method):
 
     def goals(self, images: Float[Array, "b *sizes c"]) -> Float[Array, "b n v"]:
         """The pixels of every patch, [B, N, values], as predictions are to be; of normalised images."""
-        pixels = patchify(images, self.network.patch)
-        if not self.normalised:
-            return pixels
-        return (pixels - pixels.mean(-1, keepdims=True)) / jnp.sqrt(pixels.var(-1, keepdims=True, ddof=1) + EPSILON)
+        return pixel_goals(images, self.network.patch, self.normalised)
 
     def predict(
         self, params: dict[str, dict], images: Float[Array, "b *sizes c"], batch: Batch, key: jax.Array
@@ -163,6 +163,14 @@ class Mae(Method):
             {"params": params["encoder"]}, images, seen, train=True, with_class=True, rngs={"drop_path": key}
         )
         return self.decoder.apply({"params": params["decoder"]}, tokens, seen, hidden, self.masks.grid).astype(jnp.float32)
+
+    def reconstruct(self, params: dict[str, dict], batch: Batch) -> jax.Array:
+        """The examples with hidden patches as they are guessed, see `filled_in`."""
+        images = normalise(batch[modality(self.image_size)], self.mean, self.std)
+        network = dataclasses.replace(self, network=dataclasses.replace(self.network, drop_path=0.0))
+        guesses = network.predict(params, images, batch, jax.random.key(0))
+        hidden = places(batch["target"][:, 0], guesses.shape[1])
+        return filled_in(images, guesses, hidden, ~hidden, self.network.patch, self.normalised)
 
     def optimiser(self, **settings: Any) -> Optimizer:
         """AdamW, its learning rate's schedule counted from 0: by the first step of a warm-up from 0 nothing changes."""

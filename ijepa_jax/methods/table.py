@@ -19,7 +19,9 @@ from ijepa_jax.methods.contract import Method
 TABLE = {
     "ijepa": "ijepa_jax.methods.ijepa:IJepa",
     "mae": "ijepa_jax.methods.mae:Mae",
+    "pixels": "ijepa_jax.methods.pixels:Pixels",
     "rcdm": "ijepa_jax.decode.rcdm:Rcdm",
+    "salt": "ijepa_jax.methods.salt:Salt",
 }
 
 _OWN = "FILE.py:CLASS or package.module:CLASS of your own"

@@ -13,7 +13,7 @@ from ijepa_jax.model.shapes import Array, Shaped
 from ijepa_jax.model.vit import ViT, from_settings, normalise
 from ijepa_jax.settings.axes import each_axis, modality, patch_grid
 
-KINDS = ("last", "last4", "patches", "layers")
+KINDS = ("last", "last4", "patches", "layers", "class")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,14 @@ class Encoder:
         """Every block's patches [B, N, D], first to last, before the final norm; images as for `represent`."""
         return self._outputs(params, images)[:-1]
 
-    def _outputs(self, params: dict, images: jax.Array) -> list[jax.Array]:
-        outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True)
+    def _outputs(self, params: dict, images: jax.Array, **also: bool) -> list[jax.Array]:
+        outputs = self.network.apply({"params": params}, normalise(images, self.mean, self.std), layers=True, **also)
         return [tokens.astype(jnp.float32) for tokens in outputs]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether there is a representation `class`."""
+        return getattr(self.network, "class_token", False)
 
     def represent(
         self, params: dict, images: Shaped[Array, "b *sizes c"], kinds: Sequence[str] = ("last",)
@@ -76,11 +81,17 @@ class Encoder:
         - `last`: [B, D], the patches of the last layer, averaged;
         - `last4`: [B, 4 D], likewise of the last four blocks, each through the final norm (all blocks, where there are fewer);
         - `patches`: [B, N, D], the last layer in raster order;
-        - `layers`: [B, depth, D], every block's patches, averaged, without the final norm.
+        - `layers`: [B, depth, D], every block's patches, averaged, without the final norm;
+        - `class`: [B, D], the class token of the last layer, of an encoder that has one.
 
-        The paper's linear probe takes the better of the first two (appendix A).
+        The paper's linear probe takes the better of the first two (appendix A). Raises ValueError for a class token that there
+        is not.
         """
-        *blocks, last = self._outputs(params, images)
+        with_class = "class" in kinds
+        if with_class and not self.has_class_token:
+            raise ValueError("representation 'class': this encoder has no class token; give last, last4, patches or layers")
+        outputs = self._outputs(params, images, **({"with_class": True} if with_class else {}))
+        first, (*blocks, last) = outputs[-1][:, 0], [tokens[:, 1:] if with_class else tokens for tokens in outputs]
 
         def normed(tokens: jax.Array) -> jax.Array:
             """Through the final norm of a ViT."""
@@ -93,5 +104,6 @@ class Encoder:
             "last4": lambda: jnp.concatenate([normed(tokens).mean(axis=1) for tokens in blocks[-4:] or [last]], axis=-1),
             "patches": lambda: last,
             "layers": lambda: jnp.stack([tokens.mean(axis=1) for tokens in blocks], axis=1),
+            "class": lambda: first,
         }
         return {kind: make[kind]() for kind in kinds}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ijepa_jax.model.predictor import Predictor
 from ijepa_jax.model.vit import ViT
+from ijepa_jax.settings.axes import each_axis
 
 PEAK_TFLOPS = {"v5e": 197.0, "v5p": 459.0, "v6e": 918.0, "h200": 989.0, "h100": 989.0, "a100": 312.0}  # dense bfloat16
 _KINDS = {  # what JAX calls these chips
@@ -26,6 +27,8 @@ def peak_tflops(device_kind: str) -> float | None:
 
 def step_flops(method: Any) -> dict[str, int]:
     """Floating-point operations that the method needs for an image and step: {"context": ..., "target": ..., "predictor": ...}.
+
+    There is no "target" where nothing encodes targets.
 
     The matrix products alone (a multiplication and an addition count as 2), on contexts and targets of the static length that
     the compiled step works on. Those that are trained count three times: forward, gradient of the input, gradient of the
@@ -97,18 +100,22 @@ def _flops(method: Any, context: np.ndarray, target: np.ndarray) -> dict[str, in
     """FLOPs of some images, by part of the method, from their lengths: int64 [images, C] and [images, M]."""
     encoder, predictor, patches = method.network, method.predictor, math.prod(method.grid)
     embed = 2 * method.backbone().patch_values * encoder.width  # of a patch
-    join = 2 * encoder.width * predictor.width  # of a token, into the predictor or out of it
+    join = 2 * encoder.width * predictor.width  # of a token, into the predictor
+    leave = 2 * (predictor.outputs or encoder.width) * predictor.width  # and out of it
     context_bc1, target_b1m = context[:, :, None], target[:, None, :]
     if predictor.context_mode == "alone":
         predicting = of_blocks(predictor, context).sum() + of_blocks(predictor, target_b1m, context_bc1).sum()
     else:
         predicting = of_blocks(predictor, context_bc1 + target_b1m).sum()
-    joined = context.sum() + target.sum() * context.shape[1]
-    return {
+    moved = context.sum() * join + target.sum() * context.shape[1] * leave
+    found = {
         "context": int((2 * context * embed + 3 * of_blocks(encoder, context)).sum()),
-        "target": len(context) * (patches * embed + of_blocks(encoder, patches)),
-        "predictor": int(3 * (joined * join + predicting)),
+        "predictor": int(3 * (moved + predicting)),
     }
+    if (of := method.target_network) is not None:
+        embed = 2 * math.prod(each_axis(of.patch, len(method.grid))) * method.channels * of.width
+        found["target"] = len(context) * (patches * embed + of_blocks(of, patches))
+    return found
 
 
 def _static_lengths(method: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +133,7 @@ def _sequences(method: Any) -> list[tuple[ViT | Predictor, int, int]]:
     predicting = (context + targets * each, 3 * contexts) if alone else (context + each, 3 * contexts * targets)
     return [
         (method.network, context, 3 * contexts),
-        (method.network, math.prod(method.grid), 1),
+        *([(method.target_network, math.prod(method.grid), 1)] if method.target_network else []),
         (method.predictor, *predicting),
     ]
 

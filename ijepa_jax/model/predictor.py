@@ -29,6 +29,7 @@ class Predictor(nn.Module):
     positions: str = "sincos"  # or table, see ViT
     context_mode: str = "joint"  # a name of CONTEXTS
     automatic: bool = False  # whether gradients are JAX's, see layers.py
+    outputs: int | None = None  # values of a prediction; None: as many as an encoded token has
 
     @nn.compact
     def __call__(
@@ -39,7 +40,7 @@ class Predictor(nn.Module):
         grid: tuple[int, ...],
         context_length: Int[Array, "b c"] | None = None,
         target_length: Int[Array, "b m"] | None = None,
-    ) -> Float[Array, "b m c t d"]:
+    ) -> Float[Array, "b m c t o"]:
         """Predicts every target block from every context block, each pair by itself.
 
         Args:
@@ -51,7 +52,7 @@ class Predictor(nn.Module):
             target_length: int [B, M] valid target tokens, all where None.
 
         Returns:
-            [B, M, C, T, D] predictions; those past `target_length` mean nothing.
+            [B, M, C, T, `outputs`] predictions; those past `target_length` mean nothing.
         """
         if self.context_mode not in CONTEXTS:
             raise ValueError(f"predictor.context {self.context_mode!r} must be one of {', '.join(CONTEXTS)}")
@@ -77,7 +78,8 @@ class Predictor(nn.Module):
         lengths = (context_length, target_length)
         tokens_bmct = (_together if self.context_mode == "joint" else _context_alone)(stack, context, queries, *lengths)
         tokens_bmct = LayerNorm(self.epsilon, self.dtype, self.automatic, name="norm")(tokens_bmct)
-        return Dense(width, self.dtype, automatic=self.automatic, name="proj")(tokens_bmct)
+        outputs = self.outputs or width
+        return Dense(outputs, self.dtype, automatic=self.automatic, name="proj")(tokens_bmct)
 
 
 def _together(stack: Blocks, context: jax.Array, queries: jax.Array, context_length, target_length) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any
 from jax import Array
 
 try:
-    from jaxtyping import Float, Int, Shaped
+    from jaxtyping import Bool, Float, Int, Shaped
 except ImportError:  # a bare GPU image: there they say nothing but that it is an array
 
     class Shaped:
@@ -14,6 +14,6 @@ except ImportError:  # a bare GPU image: there they say nothing but that it is a
         def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
             return item[0]
 
-    Float = Int = Shaped
+    Bool = Float = Int = Shaped
 
-__all__ = ["Array", "Float", "Int", "Shaped"]
+__all__ = ["Array", "Bool", "Float", "Int", "Shaped"]

@@ -41,6 +41,18 @@ def patchify(x: Shaped[Array, "b *sizes c"], patch: int | Sequence[int]) -> Shap
     return rearrange(x, _PATCHES[axes], **dict(zip("opq"[-axes:], each_axis(patch, axes), strict=True)))
 
 
+def unpatchify(
+    patches: Shaped[Array, "b n d"], patch: int | Sequence[int], sizes: Sequence[int]
+) -> Shaped[Array, "b *sizes c"]:
+    """The inverse of `patchify`: examples of these sizes, [B, N, D] -> [B, *sizes, C]."""
+    axes = len(sizes)
+    sides = each_axis(patch, axes)
+    counts = (size // side for size, side in zip(sizes, sides, strict=True))
+    to, of = _PATCHES[axes].split(" -> ")
+    named = dict(zip("opq"[-axes:], sides, strict=True)) | dict(zip("trc"[-axes:], counts, strict=True))
+    return rearrange(patches, f"{of} -> {to}", **named)
+
+
 def normalise(images: Shaped[Array, "*b c"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "*b c"]:
     """[..., C] examples as float32: uint8 is scaled to 0..1 and normalised, float is taken as already normalised."""
     if images.dtype != jnp.uint8:
@@ -178,8 +190,8 @@ class Blocks(nn.Module):
 class ViT(nn.Module):
     """Vision Transformer; parameters are float32, compute is in `dtype`.
 
-    With `class_token` a learned token without a position comes first, as MAE has it. Outputs are those of patches alone, unless
-    it is asked for too.
+    With `class_token` a learned token comes first, as MAE has it, without a position, unless a table brings one
+    (`class_position`). Outputs are those of patches alone, unless it is asked for too.
 
     Any size that divides into patches works, of one, two or three axes, square or not. Positions are sine-cosine tables
     computed for the grid at hand (`sincos`), or a table that is a parameter, `positions`, but never trained (`table`), as
@@ -243,7 +255,10 @@ class ViT(nn.Module):
             patches, positions = take_tokens(patches, keep), positions[keep]
         x_bnd = Dense(self.width, self.dtype, automatic=self.automatic, name="patch_embed")(patches) + positions
         if self.class_token:
-            token = self.param("class_token", nn.initializers.normal(INITIAL_STD), (self.width,)).astype(self.dtype)
+            token = self.param("class_token", nn.initializers.normal(INITIAL_STD), (self.width,))
+            if self.positions == "table":
+                token += jax.lax.stop_gradient(self.param("class_position", nn.initializers.zeros, (self.width,)))
+            token = token.astype(self.dtype)
             x_bnd = jnp.concatenate([jnp.broadcast_to(token, (len(x_bnd), 1, self.width)), x_bnd], axis=1)
             lengths = None if lengths is None else lengths + 1
             wanted = None if wanted is None else jnp.pad(wanted + 1, ((0, 0), (1, 0)))

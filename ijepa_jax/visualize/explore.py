@@ -26,7 +26,7 @@ from ijepa_jax.visualize.features import draw_pca, label_agreement, nearest_othe
 from ijepa_jax.visualize.gallery import Gallery
 from ijepa_jax.visualize.map import draw_map, project
 from ijepa_jax.visualize.page import write_page
-from ijepa_jax.visualize.prediction import draw_prediction, token_mean
+from ijepa_jax.visualize.prediction import draw_prediction, draw_reconstruction, token_mean
 from ijepa_jax.visualize.similarity import draw_similarity
 
 SPLITS = ("train", "test")
@@ -63,6 +63,7 @@ class Drawing:
     masks: dict[str, np.ndarray]
     predictions: Predictions | None
     left_out: str = ""  # why there are no predictions
+    filled: np.ndarray | None = None  # the images drawn, with guesses of the pixels that are not seen
 
 
 def explore(
@@ -98,10 +99,12 @@ def explore(
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
     bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
+    guesses = type(bench.method).reconstruct is not Method.reconstruct
     predicts = isinstance(bench.method, prediction.Predicting)
-    saved = checkpoint.restore_parts(path, found_step, ("params", "target") if predicts else ())
+    saved = checkpoint.restore_parts(path, found_step, ("params", "target") if guesses or predicts else ())
     origin = saved.notes.get("origin", {"warm_start": True})
-    look = _look(bench, Subject("checkpoint", params, digest), saved.trees, split, images, seed)
+    learned = jax.tree.map(jax.device_put, saved.trees, sharding.state_shardings(saved.trees, bench.mesh))
+    look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
     shown = Canvas(bench.encoder.image_size, bench.encoder.grid)
     result = {
         "out": str(folder), "checkpoint": str(path), "step": found_step, "encoder_digest": digest, "data": bench.loader.name,
@@ -137,7 +140,13 @@ def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, i
     encoded = {name: Encoded(pooled[name][0]["last"], _patches(bench, subject, gallery)) for name, subject in subjects.items()}
     masks = gallery.masks(min(len(rows), max(_MEASURED, images)), seed)
     left_out = _cannot_predict(bench.method, learned, gallery, masks)
-    return Drawing(gallery, encoded, masks, None if left_out else _predict(bench, learned, gallery, masks), left_out)
+    filled = None
+    if masks and "params" in learned:
+        images = gallery.images(gallery.chosen)
+        of_them = {name: values[: len(images)] for name, values in masks.items()}
+        filled = prediction.reconstructions(bench.method, learned["params"], images, of_them, bench.mesh)
+    predictions = None if left_out else _predict(bench, learned, gallery, masks)
+    return Drawing(gallery, encoded, masks, predictions, left_out, filled)
 
 
 def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> str:
@@ -161,7 +170,6 @@ def _cannot_predict(method: Method, learned: dict[str, Any], gallery: Gallery, m
 def _predict(bench: Bench, learned: dict[str, Any], gallery: Gallery, masks: dict[str, np.ndarray]) -> Predictions:
     """What the predictor makes of the images drawn and others, by their masks."""
     method = bench.method
-    learned = jax.tree.map(jax.device_put, learned, sharding.state_shardings(learned, bench.mesh))
     params, target = learned["params"], learned.get("target")
     bench.display.log("predicting target blocks")
     means, whitening = prediction.position_means(
@@ -254,8 +262,11 @@ def _draw_images(folder: epath.Path, look: Drawing) -> None:
     draw_pca(folder / "pca.png", images, trained.patches, grid, random.patches)
     for name, one in (("similarity", trained), ("similarity_random_init", random)):
         draw_similarity(folder / f"{name}.png", images[:_SIMILAR], one.patches[:_SIMILAR], grid)
+    count = len(images)
+    first = {name: values[:count] for name, values in look.masks.items()}
+    if look.filled is not None:
+        draw_reconstruction(folder / "reconstruction.png", images, first, look.filled, gallery.patch)
     if look.predictions is not None:
-        count, cosines = len(images), look.predictions.cosines
-        first = {name: values[:count] for name, values in look.masks.items()}
+        cosines = look.predictions.cosines
         drawn = images, first, cosines["cosine"][:count], cosines["centred"][:count]
         draw_prediction(folder / "prediction.png", *drawn, gallery.patch)

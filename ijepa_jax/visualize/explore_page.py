@@ -17,6 +17,11 @@ _SECTIONS = {
         "Contexts and targets",
         "What the context encoder sees of an image, and the blocks that the predictor fills in.",
     ),
+    "reconstruction.png": (
+        "What pixels are guessed",
+        "What is seen of an image, and that with guesses of what is not. Where targets are normalised patch by patch, as they "
+        "are by default, guesses tell neither a patch's mean nor its contrast: both are lent from the image.",
+    ),
     "pca.png": (
         "Patch features as colours",
         "The first three principal components of patch features as red, green and blue. One basis serves all images, so that "

@@ -44,6 +44,22 @@ def draw_prediction(
     save_grid(path, rows, titles, captions=captions, scale=_SCALE, side=1.5)
 
 
+def draw_reconstruction(path, images, masks: dict[str, np.ndarray], filled: np.ndarray, patch: int | Sequence[int]) -> None:
+    """Draws a row for each example: the example, what is seen of it, and that with guesses of what is not.
+
+    Args:
+      path, images, masks, patch: as for `draw_prediction`.
+      filled: examples as `images`, see `evaluate.prediction.reconstructions`.
+    """
+    canvas, rows = Canvas.of(images, patch_grid(np.shape(images)[1:-1], patch)), []
+    pictures = (canvas.pictures(each, PATCH_PIXELS) for each in (images, filled))
+    for i, (large, guessed) in enumerate(zip(*pictures, strict=True)):
+        context = masks["context"][i, 0]
+        length = masks["context_length"][i, 0] if "context_length" in masks else len(context)
+        rows.append([large, reveal(large, canvas.seen(context, length), faintness=1.0), guessed])
+    save_grid(path, rows, [canvas.kind, "seen", "filled in"])
+
+
 def block_means(values: np.ndarray, target_length: np.ndarray) -> np.ndarray:
     """The mean [n, M] of each block's values (float [n, M, T]) over its first `target_length` tokens (int [n, M])."""
     valid = np.arange(values.shape[-1]) < np.asarray(target_length)[..., None]

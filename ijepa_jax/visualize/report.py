@@ -28,12 +28,15 @@ _TITLES = {
     "curves": "Training",
     "probes": "Probes over steps",
     "masks": "Images, their contexts and targets",
+    "reconstruction": "What pixels are guessed",
     "pca": "Patch features as colours",
     "neighbours": "Nearest neighbours",
 }
 _EXPLAINED = {
     "probes": "On the smaller samples that probes during training use; lines across are the baselines on the same samples.",
     "masks": "What the context encoder sees of an image, and the blocks that are predicted from it.",
+    "reconstruction": "What is seen of an image, and that with guesses of what is not. Guesses of pixels that are normalised "
+    "patch by patch tell neither a patch's mean nor its contrast: both are lent from the image.",
     "pca": "The first three principal components of the encoder's patches as red, green and blue.",
     "neighbours": "Test images, and those whose features are most like theirs.",
 }

@@ -10,6 +10,7 @@ from etils import epath
 from ijepa_jax.devices import processes
 from ijepa_jax.devices.sharding import all_rows, place_batch
 from ijepa_jax.evaluate import features as features_lib
+from ijepa_jax.evaluate.prediction import reconstructions
 from ijepa_jax.methods import Look, Method
 from ijepa_jax.settings.axes import AXES
 from ijepa_jax.train import metrics
@@ -19,6 +20,7 @@ from ijepa_jax.visualize.canvas import Canvas
 from ijepa_jax.visualize.curves import draw_run
 from ijepa_jax.visualize.features import draw_pca
 from ijepa_jax.visualize.gallery import Gallery
+from ijepa_jax.visualize.prediction import draw_reconstruction
 
 _IMAGES = 8  # drawn
 _BANK = 1000  # images to find neighbours among
@@ -39,7 +41,7 @@ def draw_pictures(run: Run, state: State, encoder: Any, pooled: features_lib.Ext
     if processes.is_first():
         drawn += draw_run(folder, metrics.read(run.workdir), run.method.title, kind)
     if pooled is not None:
-        drawn += _of_features(folder, run, pooled, encoder)
+        drawn += _of_features(folder, run, pooled, encoder, state.params)
         found |= {"modality": kind, "wide": Canvas(run.encoder.image_size, run.encoder.grid).wide}
     return {**found, "pictures": drawn if processes.is_first() else []}
 
@@ -56,8 +58,8 @@ def _own(folder: epath.Path, run: Run, state: State) -> dict[str, Any]:
     return method.pictures(Look(folder, state.params, state.target, place_batch(batch, run.mesh), rows, run.mesh))
 
 
-def _of_features(folder: epath.Path, run: Run, pooled: features_lib.Extract, encoder: Any) -> list[str]:
-    """Masks, where there are any, and what the encoder makes of test images."""
+def _of_features(folder: epath.Path, run: Run, pooled: features_lib.Extract, encoder: Any, params: Any) -> list[str]:
+    """Masks, where there are any, what the encoder makes of test images, and their pixels where the method guesses these."""
 
     def collect(rows: np.ndarray, extract: features_lib.Extract) -> tuple[features_lib.Features, np.ndarray]:
         return features_lib.collect(run.loader.eval_batches(run.test, rows, run.mesh.size), rows, extract, run.mesh)
@@ -65,11 +67,15 @@ def _of_features(folder: epath.Path, run: Run, pooled: features_lib.Extract, enc
     bank, rows = collect(features_lib.sample(len(run.test), _BANK), pooled)
     gallery = Gallery(run.loader.view, run.method, run.test, rows, features_lib.sample(len(rows), _IMAGES))
     patches, _ = collect(rows[gallery.chosen], partial(features_lib.extractor(run.encoder, run.mesh, ("patches",)), encoder))
+    masks, images = gallery.masks(len(gallery.chosen)), gallery.images(gallery.chosen)
+    filled = reconstructions(run.method, params, images, masks, run.mesh) if masks else None
     if not processes.is_first():
         return []
-    masks = gallery.masks(len(gallery.chosen))
     if masks:
         gallery.draw_masks(folder / "masks.png", masks)
-    draw_pca(folder / "pca.png", gallery.images(gallery.chosen), patches["patches"], run.encoder.grid)
+    if filled is not None:
+        draw_reconstruction(folder / "reconstruction.png", images, masks, filled, gallery.patch)
+    draw_pca(folder / "pca.png", images, patches["patches"], run.encoder.grid)
     gallery.draw_nearest(folder / "neighbours.png", bank["last"])
-    return [*(["masks.png"] if masks else []), "pca.png", "neighbours.png"]
+    there = {"masks.png": bool(masks), "reconstruction.png": filled is not None, "pca.png": True, "neighbours.png": True}
+    return [name for name, drawn in there.items() if drawn]

@@ -1,0 +1,20 @@
+"""MAE on Fashion-MNIST: the network, data and probes of configs/fashion_mnist.py, with pixels to be filled in.
+
+python launch.py pretrain --config configs/mae_fashion_mnist.py --workdir runs/mae_fashion_mnist
+"""
+
+import ml_collections
+
+from configs import fashion_mnist, mae_scenes
+from ijepa_jax import config as settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run; those that were tried: docs/experiments.md."""
+    config = settings.with_method(fashion_mnist.get_config(), "mae")
+    config.model.init = "normal"
+    config.mae = mae_scenes.get_config().mae
+    config.mae.normalised = True
+    for name in ("start_lr", "weight_decay", "final_weight_decay", "b2"):
+        config.optim[name] = mae_scenes.get_config().optim[name]
+    return config

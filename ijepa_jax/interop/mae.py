@@ -1,0 +1,131 @@
+"""Masked autoencoders: the decoder that may come with an encoder, and files of the authors' (`mae_pretrain_vit_base.pth`)."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from ijepa_jax.host.files import unfinished
+from ijepa_jax.interop.layout import (
+    architecture,
+    check_shapes,
+    decoder_names,
+    depth_of,
+    encoder_names,
+    from_reference,
+    to_reference,
+)
+from ijepa_jax.interop.reference import OURS, facts_of
+from ijepa_jax.interop.tensor_files import by_name
+from ijepa_jax.interop.weights import (
+    Architecture,
+    Tensors,
+    Weights,
+    WeightsError,
+    architecture_of,
+    check_finite,
+    check_names,
+    settings_for,
+)
+
+_HEADS = {512: 16}  # of the published decoders, by width
+_MLP_RATIO = 4  # of decoders
+
+
+def is_checkpoint(saved: Any) -> bool:
+    """Whether objects of a file are an authors' checkpoint: {"model": the tensors of a network with a class token, ...}."""
+    model = saved.get("model") if isinstance(saved, dict) else None
+    return isinstance(model, dict) and any(str(name).removeprefix("module.") == "cls_token" for name in model)
+
+
+def from_checkpoint(saved: dict[str, Any], source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
+    """The encoder, and the decoder where it is there, of an authors' checkpoint (see `is_checkpoint`).
+
+    Raises WeightsError where tensors are missing, unexpected or of wrong shapes.
+    """
+    tensors = by_name(saved["model"], f"{source} (model)")
+    check_finite(tensors, source)
+    encoder, decoder = split(tensors)
+    facts = facts_of(saved, source)
+    known, decoder_heads = facts.pop("heads", None), facts.pop("decoder_heads", None)
+    if heads and known not in (None, heads):
+        raise WeightsError(f"{source}: it tells of {known} heads, not {heads}")
+    if not (heads or known) and base is not None:
+        heads = architecture_of(base).heads
+    options = {name: facts.pop(name) for name in ("epsilon", "image_size") if name in facts}
+    found = architecture(encoder, f"{source} (model)", known or heads, told=known is not None, **options)
+    settings = settings_for(found, "bicubic", base, **facts)
+    tree, left_out = with_decoder(settings, decoder, found, decoder_heads, source, fixed=base is not None)
+    origin = {"format": "reference", "file": source}
+    return Weights(from_reference(encoder), settings, origin, decoder=tree, left_out=left_out)
+
+
+def split(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """An encoder's tensors, and those of a decoder, by the authors' names."""
+    decoder = {name: tensor for name, tensor in tensors.items() if name.startswith("decoder_") or name == "mask_token"}
+    return {name: tensor for name, tensor in tensors.items() if name not in decoder}, decoder
+
+
+def with_decoder(
+    settings: ml_collections.ConfigDict, tensors: Tensors, encoder: Architecture, heads: int | None, source: str, fixed: bool
+) -> tuple[dict | None, tuple[str, ...]]:
+    """A decoder's tree and nothing, or None and why it is left out; sets its sizes among settings that are not `fixed`.
+
+    Raises WeightsError where tensors are missing, unexpected or of wrong shapes.
+    """
+    if not tensors:
+        return None, ()
+    if not encoder.class_token:
+        raise WeightsError(f"{source} has a decoder, as MAE's, and no class token (cls_token)")
+    source, depth = f"{source} (decoder)", depth_of(tensors)
+    check_names([*tensors], decoder_names(max(depth, 1)), source)
+    width, hidden = tensors["decoder_norm.weight"].size, tensors["decoder_blocks.0.mlp.fc1.bias"].size
+    grid = tuple(side // encoder.patch for side in encoder.image_size)
+    values = encoder.patch**2 * encoder.channels
+    shapes = {
+        "mask_token": (1, 1, width), "decoder_pos_embed": (1, 1 + grid[0] * grid[1], width),
+        "decoder_embed": (width, encoder.width), "attn.qkv": (3 * width, width), "attn.proj": (width, width),
+        "mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden), "decoder_pred": (values, width),
+        "decoder_pred.bias": (values,),
+    }  # fmt: skip
+    check_shapes(tensors, shapes, width, source)
+    if heads is None:
+        heads = settings.mae.decoder_heads if fixed else _HEADS.get(width)
+    for fault, why in (
+        (heads is None, f"nothing tells how many heads its {depth} blocks of width {width} have"),
+        (hidden != _MLP_RATIO * width, f"its MLPs are {hidden} wide, not {_MLP_RATIO} times {width}"),
+    ):
+        if fault:
+            return None, (f"the decoder: {why}",)
+    sizes = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads}
+    if fixed and (differs := {name: size for name, size in sizes.items() if settings.mae[name] != size}):
+        wanted = ", ".join(f"mae.{name}={size}" for name, size in differs.items())
+        raise WeightsError(f"{source} is another one than the configuration's: give {wanted}")
+    settings.mae.update(sizes)
+    return from_reference(tensors), ()
+
+
+def decoder_tensors(tree: dict) -> dict[str, np.ndarray]:
+    """The tensors of a decoder by the authors' names; takes the leaves out of its tree."""
+    return to_reference(tree, decoder_names(len(tree["blocks"])))
+
+
+def write_reference(weights: Weights, folder: Path) -> str:
+    """Writes checkpoint.pth, {"model": tensors}, as the authors' code loads it. Needs torch, which writes the file."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
+    shape, section, data = architecture_of(weights.settings), weights.settings.mae, weights.settings.data
+    tensors = to_reference(weights.encoder, encoder_names(shape.depth, class_token=True), shape.patch)
+    tensors |= decoder_tensors(weights.decoder) if weights.decoder else {}
+    facts = {
+        "heads": shape.heads, "decoder_heads": section.decoder_heads, "epsilon": shape.epsilon,
+        "image_size": [*shape.image_size], "mean": [*data.mean], "std": [*data.std],
+    }  # fmt: skip
+    model = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in tensors.items()}
+    file = folder / "checkpoint.pth"
+    with unfinished(file) as place:
+        torch.save({"model": model, OURS: facts}, place)
+    return f"model.load_state_dict(torch.load({str(file)!r}, weights_only=True)['model'])"
