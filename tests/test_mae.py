@@ -116,6 +116,7 @@ def test_it_is_trained_probed_drawn_and_exported_with_its_class_token(tmp_path):
     assert weights["class_token"].shape == (32,)
     written = export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "huggingface")
     assert "ViTMAEForPreTraining" in written["load"] and not written["left_out"]
+    assert written["encoder_digest"] == report["encoder_digest"]
     ours, theirs = load(tmp_path / "run"), load(tmp_path / "out")
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     for of in (Pretrained.__call__, Pretrained.class_token):

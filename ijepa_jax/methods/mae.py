@@ -167,8 +167,8 @@ class Mae(Method):
     def reconstruct(self, params: dict[str, dict], batch: Batch) -> jax.Array:
         """The examples with hidden patches as they are guessed, see `filled_in`."""
         images = normalise(batch[modality(self.image_size)], self.mean, self.std)
-        network = dataclasses.replace(self, network=dataclasses.replace(self.network, drop_path=0.0))
-        guesses = network.predict(params, images, batch, jax.random.key(0))
+        still = dataclasses.replace(self, network=dataclasses.replace(self.network, drop_path=0.0))
+        guesses = still.predict(params, images, batch, jax.random.key(0))
         hidden = places(batch["target"][:, 0], guesses.shape[1])
         return filled_in(images, guesses, hidden, ~hidden, self.network.patch, self.normalised)
 

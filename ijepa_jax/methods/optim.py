@@ -70,7 +70,7 @@ def moving_average(momentum: jax.Array, average, params):
     """
 
     def blend(path, old, new):
-        return old if path[-1].key == "positions" else momentum * old + (1 - momentum) * new
+        return old if path[-1].key in ("positions", "class_position") else momentum * old + (1 - momentum) * new
 
     return jax.tree_util.tree_map_with_path(blend, average, params)
 
@@ -78,15 +78,15 @@ def moving_average(momentum: jax.Array, average, params):
 def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
     """Layer-wise decay, for fine-tuning: updates of block i of `depth` (from 1) are scaled by decay ** (depth + 1 - i).
 
-    The patch embedding counts as block 0, what comes after the blocks is not scaled (as in BEiT and MAE). For parameters that
-    hold an encoder as `encoder`; put it last in a chain, so that it scales weight decay too.
+    The patch embedding and a class token count as block 0, what comes after the blocks is not scaled (as in BEiT and MAE).
+    For parameters that hold an encoder as `encoder`; put it last in a chain, so that it scales weight decay too.
     """
 
     def scale(path, update):
         names = [entry.key for entry in path]
-        if names[0] != "encoder" or names[1] not in ("blocks", "patch_embed"):
+        if names[0] != "encoder" or names[1] not in ("blocks", "patch_embed", "class_token"):
             return update
-        if names[1] == "patch_embed":
+        if names[1] != "blocks":
             return update * decay ** (depth + 1)
         if names[2] == "scanned":
             return update * decay ** jnp.arange(depth, 0, -1.0).reshape(-1, *(1,) * (update.ndim - 1))

@@ -72,6 +72,8 @@ class Salt(IJepa):
         if not path:
             raise ValueError(f"salt.teacher is missing: give the workdir of a run whose encoder is the teacher, or {RANDOM!r}")
         if path == RANDOM:
+            if config.teacher.width is not None:
+                raise ValueError("teacher.width: a random teacher is of the size of model; another one's size is found out")
             return config
         saved = checkpoint.restore_parts(path, config.salt.step, ())
         encoder = saved.method().backbone()

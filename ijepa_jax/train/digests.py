@@ -58,7 +58,8 @@ def encoder_digest(params: dict, encoder: Encoder) -> str:
     network = encoder.network
     if not isinstance(network, ViT):
         return digest_of(params)
-    tree = {"positions": positions.sincos(network.width, network.trained_grid), **params}
+    none = {"class_position": np.zeros(network.width, np.float32)} if network.class_token else {}
+    tree = {"positions": positions.sincos(network.width, network.trained_grid), **none, **params}
     if "scanned" in params["blocks"]:
         stacked = jax.tree.map(_on_host, params["blocks"]["scanned"])
         tree["blocks"] = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(network.depth)}

@@ -66,12 +66,13 @@ def _check_same_function(run: Run, saved: checkpoint.Saved) -> None:
 def _without_positions(run: Run, weights: dict) -> dict:
     """Imported weights for a model that computes its positions, which must be the same."""
     computed = positions.sincos(run.encoder.network.width, run.encoder.grid)
-    if computed.shape != weights["positions"].shape or np.abs(computed - weights["positions"]).max() > 1e-5:
+    of_class = weights.get("class_position", np.zeros(1))
+    if computed.shape != weights["positions"].shape or np.abs(computed - weights["positions"]).max() > 1e-5 or of_class.any():
         raise ValueError(
             f"warm_start {run.config.warm_start} brings positions that are not the sine-cosine ones of a grid of "
             f"{run.encoder.grid}: set model.positions=table and the data.image_size that they are for"
         )
-    return {name: leaf for name, leaf in weights.items() if name != "positions"}
+    return {name: leaf for name, leaf in weights.items() if name not in ("positions", "class_position")}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
