@@ -1,6 +1,9 @@
 """MAE on generated scenes: the quickstart's network, data and probes, with pixels to be filled in.
 
-python launch.py pretrain --config configs/mae_scenes.py --workdir runs/mae_scenes
+    python launch.py pretrain --config configs/mae_scenes.py --workdir runs/mae_scenes
+
+Hardware: one CPU core. Cost: 465 s, beside another such run.
+Expected, in per cent (trained / random init / pixels), one seed: linear 47.8 / 43.8 / 38.2, knn 36.3 / 31.9 / 32.7.
 """
 
 import ml_collections

@@ -21,7 +21,7 @@ TABLE = {
     "mae": "ijepa_jax.methods.mae:Mae",
     "pixels": "ijepa_jax.methods.pixels:Pixels",
     "rcdm": "ijepa_jax.decode.rcdm:Rcdm",
-    "salt": "ijepa_jax.methods.salt:Salt",
+    "salt": "ijepa_jax.teach.salt:Salt",
 }
 
 _OWN = "FILE.py:CLASS or package.module:CLASS of your own"

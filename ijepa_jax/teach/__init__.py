@@ -1,0 +1,1 @@
+"""Methods that are taught by the encoder of another run."""
