@@ -347,7 +347,7 @@ def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path):
     plain = {name.removeprefix("module."): tensor for name, tensor in SAVED["encoder"].items()}
     masked = {"cls_token": torch.zeros(1, 1, 16), **plain, "decoder_embed.weight": torch.zeros(8, 16)}
     for saved in (masked, {"model": masked}):
-        _refused(tmp_path, saved, r"position table of \d+ patches is not square")
+        _refused(tmp_path, saved, "patches is not square")
     del masked["cls_token"]
     _refused(tmp_path, {"model": masked}, "MAE")
     _refused(tmp_path, {**SAVED, "target_encoder": _with_class(SAVED["target_encoder"])}, "has a class token, which I-JEPA's")

@@ -303,7 +303,7 @@ def _refused(path, match, **options):
 TENSORS = [  # what is taken out, what is put in, what the refusal says
     ([NORM], {}, f"lacks {NORM}"),
     (["blocks.0.attn.qkv.bias"], {}, "lacks blocks.0.attn.qkv.bias"),
-    ([], {"cls_token": ZEROS}, r"pos_embed has shape \[1, 16, 32\], not \[1, 17, 32\]"),
+    ([], {"cls_token": ZEROS}, r"cls_token has shape \[32\], not \[1, 1, 32\]"),
     ([], {"mask_token": ZEROS, "decoder_embed.bias": ZEROS}, r"has a decoder, as MAE's, and no class token \(cls_token\)"),
     ([], {"module.backbone.norm.bias": ZEROS}, r"has not: backbone.norm.bias \(these are weights of V-JEPA\)"),
     ([], {"teacher.head.mlp.0.weight": ZEROS}, "has not: teacher.head.mlp.0.weight"),
