@@ -14,10 +14,10 @@ from ijepa_jax import config as settings
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run; those that were tried: docs/experiments.md."""
-    config = settings.with_method(fashion_mnist.get_config(), "mae")
+    config, scenes = settings.with_method(fashion_mnist.get_config(), "mae"), mae_scenes.get_config()
     config.model.init = "normal"
-    config.mae = mae_scenes.get_config().mae
+    config.mae = scenes.mae
     config.mae.normalised = True
     for name in ("start_lr", "weight_decay", "final_weight_decay", "b2"):
-        config.optim[name] = mae_scenes.get_config().optim[name]
+        config.optim[name] = scenes.optim[name]
     return config

@@ -100,13 +100,18 @@ def measure(
 
 def reconstructions(method: Method, params: Any, images: np.ndarray, masks: Arrays, mesh: Mesh) -> np.ndarray | None:
     """Examples (see `measure`, as are the masks) as a method fills in what it does not see; None where it guesses no pixels."""
-    if type(method).reconstruct is Method.reconstruct:
+    if not guesses_pixels(method):
         return None
     found = _in_batches(method.reconstruct, (params,), images, masks, mesh)
     if images.dtype != np.uint8:
         return found
     pixels = found * np.asarray(method.std, np.float32) + np.asarray(method.mean, np.float32)
     return np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
+
+
+def guesses_pixels(method: Method) -> bool:
+    """Whether there are reconstructions."""
+    return type(method).reconstruct is not Method.reconstruct
 
 
 def _in_batches(function: Callable[..., Any], given: tuple, images: np.ndarray, masks: Arrays, mesh: Mesh) -> Any:

@@ -91,7 +91,9 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     if masked and base is None:
         settings.mae.mask_ratio, settings.mae.normalised = float(config["mask_ratio"]), bool(config["norm_pix_loss"])
     told = config["decoder_num_attention_heads"]
-    tree, why = mae.with_decoder(settings, _reference_names(decoder, path), shown, told, path, fixed=base is not None)
+    tree, why = mae.with_decoder(
+        settings, _reference_names(decoder, path, "decoder_blocks"), shown, told, path, fixed=base is not None
+    )
     origin = {"format": "huggingface", "file": path}
     return Weights(layout.from_reference(named), settings, origin, head, labels, left_out=why, decoder=tree)
 
@@ -180,11 +182,10 @@ def _names(depth: int, class_token: bool) -> list[str]:
     ]
 
 
-def _reference_names(tensors: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+def _reference_names(tensors: dict[str, np.ndarray], source: str, blocks: str = "blocks") -> dict[str, np.ndarray]:
     """All tensors of an encoder or a decoder under the authors' names, taken out of `tensors`, so that few are there twice."""
     known = {_POSITIONS: "pos_embed", _CLASS: "cls_token"}
     named = {theirs: tensors.pop(name) for name, theirs in known.items() if name in tensors}
-    blocks = "blocks" if named else "decoder_blocks"
     for name in [*tensors]:
         if name not in tensors:
             continue

@@ -6,7 +6,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from ijepa_jax.host.files import unfinished
 from ijepa_jax.interop.layout import (
     architecture,
     check_shapes,
@@ -16,15 +15,13 @@ from ijepa_jax.interop.layout import (
     from_reference,
     to_reference,
 )
-from ijepa_jax.interop.reference import OURS, facts_of
-from ijepa_jax.interop.tensor_files import by_name
+from ijepa_jax.interop.reference import OURS, facts_of, heads_told, installed_torch, module_of, save, told
 from ijepa_jax.interop.weights import (
     Architecture,
     Tensors,
     Weights,
     WeightsError,
     architecture_of,
-    check_finite,
     check_names,
     settings_for,
 )
@@ -44,17 +41,11 @@ def from_checkpoint(saved: dict[str, Any], source: str, heads: int | None, base:
 
     Raises WeightsError where tensors are missing, unexpected or of wrong shapes.
     """
-    tensors = by_name(saved["model"], f"{source} (model)")
-    check_finite(tensors, source)
-    encoder, decoder = split(tensors)
+    encoder, decoder = split(module_of(saved["model"], f"{source} (model)"))
     facts = facts_of(saved, source)
-    known, decoder_heads = facts.pop("heads", None), facts.pop("decoder_heads", None)
-    if heads and known not in (None, heads):
-        raise WeightsError(f"{source}: it tells of {known} heads, not {heads}")
-    if not (heads or known) and base is not None:
-        heads = architecture_of(base).heads
-    options = {name: facts.pop(name) for name in ("epsilon", "image_size") if name in facts}
-    found = architecture(encoder, f"{source} (model)", known or heads, told=known is not None, **options)
+    options = heads_told(facts.pop("heads", None), heads, base, source)
+    options |= {name: facts.pop(name) for name in ("epsilon", "image_size") if name in facts}
+    decoder_heads, found = facts.pop("decoder_heads", None), architecture(encoder, f"{source} (model)", **options)
     settings = settings_for(found, "bicubic", base, **facts)
     tree, left_out = with_decoder(settings, decoder, found, decoder_heads, source, fixed=base is not None)
     origin = {"format": "reference", "file": source}
@@ -113,19 +104,10 @@ def decoder_tensors(tree: dict) -> dict[str, np.ndarray]:
 
 def write_reference(weights: Weights, folder: Path) -> str:
     """Writes checkpoint.pth, {"model": tensors}, as the authors' code loads it. Needs torch, which writes the file."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
-    shape, section, data = architecture_of(weights.settings), weights.settings.mae, weights.settings.data
+    torch, shape = installed_torch(), architecture_of(weights.settings)
     tensors = to_reference(weights.encoder, encoder_names(shape.depth, class_token=True), shape.patch)
     tensors |= decoder_tensors(weights.decoder) if weights.decoder else {}
-    facts = {
-        "heads": shape.heads, "decoder_heads": section.decoder_heads, "epsilon": shape.epsilon,
-        "image_size": [*shape.image_size], "mean": [*data.mean], "std": [*data.std],
-    }  # fmt: skip
-    model = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in tensors.items()}
+    facts = {**told(weights), "decoder_heads": weights.settings.mae.decoder_heads}
     file = folder / "checkpoint.pth"
-    with unfinished(file) as place:
-        torch.save({"model": model, OURS: facts}, place)
+    save({"model": tensors, OURS: facts}, file, torch)
     return f"model.load_state_dict(torch.load({str(file)!r}, weights_only=True)['model'])"

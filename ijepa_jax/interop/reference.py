@@ -51,11 +51,11 @@ def from_checkpoint(saved: Any, source: str, heads: int | None, base: ml_collect
         _refuse_by_name(saved, source)
         keys = ", ".join(map(shown, list(saved)[:6])) if isinstance(saved, dict) else type(saved).__name__
         raise WeightsError(f"{source} is no I-JEPA training checkpoint: it holds {keys}, and no target_encoder")
-    modules = {name: _module(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
+    modules = {name: module_of(saved[name], f"{source} ({name})") for name in _MODULES if name in saved}
     if unknown := [str(name) for name in saved if name not in _KNOWN and isinstance(saved[name], (dict, np.ndarray))]:
         raise WeightsError(f"{source} holds what I-JEPA's training checkpoints have not: {', '.join(unknown[:8])}")
     facts = facts_of(saved, source)
-    options = {**_heads(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
+    options = {**heads_told(facts.pop("heads", None), heads, base, source), "epsilon": facts.pop("epsilon", 1e-6)}
     options["image_size"] = facts.pop("image_size", None)
     predictor_heads = facts.pop("predictor_heads", None)
     found = architecture(modules["target_encoder"], f"{source} (target_encoder)", **options)
@@ -104,7 +104,7 @@ def _refuse_by_name(saved: Any, source: str) -> None:
         check_names([*map(str, tensors)], encoder_names(max(depth_of(map(str, tensors)), 1)), f"{source} (model)")
 
 
-def _heads(told: int | None, given: int | None, base: ml_collections.ConfigDict | None, source: str) -> dict[str, Any]:
+def heads_told(told: int | None, given: int | None, base: ml_collections.ConfigDict | None, source: str) -> dict[str, Any]:
     """How many heads, by the file itself, or else as given, or else as in the settings of the run."""
     if given and told not in (None, given):
         raise WeightsError(f"{source}: it tells of {told} heads, not {given}")
@@ -135,7 +135,7 @@ def facts_of(saved: dict, source: str) -> dict[str, Any]:
         raise WeightsError(f"{source} ({OURS}) is damaged: {shown(found)}") from None
 
 
-def _module(tensors: Any, source: str) -> dict[str, np.ndarray]:
+def module_of(tensors: Any, source: str) -> dict[str, np.ndarray]:
     """One module's tensors, their names without the prefix that data-parallel training gives them."""
     named = by_name(tensors, source)
     check_finite(named, source)
@@ -229,19 +229,30 @@ def write_reference(weights: Weights, folder: Path) -> str:
     Takes the leaves out of the trees of `weights`: each is dropped as torch's copy of it is made. Names start with `module.`,
     as data-parallel training has them. Needs torch, which writes the file.
     """
+    torch = installed_torch()
+    if weights.training and weights.settings.predictor.context != "joint":
+        raise WeightsError("--format reference is for predictors with predictor.context 'joint', which theirs is, not 'alone'")
+    file = folder / "checkpoint.pth.tar"
+    save(_checkpoint(weights), file, torch)
+    return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
+
+
+def installed_torch() -> Any:
+    """The module. Raises WeightsError where it is not installed."""
     try:
         import torch
     except ModuleNotFoundError:
         raise WeightsError("--format reference is written by torch, which is not installed: pip install torch") from None
-    if weights.training and weights.settings.predictor.context != "joint":
-        raise WeightsError("--format reference is for predictors with predictor.context 'joint', which theirs is, not 'alone'")
-    file = folder / "checkpoint.pth.tar"
+    return torch
+
+
+def save(saved: dict[str, Any], file: Path, torch: Any) -> None:
+    """Writes nested dicts, with tensors for arrays; these are taken out of them, one after the other."""
     with unfinished(file) as place:
         try:
-            torch.save(_as_torch(_checkpoint(weights), torch), place)
+            torch.save(_as_torch(saved, torch), place)
         except RuntimeError as error:  # torch's writer of zip archives, which does not tell why
             raise OSError(f"cannot write {file} (disk full?): {one_line(error, 200)}") from error
-    return f"torch.load({str(file)!r}, weights_only=True)['target_encoder']"
 
 
 def _as_torch(saved: dict[str, Any], torch: Any) -> dict[str, Any]:
@@ -267,7 +278,7 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
     """The objects of an authors' checkpoint, with NumPy arrays for tensors."""
     training, depth, patch = weights.training, len(weights.encoder["blocks"]), weights.settings.model.patch
     target = to_reference(weights.encoder, encoder_names(depth), patch)
-    modules, saved = {"encoder": target, "target_encoder": target}, {"epoch": 0, OURS: _told(weights)}
+    modules, saved = {"encoder": target, "target_encoder": target}, {"epoch": 0, OURS: told(weights)}
     if training:
         names = {"encoder": encoder_names(depth), "predictor": predictor_names(len(training.params["predictor"]["blocks"]))}
         trained, *moments = (
@@ -281,7 +292,7 @@ def _checkpoint(weights: Weights) -> dict[str, Any]:
     return {**named, **saved}
 
 
-def _told(weights: Weights) -> dict[str, Any]:
+def told(weights: Weights) -> dict[str, Any]:
     """What the authors' files leave to their code."""
     network, data = architecture_of(weights.settings), weights.settings.data
     return {

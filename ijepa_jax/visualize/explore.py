@@ -99,9 +99,8 @@ def explore(
     settings.data.name, settings.data.directory, settings.data[f"{split}_images"] = data, directory, bank
     settings.cache, settings.step = False, step
     bench, params, digest, found_step = open_bench(settings, path, folder, display, (split,))
-    guesses = type(bench.method).reconstruct is not Method.reconstruct
-    predicts = isinstance(bench.method, prediction.Predicting)
-    saved = checkpoint.restore_parts(path, found_step, ("params", "target") if guesses or predicts else ())
+    of_use = prediction.guesses_pixels(bench.method) or isinstance(bench.method, prediction.Predicting)
+    saved = checkpoint.restore_parts(path, found_step, ("params", "target") if of_use else ())
     origin = saved.notes.get("origin", {"warm_start": True})
     learned = jax.tree.map(jax.device_put, saved.trees, sharding.state_shardings(saved.trees, bench.mesh))
     look = _look(bench, Subject("checkpoint", params, digest), learned, split, images, seed)
@@ -141,7 +140,7 @@ def _look(bench: Bench, trained: Subject, learned: dict[str, Any], split: str, i
     masks = gallery.masks(min(len(rows), max(_MEASURED, images)), seed)
     left_out = _cannot_predict(bench.method, learned, gallery, masks)
     filled = None
-    if masks and "params" in learned:
+    if masks and "params" in learned and prediction.guesses_pixels(bench.method):
         images = gallery.images(gallery.chosen)
         of_them = {name: values[: len(images)] for name, values in masks.items()}
         filled = prediction.reconstructions(bench.method, learned["params"], images, of_them, bench.mesh)

@@ -32,9 +32,7 @@ def draw_prediction(
     means = block_means(cosine, masks["target_length"]), block_means(centred, masks["target_length"])
     rows, captions = [], []
     for i, large in enumerate(canvas.pictures(images, PATCH_PIXELS)):
-        context = masks["context"][i, 0]
-        length = masks["context_length"][i, 0] if "context_length" in masks else len(context)
-        seen = reveal(large, canvas.seen(context, length), faintness=1.0)
+        seen = _seen(large, masks, i, canvas)
         blocks = zip(masks["target"][i], masks["target_length"][i], centred[i], strict=True)
         rows.append([large, seen, *(_coloured(large, *block, canvas) for block in blocks)])
         captions.append(
@@ -54,9 +52,7 @@ def draw_reconstruction(path, images, masks: dict[str, np.ndarray], filled: np.n
     canvas, rows = Canvas.of(images, patch_grid(np.shape(images)[1:-1], patch)), []
     pictures = (canvas.pictures(each, PATCH_PIXELS) for each in (images, filled))
     for i, (large, guessed) in enumerate(zip(*pictures, strict=True)):
-        context = masks["context"][i, 0]
-        length = masks["context_length"][i, 0] if "context_length" in masks else len(context)
-        rows.append([large, reveal(large, canvas.seen(context, length), faintness=1.0), guessed])
+        rows.append([large, _seen(large, masks, i, canvas), guessed])
     save_grid(path, rows, [canvas.kind, "seen", "filled in"])
 
 
@@ -70,6 +66,13 @@ def token_mean(values: np.ndarray, target_length: np.ndarray) -> float:
     """The mean over all valid tokens of all blocks, as the training loss weighs them; arguments as for `block_means`."""
     length = np.asarray(target_length)
     return float((block_means(values, length) * length).sum() / length.sum())
+
+
+def _seen(large: np.ndarray, masks: dict[str, np.ndarray], i: int, canvas: Canvas) -> np.ndarray:
+    """What the first context of an example leaves of its picture."""
+    context = masks["context"][i, 0]
+    length = masks["context_length"][i, 0] if "context_length" in masks else len(context)
+    return reveal(large, canvas.seen(context, length), faintness=1.0)
 
 
 def _coloured(large: np.ndarray, block: np.ndarray, length: int, values: np.ndarray, canvas: Canvas) -> np.ndarray:
