@@ -141,7 +141,8 @@ def compare(trained: Measured, random_init: Measured, pixels: Measured) -> dict[
     Where there is one task, `probes` holds its two protocols (linear, knn); where there are several, each task's linear
     probe under the task's name, and `mean_interval` the intervals of their means. Intervals are of `trained`.
     """
-    columns = {"trained": trained, "random_init": random_init, "pixels": pixels}
+    encoders = {"trained": trained, "random_init": random_init}
+    columns = encoders | {"pixels": pixels}
     tasks = list(trained.l2)
 
     def table(protocol: str) -> dict[str, dict[str, Any]]:
@@ -165,7 +166,7 @@ def compare(trained: Measured, random_init: Measured, pixels: Measured) -> dict[
         }
     for name in ("rankme", "feature_std", "lidar"):
         if name in trained.results:
-            found[name] = {column: of.results[name] for column, of in columns.items() if column != "pixels"}
+            found[name] = {column: of.results[name] for column, of in encoders.items()}
     return found
 
 
