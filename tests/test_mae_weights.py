@@ -1,5 +1,6 @@
 """MAE's weights from elsewhere and back: transformers' ViTMAE, timm's encoders with a class token, the authors' files."""
 
+import argparse
 import re
 
 import jax
@@ -174,7 +175,7 @@ def test_the_authors_files_with_and_without_decoder(tmp_path):
 def test_settings_tell_the_decoders_heads(tmp_path):
     _, params, file = authors_file(tmp_path / "theirs")
     saved = torch.load(file, weights_only=True)
-    torch.save({"model": saved["model"], "epoch": 3}, file)
+    torch.save({"model": saved["model"], "epoch": 3, "args": argparse.Namespace(mask_ratio=0.75)}, file)
     base = config_lib.with_method(small.config(), "mae")
     base.update_from_flattened_dict({"mae.decoder_width": 16, "mae.decoder_depth": 1, "mae.decoder_heads": 2})
     found = convert.read_foreign(str(file), base=base)

@@ -1,5 +1,6 @@
 """Files of torch.save give torch's numbers; whatever is damaged, foreign or wants to run code gives one clear line."""
 
+import argparse
 import collections
 import os
 import pathlib
@@ -83,6 +84,12 @@ def test_plain_values_next_to_tensors(tmp_path, protocol):
     assert torch_files.read(_saved(tmp_path, devices)) == ["cpu", "cuda:1", "float32", "bfloat16"]
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_settings_of_a_command_line_are_passed_over(tmp_path, protocol):
+    saved = {"args": argparse.Namespace(model="mae_vit_base_patch16", lr=1e-3), "epoch": 3}
+    assert torch_files.read(_saved(tmp_path, saved, pickle_protocol=protocol)) == {"args": {}, "epoch": 3}
+
+
 def test_views_keep_their_strides_and_share_their_storage(tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
     views = {"base": base, "turned": base.T, "part": base[1:3, ::2], "one": base[2, 3], "wide": base[:, :1].expand(4, 5)}
@@ -161,7 +168,9 @@ def test_dotted_names_are_refused(tmp_path, module, name):
         (b"ctorch\nSize\n" + STORAGE + b"R", "else than a tuple"),
         (b"}" + b")" + b"\x85" * 1000 + b"Ns", "a dict with keys"),
         (b"ctorch\nSize\n}b", "sets the state"),
-        (b"ccollections\nOrderedDict\n)\x81", "has an operation"),
+        (b"ccollections\nOrderedDict\n)\x81", "makes objects"),
+        (b"cargparse\nNamespace\nK\x00\x85\x81", "makes objects"),
+        (b"cargparse\nNamespace\n}\x81", "makes objects"),
         (b"\x82\x01", "has an operation"),
         (b"N\x94r\xff\xff\xff\xff0", "has an operation"),
         (b"h\x07", "Memo value"),

@@ -33,7 +33,8 @@ def read(path: str | os.PathLike[str], pick: Callable[[Any], Any] = lambda saved
     """The objects that `torch.save` wrote to a file, with tensors and parameters as read-only NumPy arrays.
 
     Arrays keep shape, strides and dtype (bfloat16 as `ml_dtypes.bfloat16`), and those of one storage share its memory. Ordered
-    dicts come as dicts without attributes, `torch.Size` as a tuple, `torch.device` as 'cuda:0', `torch.float32` as 'float32'.
+    dicts come as dicts without attributes, settings of argparse as empty dicts, `torch.Size` as a tuple, `torch.device` as
+    'cuda:0', `torch.float32` as 'float32'.
 
     Args:
         path: the file.
@@ -131,6 +132,11 @@ def _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, meta
     return _rebuild_tensor(storage, offset, size, stride)
 
 
+def _no_settings() -> dict:
+    """Stands in for the settings of a command line, which some checkpoints keep: they are not read."""
+    return {}
+
+
 _DTYPES = {
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -145,6 +151,7 @@ _DTYPES = {
 }
 _GLOBALS = {
     "collections.OrderedDict": lambda: {},
+    "argparse.Namespace": _no_settings,
     "torch.Size": lambda size: size,
     "torch.device": lambda kind, index=None: kind if index is None else ":".join((kind, format(index, "d"))),
     "torch._utils._rebuild_tensor": _rebuild_tensor,
@@ -194,10 +201,16 @@ class _TensorUnpickler(pickle._Unpickler):
             raise WeightsError("its pickle calls with something else than a tuple")
         super().load_reduce()
 
+    def load_newobj(self) -> None:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        if kind is not _no_settings or arguments != ():
+            raise WeightsError("its pickle makes objects that are neither tensors nor argparse's settings")
+        self.append(kind())
+
     def load_build(self) -> None:
         self.stack.pop()  # attributes, such as a state dict's `_metadata`
         if not isinstance(self.stack[-1], dict):
-            raise WeightsError("its pickle sets the state of something else than an ordered dict")
+            raise WeightsError("its pickle sets the state of something else than an ordered dict or settings")
 
     def load_setitem(self) -> None:
         _check_entries(self.stack[-3], self.stack[-2:-1])
@@ -214,7 +227,7 @@ class _TensorUnpickler(pickle._Unpickler):
     dispatch |= {
         code: pickle._Unpickler.dispatch[code] for code in b"".join(getattr(pickle, name) for name in _OPCODES.split())
     }
-    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build}
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build, pickle.NEWOBJ[0]: load_newobj}
     dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
