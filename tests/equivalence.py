@@ -120,7 +120,7 @@ def configured_run(file: str, settings: list[str]) -> tuple:
     return (
         method,
         build.optimizer(config, method, len(data)),
-        lambda: loader.train_batches(data, method.prepare()),
+        lambda: loader.train_batches(data, method.prepare(), views=method.views()),
     )
 
 

@@ -12,6 +12,12 @@ on as many cores as there are workers, in alternating rounds, of which the media
 - `mean_error`, `worst_error`: grey levels by which its crops differ from Pillow's, on average, and for the worst image
 - `peak_mib`, `base_mib`: peak resident memory of the process that makes batches, and what imports alone take of it
 - `array_record`: the same for the files packed by `launch.py prepare`
+
+    python tests/loader_speed.py --views 2x224,6x96
+
+measures several views of an image instead, as LeJEPA has them: crops of shares of 0.3 to 1 of its area of the first size,
+and of 0.05 to 0.3 of the others, all flipped, jittered, made grey, blurred and solarised. Beside it, in alternating rounds on
+one core, torchvision's transforms (v2) make the same of a Pillow image: `images_per_s`, `torchvision_images_per_s`, `ratio`.
 """
 
 import argparse
@@ -25,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -34,6 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ijepa_jax.data import counter, crops, images, pipeline
 from ijepa_jax.data import source as sources
+from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pack import prepare
 from ijepa_jax.host.console import Display
@@ -84,14 +91,16 @@ def pillow_rate(source: sources.Source, count: int, size: int) -> float:
     return count / (time.perf_counter() - begun)
 
 
-def loader_rate(source: sources.Source, count: int, options: argparse.Namespace) -> tuple[float, float]:
+def loader_rate(
+    source: sources.Source, count: int, options: argparse.Namespace, views: Sequence[Views] = ()
+) -> tuple[float, float]:
     """Images a second by the loader once it runs, and the peak memory, in MiB, of the largest process that makes batches."""
     grid = (options.size // 16, options.size // 16)
     sampler = MaskSampler(grid=grid, context_patches=min(48, grid[0] * grid[1] // 4))
     threads, processes = (options.workers, 0) if options.kind == "threads" else (1, options.workers)
     view = pipeline.View((options.size, options.size), crop_scale=SCALE, crop_aspect=ASPECT, exact=options.exact)
     loading = pipeline.Loading(processes, threads, buffer=1)
-    stream = pipeline.train_batches(source, sampler, view, seed=0, batch_size=options.batch, loading=loading)
+    stream = pipeline.train_batches(source, sampler, view, seed=0, batch_size=options.batch, loading=loading, views=views)
     with contextlib.closing(stream):
         # Workers start together and so deliver together: only whole turns of all of them are timed.
         turns = max(1, round(count / options.batch / options.workers))
@@ -142,6 +151,55 @@ def measure(source: sources.Source, options: argparse.Namespace) -> dict[str, fl
     }
 
 
+def measure_views(source: sources.Source, options: argparse.Namespace) -> dict[str, float]:
+    """The figures of several views of an image."""
+    theirs = torchvision_views(options.views)
+    small = argparse.Namespace(**{**vars(options), "workers": 1, "kind": "threads"})
+    rounds = []
+    for _ in range(options.rounds):
+        begun = time.perf_counter()
+        for i in range(len(source)):
+            theirs(source[i])
+        rounds.append((len(source) / (time.perf_counter() - begun), loader_rate(source, len(source), small, options.views)[0]))
+    plain, rate = (statistics.median(values) for values in zip(*rounds, strict=True))
+    ratio = statistics.median(loader / torchvision for torchvision, loader in rounds)
+    return {"images_per_s": round(rate, 1), "torchvision_images_per_s": round(plain, 1), "ratio": round(ratio, 3)}
+
+
+def parse_views(text: str) -> list[Views]:
+    """`2x224,6x96`: views of 224 pixels, two, and six of 96."""
+    counts = [tuple(map(int, part.split("x"))) for part in text.split(",")]
+    if any(len(count) != 2 or min(count) < 1 for count in counts):
+        raise ValueError(text)
+    scales = [(0.3, 1.0)] + [(0.05, 0.3)] * (len(counts) - 1)
+    return [Views(f"of_{n}", n, (s, s), scale=of, bicubic=True) for (n, s), of in zip(counts, scales, strict=True)]
+
+
+def torchvision_views(views: list[Views]) -> Callable[[bytes], list[np.ndarray]]:
+    """What makes the same views of an encoded image by torchvision."""
+    from tests.partners import torch  # before torchvision, which may be one for another torch
+
+    torch.set_num_threads(1)
+    from torchvision.transforms import InterpolationMode, v2
+
+    def transform(of: Views):
+        return v2.Compose([
+            v2.RandomResizedCrop(of.size, of.scale, of.aspect, interpolation=InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(of.flip), v2.RandomApply([v2.ColorJitter(*of.strengths)], of.jitter),
+            v2.RandomGrayscale(of.grey), v2.RandomApply([v2.GaussianBlur(of.kernel, of.sigma)], of.blur),
+            v2.RandomSolarize(of.threshold, of.solarise),
+        ])  # fmt: skip
+
+    made = [(transform(of), of.count) for of in views]
+
+    def show(data: bytes) -> list[np.ndarray]:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return [np.asarray(change(image)) for change, count in made for _ in range(count)]
+
+    return show
+
+
 def main() -> None:
     """Prints the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,9 +210,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="of the crops")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--views", default="", help="measure these instead, such as 2x224,6x96")
     options = parser.parse_args()
     if min(options.images, options.workers, options.batch, options.rounds) < 1 or options.size < 96:
         parser.error("images, workers, batch and rounds must be positive, and the size 96 or more")
+    try:
+        options.views = parse_views(options.views) if options.views else []
+    except ValueError:
+        parser.error(f"--views {options.views!r} must be counts and sizes, such as 2x224,6x96")
     options.batch = min(options.batch, options.images)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < options.workers:
@@ -165,6 +228,9 @@ def main() -> None:
         files = pathlib.Path(folder, "files")
         write_files(files, options.images)
         source = open_source(f"folder:{files}", "train", size=0, seed=0)
+        if options.views:
+            print(json.dumps(measure_views(source, options)))
+            return
         result = {
             "workers": options.workers,
             "kind": options.kind,

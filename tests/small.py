@@ -9,7 +9,7 @@ import numpy as np
 from configs import tiny
 from ijepa_jax.data import pipeline
 from ijepa_jax.data.source import Arrays, Source
-from ijepa_jax.methods import IJepa
+from ijepa_jax.methods import IJepa, Method
 from ijepa_jax.methods.masks import MaskSampler
 from ijepa_jax.methods.optim import Optimizer, make_optimizer
 from ijepa_jax.model.predictor import Predictor
@@ -27,11 +27,12 @@ def method(
     return IJepa(vit, predictor, sampler, image, channels, (0.5,) * channels, (0.25,) * channels)
 
 
-def batch(of: IJepa, size: int = 4, start: int = 0) -> dict[str, np.ndarray]:
-    """Random images with the method's masks."""
+def batch(of: Method, size: int = 4, start: int = 0) -> dict[str, np.ndarray]:
+    """Random images, or views, with the method's masks."""
     rng = np.random.default_rng(start)
-    images = rng.integers(0, 256, (size, *of.image_size, of.channels), dtype=np.uint8)
-    return {"image": images, **of.prepare()(np.arange(start, start + size))}
+    rooms = pipeline.blank(pipeline.View(of.image_size, of.channels), of.views(), size)
+    shown = {name: rng.integers(0, 256, room.shape, dtype=np.uint8) for name, room in rooms.items()}
+    return {**shown, **of.prepare()(np.arange(start, start + size))}
 
 
 def stream(source: Source, sampler=None, **settings) -> Iterator[Arrays]:

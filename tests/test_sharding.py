@@ -40,13 +40,15 @@ for data, fsdp in ((4, 1), (2, 2), (-1, 4)):
 from ijepa_jax import build
 from ijepa_jax.methods import config
 siblings = {}
-for name in ("mae", "pixels", "salt"):
+for name in ("lejepa", "mae", "pixels", "salt"):
     settings = config.with_method(small.config(), name)
     if name == "salt":
         settings.salt.teacher = "random"
+    if name == "lejepa":
+        settings.lejepa.update({"local_views": 1, "local_size": (16, 16), "projector_width": 64, "slices": 32})
     settings.model.width, settings.model.mlp_ratio = 64, 16.0
     method = build.method(build.completed(settings))
-    batch, siblings[name] = small.batch(method, size=8), []
+    batch, siblings[name] = small.batch(method, size=16), []
     for data, fsdp in ((4, 1), (1, 4)):
         mesh = sharding.make_mesh(data, fsdp)
         places = sharding.state_shardings(jax.eval_shape(partial(init, method, optimizer, 0)), mesh)
@@ -81,7 +83,7 @@ def test_large_parameters_are_split_along_fsdp(results):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["mae", "pixels", "salt"])
+@pytest.mark.parametrize("method", ["lejepa", "mae", "pixels", "salt"])
 def test_so_does_every_sibling(results, method):
     whole, split = results["siblings"][method]
     assert whole[0] == pytest.approx(split[0], rel=1e-5)

@@ -17,6 +17,7 @@ from ijepa_jax.data.pipeline import shown_at
 from ijepa_jax.data.views import examples
 from ijepa_jax.methods import IJepa
 from ijepa_jax.methods.ijepa import TARGET_EPSILON, by_fan_in
+from ijepa_jax.methods.sigreg import directions, sigreg
 from ijepa_jax.model.layers import Dense, gelu
 from ijepa_jax.model.vit import ViT, normalise, patchify
 from ijepa_jax.settings.axes import each_axis
@@ -265,18 +266,6 @@ def inside(encoded, grid):
     }
 
 
-def sigreg(x_nd, directions_dm, knots=17, furthest=3.0):
-    """How far samples [N, D] are from a standard normal: the Epps-Pulley statistic in unit directions [D, M], in the mean."""
-    y_nm, step = x_nd @ directions_dm, furthest / (knots - 1)
-    total = 0.0
-    for k in range(1, knots):  # at knot 0 there is nothing to tell
-        t, weight = k * step, (1 if k == knots - 1 else 2) * step
-        window = np.exp(-(t**2) / 2)
-        apart = jnp.square(jnp.cos(t * y_nm).mean(axis=0) - window) + jnp.square(jnp.sin(t * y_nm).mean(axis=0))
-        total += weight * window * apart
-    return len(x_nd) * total.mean()
-
-
 def vicreg(x_nd):
     """Of samples [N, D]: how far features' deviations are below 1, in the mean; and their products' squares, a feature."""
     centred = x_nd - x_nd.mean(axis=0, keepdims=True)
@@ -284,9 +273,3 @@ def vicreg(x_nd):
     spread = jnp.diagonal(products)
     hinge = jnp.maximum(0, 1 - jnp.sqrt(spread + 1e-4)).mean()
     return hinge, (jnp.square(products).sum() - jnp.square(spread).sum()) / len(spread)
-
-
-def directions(key, width, slices):
-    """Random unit columns [D, M]."""
-    drawn = jax.random.normal(key, (width, slices))
-    return drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)

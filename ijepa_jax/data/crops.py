@@ -18,7 +18,7 @@ Decoding a region alone would save about a tenth more; no library that can be in
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from PIL import Image
 
 from ijepa_jax.data import images
 
-Chooser = Callable[[int, int], images.Box]  # (height, width) of the image -> the box to cut out
+Chooser = Callable[[int, int], Sequence[images.Box]]  # (height, width) of the image -> the boxes to cut out
 
 _SPARE = 1.5  # how much larger than asked for a crop stays that is decoded at reduced size
 _WIDEST = 2.5  # reduction up to which three taps stand in for the triangle filter
@@ -40,55 +40,69 @@ cv2.setNumThreads(1)  # the loader's own threads and processes keep the cores bu
 cv2.ipp.setUseIPP(False)  # it picks code by processor, and is no faster here
 
 
-def crop_into(out: np.ndarray, data: bytes | np.ndarray, choose: Chooser, exact: bool = False) -> None:
+def crop_into(out: np.ndarray, data: bytes | np.ndarray, choose: Callable[[int, int], images.Box], exact: bool = False) -> None:
     """Fills `out` (uint8 [h, w, C], contiguous) with the box that `choose` takes out of an image, resized.
 
     `data` is as `images.decode` takes it. With `exact`, and for pixel arrays, the result is that of `images.decode` and
     `images.crop_resize`; otherwise it differs by about one grey level on average of a photograph. Raises `images.BadImage`.
     """
-    channels = out.shape[-1]
-    if isinstance(data, np.ndarray):
-        pixels = images.decode(data, channels)
-        out[:] = images.crop_resize(pixels, choose(*pixels.shape[:2]), out.shape[:2])
-    elif exact:
-        image = images.open_upright(data, channels)
-        top, left, height, width = choose(image.height, image.width)
-        _fill(out, image.crop((left, top, left + width, top + height)).resize(out.shape[1::-1], Image.Resampling.BILINEAR))
-    elif not _crop_jpeg(out, data, choose):
-        pixels = images.decode(data, channels)
-        top, left, height, width = choose(*pixels.shape[:2])
-        _resize(out, pixels[top : top + height, left : left + width])
+    crops_into([out], data, lambda height, width: [choose(height, width)], exact)
 
 
-def _crop_jpeg(out: np.ndarray, data: bytes, choose: Chooser) -> bool:
+def crops_into(
+    outs: Sequence[np.ndarray], data: bytes | np.ndarray, choose: Chooser, exact: bool = False, bicubic: Sequence[bool] = ()
+) -> None:
+    """Likewise, of several crops of an image that is decoded once: `choose` gives a box for each.
+
+    `bicubic` says for each whether it is resized so, by Pillow's filter, instead of bilinearly.
+    """
+    filters = [Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR for cubic in bicubic or [False] * len(outs)]
+    if exact and not isinstance(data, np.ndarray):
+        image = images.open_upright(data, outs[0].shape[-1])
+        for out, (top, left, height, width), resample in zip(outs, choose(image.height, image.width), filters, strict=True):
+            _fill(out, image.crop((left, top, left + width, top + height)).resize(out.shape[1::-1], resample))
+    elif isinstance(data, np.ndarray):
+        pixels = images.decode(data, outs[0].shape[-1])
+        for out, box, resample in zip(outs, choose(*pixels.shape[:2]), filters, strict=True):
+            out[:] = images.crop_resize(pixels, box, out.shape[:2], resample)
+    elif not _crop_jpeg(outs, data, choose, filters):
+        pixels = images.decode(data, outs[0].shape[-1])
+        for out, (top, left, height, width), resample in zip(outs, choose(*pixels.shape[:2]), filters, strict=True):
+            _resize(out, pixels[top : top + height, left : left + width], resample)
+
+
+def _crop_jpeg(outs: Sequence[np.ndarray], data: bytes, choose: Chooser, filters: Sequence[Image.Resampling]) -> bool:
     """Does this for an upright grey or colour JPEG file, decoded no larger than need be; False: leave it to Pillow."""
-    channels = out.shape[-1]
+    channels = outs[0].shape[-1]
     if data[:2] != b"\xff\xd8" or channels not in (1, 3) or not _upright(data):
         return False
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("YCbCr", "Gray", "RGB") or height * width > images.MAX_PIXELS:
             return False
-        box = choose(height, width)
-        spare = min(box[2] / out.shape[0], box[3] / out.shape[1]) / _SPARE
+        boxes = choose(height, width)
+        pairs = [*zip(outs, boxes, strict=True)]
+        spare = min(min(box[2] / out.shape[0], box[3] / out.shape[1]) for out, box in pairs) / _SPARE
         part = next((part for part in (8, 4, 2) if part <= spare), 1)
         size = {"min_height": -(-height // part), "min_width": -(-width // part), "min_factor": part, "fastupsample": True}
         pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **size)
     except ValueError:  # damaged, or only odd: Pillow decides, and names what is wrong
         return False
-    if part == 1:
-        top, left, height, width = box
-        _resize(out, pixels[top : top + height, left : left + width])
-    else:
-        _resize_between(out, pixels, *(edge / part for edge in box))
+    for (out, box), resample in zip(pairs, filters, strict=True):
+        if part == 1:
+            top, left, height, width = box
+            _resize(out, pixels[top : top + height, left : left + width], resample)
+        else:
+            _resize_between(out, pixels, *(edge / part for edge in box), resample)
     return True
 
 
-def _resize(out: np.ndarray, pixels: np.ndarray) -> None:
-    """Resizes nearly as `images.resize` does, and several times faster."""
+def _resize(out: np.ndarray, pixels: np.ndarray, resample: Image.Resampling) -> None:
+    """Resizes nearly as `images.resize` does, and several times faster where it is bilinear."""
     reductions = [length / wanted for length, wanted in zip(pixels.shape[:2], out.shape[:2], strict=True)]
-    if max(reductions) > _WIDEST or reductions == [1, 1] or out.shape[-1] not in (1, 3):
-        out[:] = images.resize(pixels, out.shape[:2])
+    plain = resample == Image.Resampling.BILINEAR and out.shape[-1] in (1, 3)
+    if not plain or max(reductions) > _WIDEST or reductions == [1, 1]:
+        out[:] = images.resize(pixels, out.shape[:2], resample)
         return
     if max(reductions) > 1:
         vertical, horizontal = map(_taps, reductions)
@@ -103,13 +117,15 @@ def _taps(reduction: float) -> np.ndarray:
     return np.float32([outer, 1 - 2 * outer, outer])
 
 
-def _resize_between(out: np.ndarray, pixels: np.ndarray, top: float, left: float, height: float, width: float) -> None:
+def _resize_between(
+    out: np.ndarray, pixels: np.ndarray, top: float, left: float, height: float, width: float, resample: Image.Resampling
+) -> None:
     """Resizes a box that may begin and end between pixels."""
     first_row, first_column = int(top), int(left)
     part = pixels[first_row : int(np.ceil(top + height)), first_column : int(np.ceil(left + width))]
     top, left = top - first_row, left - first_column
     edges = (left, top, min(left + width, part.shape[1]), min(top + height, part.shape[0]))
-    _fill(out, Image.fromarray(_flat(part)).resize(out.shape[1::-1], Image.Resampling.BILINEAR, box=edges))
+    _fill(out, Image.fromarray(_flat(part)).resize(out.shape[1::-1], resample, box=edges))
 
 
 def _fill(out: np.ndarray, image: Image.Image) -> None:

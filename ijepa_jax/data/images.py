@@ -105,23 +105,25 @@ def random_resized_crop_box(
     return _central_box(height, width, aspect)
 
 
-def crop_resize(image: np.ndarray, box: Box, size: Size) -> np.ndarray:
-    """Cuts `box` out of `image` and resizes it to `size`, bilinear with antialiasing: Pillow's and torchvision's pixels.
+def crop_resize(image: np.ndarray, box: Box, size: Size, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+    """Cuts `box` out of `image` and resizes it to `size` as `resize` does: Pillow's and torchvision's pixels.
 
     The cut comes first: a resize that is given a box reads pixels around it, and differs along the edges.
     """
     top, left, height, width = box
-    return resize(image[top : top + height, left : left + width], size)
+    return resize(image[top : top + height, left : left + width], size, resample)
 
 
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes [H, W, C] to `size`, bilinear with antialiasing; the image itself if it has that size already."""
+def resize(image: np.ndarray, size: Size, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+    """Resizes [H, W, C] to `size`, bilinear with antialiasing, or by another of Pillow's filters; the image itself if it has
+    that size already.
+    """
     height, width, channels = image.shape
     if (height, width) == tuple(size):
         return image
     if channels not in (1, 3):  # Pillow would take two channels for grey with alpha, and four for RGB with alpha
-        return np.concatenate([resize(image[..., c : c + 1], size) for c in range(channels)], axis=-1)
-    return _as_array(_as_pillow(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        return np.concatenate([resize(image[..., c : c + 1], size, resample) for c in range(channels)], axis=-1)
+    return _as_array(_as_pillow(image).resize(size[::-1], resample))
 
 
 def center_crop(image: np.ndarray, size: Size, fraction: float = 1.0) -> np.ndarray:
@@ -157,20 +159,34 @@ def color_jitter(
     up to `hue` (at most 0.5) of the circle. `u` holds `JITTER_UNIFORMS` uniforms: four factors, then four that rank the
     order. Grey images [H, W, 1] have neither saturation nor hue to change. Raises ValueError for other channel counts.
     """
+    strengths = (brightness, contrast, saturation)
+    lows = (max(0.0, 1 - strength) for strength in strengths)
+    factors = (low + (1 + strength - low) * v for strength, low, v in zip(strengths, lows, u[:3], strict=True))
+    return jitter(image, (*factors, hue * (2 * u[3] - 1)), np.argsort(u[4:8], kind="stable"))
+
+
+def jitter(image: np.ndarray, changes: Sequence[float], order: Sequence[int]) -> np.ndarray:
+    """Brightness, contrast and saturation times three factors, and a turn of the hue, in this order: torchvision's pixels.
+
+    Factors of 1 and a turn of 0 change nothing. Raises ValueError for images that are neither grey nor RGB.
+    """
     if image.shape[-1] not in (1, 3):
         raise ValueError(f"colour jitter needs grey or RGB images, got {image.shape[-1]} channels")
-    strengths = (brightness, contrast, saturation, hue)
     jittered = _as_pillow(image)
-    for k in np.argsort(u[4:8], kind="stable"):
-        if not strengths[k] or (jittered.mode == "L" and k >= 2):
+    for k in order:
+        if changes[k] == (0 if k == 3 else 1) or (jittered.mode == "L" and k >= 2):
             continue
         if k == 3:
-            jittered = _turn_hue(jittered, hue * (2 * u[3] - 1))
+            jittered = _turn_hue(jittered, changes[k])
         else:
-            low, high = max(0.0, 1 - strengths[k]), 1 + strengths[k]
             enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k]
-            jittered = enhancer(jittered).enhance(low + (high - low) * u[k])
+            jittered = enhancer(jittered).enhance(changes[k])
     return _as_array(jittered)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """The luma of an RGB image (ITU-R 601), in all three channels."""
+    return np.repeat(np.asarray(_as_pillow(image).convert("L"))[..., None], 3, axis=-1)
 
 
 def _resize_part(image: np.ndarray, whole: Size, box: Box) -> np.ndarray:

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
 
 from ijepa_jax.data import images, pipeline
 from ijepa_jax.data.arrays import ArraySource
+from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.open import open_source
 from ijepa_jax.data.pipeline import ALONE, BY_THREADS, Loading, Share
 from ijepa_jax.data.scenes import Progress
@@ -65,13 +66,21 @@ class Loader:
             )  # fmt: skip
 
     def train_batches(
-        self, source: Source, sampler: Callable[[np.ndarray], Arrays] | None, start_step: int = 0
+        self,
+        source: Source,
+        sampler: Callable[[np.ndarray], Arrays] | None,
+        start_step: int = 0,
+        views: Sequence[Views] = (),
     ) -> Iterator[Arrays]:
         """This process's stream of training batches from a step on, see `pipeline.train_batches`."""
         return pipeline.train_batches(
             source, sampler, self.view, seed=self.seed, batch_size=self.batch_size, start_step=start_step, share=self.share,
-            loading=self.loading,
+            loading=self.loading, views=views,
         )  # fmt: skip
+
+    def blank(self, count: int, views: Sequence[Views] = ()) -> Arrays:
+        """Room for what training shows of so many examples: zeros, as `pipeline.blank` has it."""
+        return pipeline.blank(self.view, views, count)
 
     def crops(self, source: Source, steps: int) -> Iterator[Arrays]:
         """This process's rows of so many training batches, without masks."""

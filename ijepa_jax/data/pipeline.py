@@ -15,8 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from ijepa_jax.data import counter, images
+from ijepa_jax.data import changes, counter, images
 from ijepa_jax.data.arrays import ArraySource
+from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.source import Arrays, DataError, Source
 from ijepa_jax.data.views import UNIFORMS, Augment, ColorJitter, View, examples
 from ijepa_jax.host.signals import end_with_parent
@@ -72,13 +73,15 @@ def train_batches(
     start_step: int = 0,
     share: Share = ALONE,
     loading: Loading = BY_THREADS,
+    views: Sequence[Views] = (),
 ) -> Iterator[Arrays]:
     """An endless stream of this process's rows of the global batches from `start_step` on.
 
     With b = batch_size / processes rows, a batch holds
 
     - `image` uint8 [b, h, w, channels]: random resized crops as `view` has them, not normalised; of videos it is `video` uint8
-      [b, t, h, w, channels], and of signals `signal` float32 [b, l, channels], standardised;
+      [b, t, h, w, channels], and of signals `signal` float32 [b, l, channels], standardised. With `views` it is instead what
+      these make of each image, which is decoded once (see `multiview.Views`);
     - `index` int64 [b]: the global example index, step * batch_size + row;
     - `source` int64 [b]: the example of the source that is shown; each appears once an epoch, in an order shuffled anew for
       every epoch, but for the last len(source) % batch_size of that order, which are dropped;
@@ -91,7 +94,7 @@ def train_batches(
     rows = share.rows(batch_size)
     if len(source) < batch_size:
         raise DataError(f"the data set has {len(source)} images, which is less than one batch of {batch_size}")
-    make_batch = _TrainBatches(source, view, rows, sampler, seed, batch_size)
+    make_batch = _TrainBatches(source, view, rows, sampler, seed, batch_size, tuple(views))
     return _stream(make_batch, start_step, None, loading)
 
 
@@ -114,6 +117,13 @@ def eval_batches(
     make_batch = _EvalBatches(source, view, share.rows(batch_size), np.asarray(indices, np.int64), batch_size)
     batches = -(-len(make_batch.indices) // batch_size)
     return _stream(make_batch, 0, batches, loading)
+
+
+def blank(view: View, views: Sequence[Views], count: int) -> Arrays:
+    """Room in a batch for what is shown of so many examples, the plain view, or several: zeros."""
+    if not views:
+        return {view.modality: view.blank(count)}
+    return {name: array for of in views for name, array in of.blank(count).items()}
 
 
 def shown_at(index: np.ndarray, count: int, seed: int, batch_size: int) -> np.ndarray:
@@ -156,20 +166,32 @@ class _TrainBatches:
     sampler: Callable[[np.ndarray], Arrays] | None
     seed: int
     batch_size: int
+    views: tuple[Views, ...] = ()
+
+    def blank(self, count: int) -> Arrays:
+        """Room for what is shown of so many examples: zeros."""
+        return blank(self.view, self.views, count)
 
     def __call__(self, step: int, part: slice) -> Arrays:
         rows = np.asarray(self.rows[part], dtype=np.int64)
         index = step * self.batch_size + rows
         batch = {
-            self.view.modality: self.view.blank(len(index)),
+            **self.blank(len(index)),
             "index": index,
             "source": shown_at(index, len(self.source), self.seed, self.batch_size),
             "bad": np.full(len(index), -1, np.int64),
         }
-        uniforms = self._uniforms(_CROP, index, UNIFORMS).tolist()
-        shown = examples(batch)
-        for row, u in enumerate(uniforms):
-            self._show(shown[row], batch, row, u)
+        if self.views:
+            self._fill_views(batch)
+        else:
+            self._fill_view(batch)
+        return batch if self.sampler is None else batch | self.sampler(index)
+
+    def _fill_view(self, batch: Arrays) -> None:
+        """The one plain view of each example."""
+        shown, index = examples(batch), batch["index"]
+        for row, u in enumerate(self._uniforms(_CROP, index, UNIFORMS).tolist()):
+            self._show(batch, row, lambda data, out=shown[row], u=u: self.view.shown_at_random(out, data, u))
         if self.view.flip:
             mirrored = counter.uniform(self.seed, _FLIP, index) < 0.5
             shown[mirrored] = shown[mirrored][..., ::-1, :]
@@ -177,15 +199,22 @@ class _TrainBatches:
         for purpose, augment in ((_JITTER, jitter), (_AUGMENT, self.view.augment)):
             if augment is not None:
                 self._augment(batch, purpose, augment)
-        return batch if self.sampler is None else batch | self.sampler(index)
 
-    def _show(self, out: np.ndarray, batch: Arrays, row: int, u: Sequence[float]) -> None:
+    def _fill_views(self, batch: Arrays) -> None:
+        """Several views of each example."""
+        rooms = [of.blank(0).keys() for of in self.views]
+        for row, index in enumerate(batch["index"]):
+            u = changes.uniforms(self.views, self.seed, index)
+            outs = [{name: batch[name][row] for name in names} for names in rooms]
+            self._show(batch, row, lambda data, outs=outs, u=u: changes.show(outs, data, self.views, u))
+
+    def _show(self, batch: Arrays, row: int, show: Callable[[np.ndarray | bytes], None]) -> None:
         """Shows the row's example; if it is bad, another one drawn for it, which is noted in the batch."""
         first, index = int(batch["source"][row]), batch["index"][row]
         chosen = first
         for attempt in range(_MAX_BAD):
             try:
-                self.view.shown_at_random(out, self.source[chosen], u)
+                show(self.source[chosen])
             except (images.BadImage, OSError) as error:
                 problem = f"{self.source.name(chosen)}: {error}"
                 batch["bad"][row] = first
@@ -216,6 +245,10 @@ class _EvalBatches:
     rows: range  # of the global batch, that are this process's
     indices: np.ndarray
     batch_size: int
+
+    def blank(self, count: int) -> Arrays:
+        """Room for what is shown of so many examples: zeros."""
+        return blank(self.view, (), count)
 
     def __call__(self, step: int, part: slice) -> Arrays:
         positions = step * self.batch_size + np.asarray(self.rows[part], dtype=np.int64)
@@ -248,7 +281,7 @@ class _Parts:
 def _stream(make: _TrainBatches | _EvalBatches, first: int, last: int | None, loading: Loading) -> Iterator[Arrays]:
     """Batches `first` up to `last` (None: endless), made in parts by grain's threads or processes."""
     rows, workers, threads = len(make.rows), loading.workers, loading.threads
-    per_batch = min(rows, -(-rows * make.view.blank(1).nbytes // _PART_BYTES))
+    per_batch = min(rows, -(-rows * sum(array.nbytes for array in make.blank(1).values()) // _PART_BYTES))
     edges = np.linspace(0, rows, per_batch + 1).astype(int).tolist()
     parts = _Parts(make, [slice(*edge) for edge in itertools.pairwise(edges)])
     numbers = grain.MapDataset.range(first * per_batch, _ENDLESS if last is None else last * per_batch)

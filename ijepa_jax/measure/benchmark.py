@@ -181,9 +181,14 @@ def _prepared(work: Work, compiler_options: dict | None = None) -> tuple[State, 
 
 
 def _random_batch(work: Work) -> dict[str, jax.Array]:
-    rng, kind, shape = np.random.default_rng(0), modality(work.pixels[:-1]), (work.batch, *work.pixels)
-    images = rng.standard_normal(shape, np.float32) if kind == "signal" else rng.integers(0, 256, shape, np.uint8)
-    return place_batch({kind: images, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
+    kind, shape = modality(work.pixels[:-1]), (work.batch, *work.pixels)
+    shapes = {of.name: (work.batch, of.count, *of.size, of.channels) for of in work.method.views()} or {kind: shape}
+    rng, signal = np.random.default_rng(0), kind == "signal"
+    shown = {
+        name: rng.standard_normal(of, np.float32) if signal else rng.integers(0, 256, of, np.uint8)
+        for name, of in shapes.items()
+    }
+    return place_batch({**shown, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
 
 
 def _timed(step: Callable, state: State, batch: dict, steps: int, warmup: int) -> tuple[State, float, dict]:

@@ -32,6 +32,8 @@ def feed(work: Work, data: str, loader: Loader | None = None) -> Iterator[Arrays
     scenes = {"train": max(loader.scenes["train"], 4 * work.batch)} if data == "scenes" else loader.scenes
     loader = dataclasses.replace(loader, name=data, batch_size=work.batch, scenes=scenes)
     loader = loader.with_view(size=work.pixels[:-1], channels=work.pixels[-1])
-    with contextlib.closing(loader.train_batches(loader.open("train"), work.method.prepare())) as stream:
+    with contextlib.closing(
+        loader.train_batches(loader.open("train"), work.method.prepare(), views=work.method.views())
+    ) as stream:
         for batch in stream:
             yield {name: batch[name] for name in batch.keys() - {"index", "source", "bad"}}

@@ -150,8 +150,7 @@ def _step(parts: build.Parts) -> tuple[Any, Any, dict[str, Any]]:
     config, method, mesh, optimizer = parts.config, parts.method, parts.mesh, parts.optimizer()
     shapes = jax.eval_shape(partial(init, method, optimizer, config.seed))
     state = jax.tree.map(_placed, shapes, sharding.state_shardings(shapes, mesh))
-    image = {parts.loader.view.modality: parts.loader.view.blank(1)}
-    rows = {**image, **method.prepare()(np.zeros(1, np.int64))}
+    rows = {**parts.loader.blank(1, method.views()), **method.prepare()(np.zeros(1, np.int64))}
     batch = {
         name: _placed(jax.ShapeDtypeStruct((config.optim.batch_size, *row.shape[1:]), row.dtype), sharding.batch_sharding(mesh))
         for name, row in rows.items()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.source import Arrays
 from ijepa_jax.methods.optim import Optimizer, make_optimizer, moving_average
 from ijepa_jax.model.encoder import Encoder
@@ -130,12 +131,16 @@ class Method(abc.ABC):
         """
         return nothing
 
+    def views(self) -> tuple[Views, ...]:
+        """What training batches hold of an image: several views each, under their names. None: the one plain view, `image`."""
+        return ()
+
     @abc.abstractmethod
     def loss(self, params: Params, target: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar loss of a batch and scalar metrics.
 
-        `batch` has `image` uint8 [B, H, W, C], `video` uint8 [B, T, H, W, C] or `signal` float32 [B, L, C], and what `prepare`
-        makes.
+        `batch` has `image` uint8 [B, H, W, C], `video` uint8 [B, T, H, W, C] or `signal` float32 [B, L, C], or of each of
+        `views` uint8 [B, count, H, W, C], and what `prepare` makes.
         """
 
     def weight(self, batch: Batch) -> jax.Array:

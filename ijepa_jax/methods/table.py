@@ -18,6 +18,7 @@ from ijepa_jax.methods.contract import Method
 
 TABLE = {
     "ijepa": "ijepa_jax.methods.ijepa:IJepa",
+    "lejepa": "ijepa_jax.methods.lejepa:LeJepa",
     "mae": "ijepa_jax.methods.mae:Mae",
     "pixels": "ijepa_jax.methods.pixels:Pixels",
     "rcdm": "ijepa_jax.decode.rcdm:Rcdm",

@@ -97,7 +97,7 @@ def placed_batches(run: Run, start_step: int) -> Iterator[dict[str, jax.Array]]:
     """Training batches on the devices from a step on; keeps account of bad images."""
     if start_step >= run.total_steps:
         return
-    batches = run.loader.train_batches(run.train, run.method.prepare(), start_step)
+    batches = run.loader.train_batches(run.train, run.method.prepare(), start_step, run.method.views())
     with contextlib.closing(batches):
         for batch in batches:
             run.bad.account(run.train, batch.pop("bad"))

@@ -4,14 +4,18 @@ import dataclasses
 
 import numpy as np
 
+from ijepa_jax.data import changes
 from ijepa_jax.data.source import Source
 from ijepa_jax.data.views import View
 from ijepa_jax.methods import Method
+from ijepa_jax.visualize.canvas import Canvas
 from ijepa_jax.visualize.features import draw_neighbours, nearest_others
 from ijepa_jax.visualize.masks import draw_masks
+from ijepa_jax.visualize.sheet import save_grid
 
 _MASKS = ("context", "target", "target_length", "context_length")  # arrays of examples that can be drawn; the last is optional
 _NEIGHBOURS = 6  # drawn beside an image
+_VIEW_PIXELS = 96  # that images with their views are enlarged to, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,22 @@ class Gallery:
         first = {name: values[: len(self.chosen)] for name, values in masks.items()}
         draw_masks(path, self.images(self.chosen), **first, patch=self.patch)
 
+    def draw_views(self, path, seed: int = 0) -> None:
+        """Draws the chosen images with the views that training would compare of them, all enlarged alike."""
+        rows, of = [], self.method.views()
+        for image, place in zip(self.images(self.chosen), self.chosen, strict=True):
+            found = changes.shown(of, self.source[int(self.rows[place])], seed, int(place))
+            views = [view for room, kind in zip(found, of, strict=True) for view in room[kind.name]]
+            pictures = [Canvas.of(picture[None]).pictures(picture[None])[0, 0] for picture in (image, *views)]
+            times = -(-_VIEW_PIXELS // min(image.shape[:2]))
+            rows.append(
+                [
+                    _amid(np.kron(picture, np.ones((times, times, 1), np.uint8)), times * np.array(image.shape[:2]))
+                    for picture in pictures
+                ]
+            )
+        save_grid(path, rows, ["image", *(kind.name for kind in of for _ in range(kind.count))], gap_after=1)
+
     def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
         """Draws the chosen images, each with those of the bank that are nearest by pooled features, float [N, D].
 
@@ -60,3 +80,12 @@ class Gallery:
         near = np.unique(found)
         images = self.images(self.chosen)
         draw_neighbours(path, images, self.images(near), np.searchsorted(near, found), captions=shown)
+
+
+def _amid(picture: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A picture in the middle of a white one of at least this size."""
+    height, width = np.maximum(size, picture.shape[:2])
+    room = np.full((height, width, 3), 255, np.uint8)
+    top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+    room[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return room

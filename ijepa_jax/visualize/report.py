@@ -29,6 +29,7 @@ _TITLES = {
     "probes": "Probes over steps",
     "masks": "Images, their contexts and targets",
     "reconstruction": "What pixels are guessed",
+    "views": "Images and their views",
     "pca": "Patch features as colours",
     "neighbours": "Nearest neighbours",
 }
@@ -37,6 +38,7 @@ _EXPLAINED = {
     "masks": "What the context encoder sees of an image, and the blocks that are predicted from it.",
     "reconstruction": "What is seen of an image, and that with guesses of what is not. Guesses of pixels that are normalised "
     "patch by patch tell neither a patch's mean nor its contrast: both are lent from the image.",
+    "views": "What training compares of an image: random crops of it, each changed in colour and sharpness.",
     "pca": "The first three principal components of the encoder's patches as red, green and blue.",
     "neighbours": "Test images, and those whose features are most like theirs.",
 }

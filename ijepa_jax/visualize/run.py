@@ -75,7 +75,12 @@ def _of_features(folder: epath.Path, run: Run, pooled: features_lib.Extract, enc
         gallery.draw_masks(folder / "masks.png", masks)
     if filled is not None:
         draw_reconstruction(folder / "reconstruction.png", images, masks, filled, gallery.patch)
+    if views := run.method.views():
+        gallery.draw_views(folder / "views.png", run.config.seed)
     draw_pca(folder / "pca.png", images, patches["patches"], run.encoder.grid)
     gallery.draw_nearest(folder / "neighbours.png", bank["last"])
-    there = {"masks.png": bool(masks), "reconstruction.png": filled is not None, "pca.png": True, "neighbours.png": True}
+    there = {
+        "masks.png": bool(masks), "reconstruction.png": filled is not None, "views.png": bool(views), "pca.png": True,
+        "neighbours.png": True,
+    }  # fmt: skip
     return [name for name, drawn in there.items() if drawn]

@@ -1,0 +1,38 @@
+"""LeJEPA on Fashion-MNIST: the network, data and probes of configs/fashion_mnist.py, without target or predictor.
+
+    python launch.py pretrain --config configs/lejepa_fashion_mnist.py --workdir runs/lejepa_fashion_mnist
+
+Hardware: two CPU cores. Cost: not measured yet.
+"""
+
+import ml_collections
+
+from configs import fashion_mnist
+from ijepa_jax import config as settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run; those that were tried: docs/experiments.md."""
+    config = settings.with_method(fashion_mnist.get_config(), "lejepa")
+    config.data.flip = True
+    config.data.crop_scale = (0.3, 1.0)
+    config.lejepa.local_views = 4
+    config.lejepa.local_size = (16, 16)
+    config.lejepa.local_scale = (0.1, 0.4)
+    config.lejepa.class_token = False
+    config.lejepa.embedding = 0
+    config.lejepa.projector_width = 512
+    config.lejepa.outputs = 32
+    config.lejepa.slices = 256
+    config.views.kernel = 5
+    config.views.sigma = (0.1, 1.0)
+    config.views.solarise = 0.0
+    config.optim.batch_size = 128
+    config.optim.steps = 4000
+    config.optim.warmup = 400.0
+    config.optim.peak_lr = 1e-3
+    config.optim.weight_decay = 0.05
+    config.optim.final_weight_decay = 0.05
+    config.probe.every = 1000
+    config.checkpoint.every = 1000
+    return config

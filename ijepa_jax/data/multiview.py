@@ -1,0 +1,48 @@
+"""Several random views of an image, as joint-embedding methods compare them, as they ask for them (see `changes.py`)."""
+
+import dataclasses
+
+import numpy as np
+
+# What is drawn of each view, in the order of NAME_drawn: its box as shares of the image's height and width, whether it is
+# mirrored, factors (1: unchanged), the turn of the hue (of the circle), whether it is grey, the blur's sigma (pixels, 0: none),
+# whether it is solarised.
+PARAMETERS = (
+    "top", "left", "height", "width", "flip", "brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """`count` views of an image, which batches hold as `name`, uint8 [B, count, *size, channels].
+
+    Each is a random resized crop of `size`, then, by their probabilities, mirrored, jittered (torchvision's ColorJitter, its
+    strengths being those of brightness, contrast, saturation and hue), made grey, blurred and solarised. Grey images have
+    neither saturation nor hue. With `keep_drawn` batches hold `PARAMETERS` of each, too: NAME_drawn, float32 [B, count, 12].
+    """
+
+    name: str
+    count: int
+    size: tuple[int, int]
+    channels: int = 3
+    scale: tuple[float, float] = (0.3, 1.0)  # shares of the image's area
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, relative to that of `size`
+    flip: float = 0.5
+    jitter: float = 0.8
+    strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    grey: float = 0.2
+    blur: float = 0.5
+    kernel: int = 23  # pixels
+    sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarise: float = 0.2
+    threshold: int = 128
+    bicubic: bool = False
+    exact: bool = False
+    keep_drawn: bool = False
+
+    def blank(self, rows: int) -> dict[str, np.ndarray]:
+        """Room in a batch for these views of so many images: zeros."""
+        room = {self.name: np.zeros((rows, self.count, *self.size, self.channels), np.uint8)}
+        return room | (
+            {f"{self.name}_drawn": np.zeros((rows, self.count, len(PARAMETERS)), np.float32)} if self.keep_drawn else {}
+        )
