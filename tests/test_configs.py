@@ -88,7 +88,7 @@ def test_unknown_names_are_named():
         ({"model__size": "vit_medium"}, "model.size 'vit_medium' must be one of vit_pico"),
         ({"model__patch": 0}, "model.patch 0 must be a whole number from 1"),
         ({"model__attention": "flash"}, "model.attention 'flash' must be one of auto, xla, cudnn"),
-        ({"method": "beit"}, "method 'beit' must be one of ijepa, mae, pixels, rcdm, salt"),
+        ({"method": "beit"}, "method 'beit' must be one of ijepa, lejepa, mae, pixels, rcdm, salt"),
         (
             {"optim__warmup": 11.2, "optim__schedule_scale": 0.95},
             "optim.warmup 11.2 steps must be shorter than the schedule, 11.4",

@@ -46,7 +46,7 @@ for name in ("lejepa", "mae", "pixels", "salt"):
         settings.salt.teacher = "random"
     if name == "lejepa":
         settings.lejepa.update({"local_views": 1, "local_size": (16, 16), "projector_width": 64, "slices": 32})
-    settings.model.width, settings.model.mlp_ratio = 64, 16.0
+    settings.model.width, settings.model.mlp_ratio, settings.model.depth = 64, 16.0, 1
     method = build.method(build.completed(settings))
     batch, siblings[name] = small.batch(method, size=16), []
     for data, fsdp in ((4, 1), (1, 4)):

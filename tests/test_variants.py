@@ -253,7 +253,7 @@ def test_what_is_no_method_is_said_in_one_line(text, name, message, tmp_path):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("mae_of_mine", r"method 'mae_of_mine' must be one of ijepa, mae, pixels, rcdm, salt, or FILE\.py:CLASS"),
+        ("mae_of_mine", r"method 'mae_of_mine' must be one of ijepa, lejepa, mae, pixels, rcdm, salt, or FILE\.py:CLASS"),
         ("nowhere.py:Mine", r"there is no file nowhere\.py \(looked for at /"),
         ("no.such.module:Mine", r"there is no module 'no' here or installed"),
         (":Mine", r"must be one of ijepa"),

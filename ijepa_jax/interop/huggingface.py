@@ -241,7 +241,7 @@ def write_huggingface(weights: Weights, folder: Path) -> str:
 
 def _of_decoder(weights: Weights) -> dict[str, Any]:
     """What a configuration of MAE tells besides."""
-    section = weights.settings.mae
+    section = mae.section_of(weights)
     return {
         "decoder_hidden_size": section.decoder_width, "decoder_num_hidden_layers": section.decoder_depth,
         "decoder_num_attention_heads": section.decoder_heads, "decoder_intermediate_size": 4 * section.decoder_width,

@@ -25,6 +25,7 @@ from ijepa_jax.interop.weights import (
     check_names,
     settings_for,
 )
+from ijepa_jax.methods import config as config_lib
 
 _HEADS = {512: 16}  # of the published decoders, by width
 _MLP_RATIO = 4  # of decoders
@@ -69,6 +70,8 @@ def with_decoder(
         return None, ()
     if not encoder.class_token:
         raise WeightsError(f"{source} has a decoder, as MAE's, and no class token (cls_token)")
+    if "mae" not in settings:
+        return None, (f"the decoder: method {settings.method!r} has none",)
     source, depth = f"{source} (decoder)", depth_of(tensors)
     check_names([*tensors], decoder_names(max(depth, 1)), source)
     width, hidden = tensors["decoder_norm.weight"].size, tensors["decoder_blocks.0.mlp.fc1.bias"].size
@@ -102,12 +105,17 @@ def decoder_tensors(tree: dict) -> dict[str, np.ndarray]:
     return to_reference(tree, decoder_names(len(tree["blocks"])))
 
 
+def section_of(weights: Weights) -> ml_collections.ConfigDict:
+    """MAE's settings, at their defaults for an encoder with a class token that another method trained."""
+    return weights.settings.get("mae") or config_lib.default("mae").mae
+
+
 def write_reference(weights: Weights, folder: Path) -> str:
     """Writes checkpoint.pth, {"model": tensors}, as the authors' code loads it. Needs torch, which writes the file."""
     torch, shape = installed_torch(), architecture_of(weights.settings)
     tensors = to_reference(weights.encoder, encoder_names(shape.depth, class_token=True), shape.patch)
     tensors |= decoder_tensors(weights.decoder) if weights.decoder else {}
-    facts = {**told(weights), "decoder_heads": weights.settings.mae.decoder_heads}
+    facts = {**told(weights), "decoder_heads": section_of(weights).decoder_heads}
     file = folder / "checkpoint.pth"
     save({"model": tensors, OURS: facts}, file, torch)
     return f"model.load_state_dict(torch.load({str(file)!r}, weights_only=True)['model'])"

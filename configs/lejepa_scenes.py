@@ -1,0 +1,33 @@
+"""LeJEPA on generated scenes: the quickstart's network, data and probes, without target or predictor.
+
+    python launch.py pretrain --config configs/lejepa_scenes.py --workdir runs/lejepa_scenes
+
+Hardware: two CPU cores. Cost: not measured yet.
+"""
+
+import ml_collections
+
+from configs import lejepa_fashion_mnist, quickstart
+from ijepa_jax import config as settings
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings of this run; those that were tried: docs/experiments.md."""
+    config, fashion = settings.with_method(quickstart.get_config(), "lejepa"), lejepa_fashion_mnist.get_config()
+    config.lejepa = fashion.lejepa
+    config.lejepa.local_size = (32, 32)
+    config.lejepa.local_views = 2
+    config.lejepa.local_scale = (0.15, 0.5)
+    config.data.flip = True
+    config.views.strengths = (0.4, 0.4, 0.0, 0.0)
+    config.views.grey = 0.0
+    config.views.solarise = 0.0
+    config.views.kernel = 5
+    config.views.sigma = (0.1, 1.0)
+    config.optim.batch_size = 64
+    config.optim.clip = None
+    for name in ("weight_decay", "final_weight_decay"):
+        config.optim[name] = fashion.optim[name]
+    config.optim.steps = 1200
+    config.optim.warmup = 120.0
+    return config
