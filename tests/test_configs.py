@@ -71,7 +71,9 @@ def test_published_runs_at_full_size(name):
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ["in1k_vitb16", "in1k_vith14", "in1k_vith16_448", "in22k_vitg16"]
+)  # others differ in size only
 def test_published_runs_shrunk_train_a_step(name):
     _, config = load(name)
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2

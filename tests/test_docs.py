@@ -92,6 +92,7 @@ RUN = {
 NOT_RUN = {  # patterns of commands that are only checked, and why
     r"configs/(in1k|in22k)": IMAGENET,
     r"configs/(mae_scenes|lejepa_fashion)": "takes minutes; tests/test_configs.py takes a step of it",
+    r"method=lejepa": "tests/test_lejepa.py trains by it",
     r"method=salt": "tests/test_salt.py runs it, and the run of pixels before",
     r"_in1k\.py": "needs ImageNet",
     r"configs/fashion_mnist|runs/fashion_mnist": "takes half an hour; tests train on its first images",
