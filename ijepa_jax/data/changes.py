@@ -28,8 +28,7 @@ class Drawn(NamedTuple):
 
     box: images.Box
     flip: bool
-    factors: tuple[float, float, float]  # brightness, contrast, saturation
-    hue: float
+    jitter: tuple[float, ...]  # factors of brightness, contrast and saturation, and a turn of the hue
     order: tuple[int, ...]  # of the four
     grey: bool
     sigma: float
@@ -40,13 +39,10 @@ def draw(of: Views, height: int, width: int, u: Sequence[float]) -> Drawn:
     """What the view of an image of this size is, by `UNIFORMS` uniforms."""
     aspect = tuple(ratio * of.size[1] / of.size[0] for ratio in of.aspect)
     box = images.random_resized_crop_box(height, width, u[:_AT], of.scale, aspect)
-    *factors, turn = of.strengths if u[_JITTERED] < of.jitter else (0.0,) * 4
-    level = u[_JITTER]
-    factors = (max(0.0, 1 - s) + (1 + s - max(0.0, 1 - s)) * v for s, v in zip(factors, level[:3], strict=True))
+    jitter = images.drawn_jitter(u[_JITTER], of.strengths if u[_JITTERED] < of.jitter else (0.0,) * 4)
     sigma = of.sigma[0] + (of.sigma[1] - of.sigma[0]) * u[_SIGMA] if u[_BLURRED] < of.blur else 0.0
     return Drawn(
-        box, u[_FLIP] < of.flip, tuple(factors), turn * (2 * level[3] - 1),
-        tuple(np.argsort(level[4:], kind="stable").tolist()), u[_GREY] < of.grey, sigma, u[_SOLARISED] < of.solarise,
+        box, u[_FLIP] < of.flip, *jitter, u[_GREY] < of.grey, sigma, u[_SOLARISED] < of.solarise,
     )  # fmt: skip
 
 
@@ -55,7 +51,7 @@ def change(of: Views, view: np.ndarray, drawn: Drawn) -> np.ndarray:
     if drawn.flip:
         view = cv2.flip(view, 1).reshape(view.shape)
     jitter = images.jitter if of.exact else _jitter
-    view = jitter(view, (*drawn.factors, drawn.hue), drawn.order)
+    view = jitter(view, drawn.jitter, drawn.order)
     if drawn.grey and of.channels == 3:
         view = images.grey(view)
     if drawn.sigma:
@@ -98,7 +94,7 @@ def show(rooms: Sequence[dict[str, np.ndarray]], data: bytes | np.ndarray, views
         if of.keep_drawn:
             height, width = sizes
             box = np.divide(chosen.box, (height, width, height, width))
-            told = (*box, chosen.flip, *chosen.factors, chosen.hue, chosen.grey, chosen.sigma, chosen.solarised)
+            told = (*box, chosen.flip, *chosen.jitter, chosen.grey, chosen.sigma, chosen.solarised)
             room[f"{of.name}_drawn"][number] = told
 
 

@@ -159,10 +159,14 @@ def color_jitter(
     up to `hue` (at most 0.5) of the circle. `u` holds `JITTER_UNIFORMS` uniforms: four factors, then four that rank the
     order. Grey images [H, W, 1] have neither saturation nor hue to change. Raises ValueError for other channel counts.
     """
-    strengths = (brightness, contrast, saturation)
-    lows = (max(0.0, 1 - strength) for strength in strengths)
-    factors = (low + (1 + strength - low) * v for strength, low, v in zip(strengths, lows, u[:3], strict=True))
-    return jitter(image, (*factors, hue * (2 * u[3] - 1)), np.argsort(u[4:8], kind="stable"))
+    return jitter(image, *drawn_jitter(u, (brightness, contrast, saturation, hue)))
+
+
+def drawn_jitter(u: Sequence[float], strengths: Sequence[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """What `color_jitter` does by these uniforms: three factors and a turn of the hue, and in which order."""
+    lows = [max(0.0, 1 - strength) for strength in strengths[:3]]
+    factors = [low + (1 + strength - low) * v for strength, low, v in zip(strengths, lows, u, strict=False)]
+    return (*factors, strengths[3] * (2 * u[3] - 1)), tuple(np.argsort(u[4:8], kind="stable").tolist())
 
 
 def jitter(image: np.ndarray, changes: Sequence[float], order: Sequence[int]) -> np.ndarray:
