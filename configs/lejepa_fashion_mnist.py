@@ -15,10 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The settings of this run; those that were tried: docs/experiments.md."""
     config = settings.with_method(fashion_mnist.get_config(), "lejepa")
     config.data.flip = True
-    config.data.crop_scale = (0.3, 1.0)
-    config.lejepa.local_views = 4
-    config.lejepa.local_size = (16, 16)
-    config.lejepa.local_scale = (0.1, 0.4)
+    config.data.crop_scale = (0.6, 1.0)
+    config.lejepa.local_views = 0
     config.lejepa.class_token = False
     config.lejepa.embedding = 0
     config.lejepa.projector_width = 512
@@ -27,12 +25,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.views.kernel = 5
     config.views.sigma = (0.1, 1.0)
     config.views.solarise = 0.0
-    config.optim.batch_size = 128
-    config.optim.steps = 4000
-    config.optim.warmup = 400.0
-    config.optim.peak_lr = 1e-3
+    config.optim.batch_size = 64
+    config.optim.steps = 2500
+    config.optim.warmup = 250.0
+    config.optim.peak_lr = 2e-3
     config.optim.weight_decay = 0.05
     config.optim.final_weight_decay = 0.05
-    config.probe.every = 1000
-    config.checkpoint.every = 1000
+    config.probe.every = 1250
+    config.checkpoint.every = 500
     return config
