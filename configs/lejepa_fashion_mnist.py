@@ -2,7 +2,8 @@
 
     python launch.py pretrain --config configs/lejepa_fashion_mnist.py --workdir runs/lejepa_fashion_mnist
 
-Hardware: two CPU cores. Cost: not measured yet.
+Hardware: two CPU cores. Cost: 1631 s on one core, another such run beside it (commit b9cf6f9).
+Expected, in per cent (trained / random init / pixels), 2 seeds: linear 84.7 / 77.6 / 84.3, knn 80.3 / 70.1 / 81.5.
 """
 
 import ml_collections

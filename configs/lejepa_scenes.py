@@ -2,7 +2,7 @@
 
     python launch.py pretrain --config configs/lejepa_scenes.py --workdir runs/lejepa_scenes
 
-Hardware: two CPU cores. Cost: not measured yet.
+Hardware: two CPU cores. Cost: not run to its end yet; by model FLOPs some twenty minutes.
 """
 
 import ml_collections
