@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def replay_sigreg(recording: dict[str, np.ndarray]) -> dict[str, float]:
         compare("loss_error", parts["invariance"], invariance)
         compare("loss_error", parts["sigreg"], "views/sigreg")
         compare("gradient_error", gradient, f"views/gradient{ending}")
-    return {name: max(found) for name, found in errors.items()}
+    return {name: _worst(found) for name, found in errors.items()}
 
 
 def replay_mae(recording: dict[str, np.ndarray]) -> dict[str, float]:
@@ -131,13 +132,13 @@ def replay_mae(recording: dict[str, np.ndarray]) -> dict[str, float]:
     predicted = jax.jit(method.predict)(params, images, first, jax.random.key(0))
     plain, normed = (of.goals(images) for of in sorted((method, other), key=lambda of: of.normalised))
     outputs = {"latent0": latent, "prediction0": predicted, "patches0": plain, "normalised_patches0": normed}
-    errors = {"output_error": max(_largest(value - recording[name]) for name, value in outputs.items())}
+    errors = {"output_error": _worst(_largest(value - recording[name]) for name, value in outputs.items())}
     losses, gradients = {}, {}
     for of, name in ((method, "grad0/"), (other, "grad0_other/")):
         losses[f"loss0_norm_pix_{str(of.normalised).lower()}"], found = loss_of(of)
         gradients[name] = _largest_difference(found, _mae_tree(recording, name))
-    errors["gradient_error"] = max(gradients.values())
-    errors["first_loss_error"] = max(abs(float(value) - float(recording[name])) for name, value in losses.items())
+    errors["gradient_error"] = _worst(gradients.values())
+    errors["first_loss_error"] = _worst(abs(float(value) - float(recording[name])) for name, value in losses.items())
     state = State(jnp.zeros([], jnp.int32), params, None, optimizer.transformation.init(params))
     step = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0), donate_argnums=0)
     received, weights = [], []
@@ -152,7 +153,7 @@ def replay_mae(recording: dict[str, np.ndarray]) -> dict[str, float]:
     errors |= {
         "loss_error": float(np.abs(np.array([metrics["loss"] for metrics in received]) - recording["loss"]).max()),
         "schedule_error": float(np.abs(rates - recording["learning_rate"]).max() / scale),
-        "weight_error": max(weights),
+        "weight_error": _worst(weights),
     }
     return {name: float(error) for name, error in errors.items()}
 
@@ -255,7 +256,7 @@ def _output_error(method: IJepa, params, target, batch, recording) -> float:
         "predictions": prediction.transpose(1, 2, 0, 3, 4).reshape(m * c * b, t, d),
         "targets": goal,
     }
-    return max(_largest(value - recording[f"step0/{name}"].reshape(value.shape)) for name, value in ours.items())
+    return _worst(_largest(value - recording[f"step0/{name}"].reshape(value.shape)) for name, value in ours.items())
 
 
 def _gradient_error(method: IJepa, params, target, batch, recording) -> float:
@@ -271,7 +272,7 @@ def _weight_error(state: State, recording) -> float:
 
 def _schedule_error(received: list[dict], recording) -> float:
     names = {"learning_rate": "lr", "weight_decay": "weight_decay", "momentum": "ema_momentum"}
-    return max(float(np.max(np.abs([m[ours] for m in received] / recording[theirs] - 1))) for ours, theirs in names.items())
+    return _worst(float(np.max(np.abs([m[ours] for m in received] / recording[theirs] - 1))) for ours, theirs in names.items())
 
 
 def _largest_difference(ours: dict, theirs: dict) -> float:
@@ -283,11 +284,16 @@ def _largest_difference(ours: dict, theirs: dict) -> float:
             a, b = np.delete(a.reshape(3, -1), 1, axis=0), np.delete(b.reshape(3, -1), 1, axis=0)
         return _largest(a - b)
 
-    return max(jax.tree.leaves(jax.tree_util.tree_map_with_path(difference, ours, theirs)))
+    return _worst(jax.tree.leaves(jax.tree_util.tree_map_with_path(difference, ours, theirs)))
 
 
 def _largest(x) -> float:
     return float(np.abs(np.asarray(x)).max())
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """The largest, or NaN where there is one, which `max` would drop."""
+    return float(np.max([*errors]))
 
 
 def main() -> int:
