@@ -65,6 +65,12 @@ def test_published_runs(name, parameters, gflop, kept):
     assert optimizer.weight_decay(0) == optimizer.weight_decay(steps) == np.float32(0.05)
 
 
+def test_a_share_that_leaves_a_patch_is_one_and_that_leaves_none_is_refused():
+    assert build.method(settings(mae__mask_ratio=0.98)).masks.context_length == 1  # of 64
+    with pytest.raises(ValueError, match="mask_ratio 0.99 can leave 0 context patches on a 8x8 grid"):
+        build.method(settings(mae__mask_ratio=0.99))
+
+
 def test_fresh_weights_are_drawn_as_the_authors_draw_them():
     method = build.method(settings(model__width=64, model__heads=2))
     encoder = jax.jit(method.init)(jax.random.key(0))["encoder"]

@@ -1,6 +1,7 @@
 """MAE's weights from elsewhere and back: transformers' ViTMAE, timm's encoders with a class token, the authors' files."""
 
 import argparse
+import json
 import re
 
 import jax
@@ -184,6 +185,20 @@ def test_settings_tell_the_decoders_heads(tmp_path):
     base.mae.decoder_depth = 2
     with pytest.raises(WeightsError, match=r"is another one than the configuration's: give mae.decoder_depth=1"):
         convert.read_foreign(str(file), base=base)
+
+
+def test_a_configuration_s_odd_values_are_said_in_one_line(tmp_path):
+    model = their("ViTMAEForPreTraining")
+    model.save_pretrained(tmp_path)
+    file, refused = tmp_path / "config.json", {"decoder_num_attention_heads": (0, "x"), "mask_ratio": (1.0, "x")}
+    told = json.loads(file.read_text())
+    for name, values in refused.items():
+        for value in values:
+            file.write_text(json.dumps({**told, name: value}))
+            with pytest.raises(WeightsError, match=f"config.json: {name} {value!r} must be a "):
+                convert.read_foreign(str(tmp_path))
+    file.write_text(json.dumps({**told, "mask_ratio": 0.0}))  # as an encoder has that sees all patches
+    assert convert.read_foreign(str(tmp_path)).settings.mae.mask_ratio == 0.75
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):

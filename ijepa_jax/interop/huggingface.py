@@ -88,9 +88,15 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     labels = _labels(config, path) if head else ()
     check_head(head, labels, shown.width, path)
     settings = settings_for(shown, "bicubic", base, **_preprocessing(folder))
+    told, ratio = config["decoder_num_attention_heads"], config["mask_ratio"]
+    if masked and not (told is None or (isinstance(told, int) and told > 0)):
+        raise WeightsError(f"{path}/config.json: decoder_num_attention_heads {told!r} must be a whole number, 1 or more")
+    if masked and not (isinstance(ratio, (int, float)) and 0 <= ratio < 1):
+        raise WeightsError(f"{path}/config.json: mask_ratio {ratio!r} must be a number from 0 to below 1")
     if masked and base is None:
-        settings.mae.mask_ratio, settings.mae.normalised = float(config["mask_ratio"]), bool(config["norm_pix_loss"])
-    told = config["decoder_num_attention_heads"]
+        # an encoder that was exported to see all patches has a share of 0, by which no MAE is trained
+        settings.mae.mask_ratio = float(ratio) or settings.mae.mask_ratio
+        settings.mae.normalised = bool(config["norm_pix_loss"])
     tree, why = mae.with_decoder(
         settings, _reference_names(decoder, path, "decoder_blocks"), shown, told, path, fixed=base is not None
     )

@@ -396,10 +396,11 @@ class MaskSampler:
         blamed = f"masks.mask_ratio {self.mask_ratio}"
         if self.strategy in ("multiblock", "rasterized"):
             blamed = f"masks.target_scale {self.target_scale} and masks.context_scale {self.context_scale}"
-        if most < SMALLEST_CONTEXT:
+        least = 1 if self.keep_rounds_down else SMALLEST_CONTEXT  # as MAE has it
+        if most < least:
             raise ValueError(
-                f"{blamed} can leave {most} context patches on a {grid}; at least {SMALLEST_CONTEXT} are needed: smaller "
-                "targets or a larger grid"
+                f"{blamed} can leave {most} context patches on a {grid}; at least {least} are needed: smaller targets or a "
+                "larger grid"
             )
         if given == 0 and self.strategy == "multiblock" and self.mode != "pad":
             raise ValueError(
