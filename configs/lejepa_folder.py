@@ -13,9 +13,10 @@ from ijepa_jax import config as settings
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The settings of this run: the views, the optimiser and the statistic of configs/lejepa_in1k_vitl14.py."""
+    """The settings of this run: those of configs/lejepa_in1k_vitl14.py, but local views of 96 pixels, as patches are of 16."""
     config = settings.with_method(folder.get_config(), "lejepa")
     config.model.drop_path = 0.1
+    config.lejepa.furthest = 5.0
     config.data.flip = True
     config.optim.schedule_scale = 1.0
     config.optim.start_lr = 0.0

@@ -95,6 +95,9 @@ def replay_sigreg(recording: dict[str, np.ndarray]) -> dict[str, float]:
         value, gradient = of_kind(recording[f"{kind}/x"])
         compare("value_error", value, f"{kind}/value")
         compare("gradient_error", gradient, f"{kind}/gradient")
+    for reach, knots, value in recording["other_quadratures"]:
+        found = sigreg(recording["shifted/x"], slices, Quadrature(int(knots), float(reach)))
+        errors["value_error"].append(abs(float(found) / value - 1))
     views = recording["views/x"]
     compare("value_error", sigreg(views, slices, quadrature), "views/sigreg_per_view")
     for centred, invariance, ending in (

@@ -201,6 +201,7 @@ def test_it_learns_and_refuses_accumulation(method):
         ({"optim__accumulation": 2}, "is of a whole batch, which optim.accumulation 2 divides: give 1"),
         ({"lejepa__slices": 0}, "lejepa.slices 0 must be a whole number from 1"),
         ({"lejepa__knots": 16}, "lejepa.knots 16 must be an odd number, 3 or more"),
+        ({"lejepa__furthest": 100.0}, "lejepa.knots 17 are too few for an integral to 100"),
         ({"data__color_jitter": 0.5}, "leave data.cropping 'random' and data.color_jitter 0"),
         ({"data__cropping": "center"}, "leave data.cropping 'random' and data.color_jitter 0"),
         ({"views__kernel": 4}, "views.kernel 4 must be odd"),

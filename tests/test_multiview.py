@@ -57,7 +57,9 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_change_is_torchvisions(functional, name, channels):
     given, theirs, bar = CHANGES[name]
-    if channels == 1 and name in ("grey", "saturation", "hue", "hue back"):
+    if channels == 1 and name == "grey":
+        pytest.skip("is not drawn of grey images")
+    if channels == 1 and name in ("saturation", "hue", "hue back"):
         theirs = lambda f, x: x  # noqa: E731 - there is no colour to change
     pixels = PHOTOGRAPH[:224, :224, :channels].copy()
     wanted = np.asarray(theirs(functional, Image.fromarray(pixels[..., 0] if channels == 1 else pixels)))

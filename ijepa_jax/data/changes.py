@@ -1,7 +1,8 @@
 """Several views of an image, made: crops of it, decoded once, each changed as `multiview.Views` has it.
 
-A view is a pure function of the image and of uniforms in [0, 1), which the pipeline draws by (seed, index, view). Crops are
-those of `crops.crops_into`. Of the changes flips, brightness, contrast, grey and solarisation are torchvision's to the level,
+A view is a pure function of the image and of uniforms in [0, 1), which the pipeline draws by (seed, index, view); of JPEG files
+its last grey levels depend on how small all views together let the file be decoded, unless they are `exact`. Crops are those of
+`crops.crops_into`. Of the changes flips, brightness, contrast, grey and solarisation are torchvision's to the level,
 the others within one or two on average; with `exact`, all but the blur are its to the bit.
 """
 
@@ -39,10 +40,13 @@ def draw(of: Views, height: int, width: int, u: Sequence[float]) -> Drawn:
     """What the view of an image of this size is, by `UNIFORMS` uniforms."""
     aspect = tuple(ratio * of.size[1] / of.size[0] for ratio in of.aspect)
     box = images.random_resized_crop_box(height, width, u[:_AT], of.scale, aspect)
-    jitter = images.drawn_jitter(u[_JITTER], of.strengths if u[_JITTERED] < of.jitter else (0.0,) * 4)
+    strengths = of.strengths if u[_JITTERED] < of.jitter else (0.0,) * 4
+    if of.channels == 1:  # there is no colour to change
+        strengths = (*strengths[:2], 0.0, 0.0)
+    jitter = images.drawn_jitter(u[_JITTER], strengths)
     sigma = of.sigma[0] + (of.sigma[1] - of.sigma[0]) * u[_SIGMA] if u[_BLURRED] < of.blur else 0.0
     return Drawn(
-        box, u[_FLIP] < of.flip, *jitter, u[_GREY] < of.grey, sigma, u[_SOLARISED] < of.solarise,
+        box, u[_FLIP] < of.flip, *jitter, of.channels == 3 and u[_GREY] < of.grey, sigma, u[_SOLARISED] < of.solarise,
     )  # fmt: skip
 
 
@@ -52,7 +56,7 @@ def change(of: Views, view: np.ndarray, drawn: Drawn) -> np.ndarray:
         view = cv2.flip(view, 1).reshape(view.shape)
     jitter = images.jitter if of.exact else _jitter
     view = jitter(view, drawn.jitter, drawn.order)
-    if drawn.grey and of.channels == 3:
+    if drawn.grey:
         view = images.grey(view)
     if drawn.sigma:
         view = _blur(view, of.kernel, drawn.sigma)

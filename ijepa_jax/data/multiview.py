@@ -6,7 +6,7 @@ import numpy as np
 
 # What is drawn of each view, in the order of NAME_drawn: its box as shares of the image's height and width, whether it is
 # mirrored, factors (1: unchanged), the turn of the hue (of the circle), whether it is grey, the blur's sigma (pixels, 0: none),
-# whether it is solarised.
+# whether it is solarised. The order of a jitter's four changes is not among them.
 PARAMETERS = (
     "top", "left", "height", "width", "flip", "brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise",
 )  # fmt: skip

@@ -118,6 +118,10 @@ class LeJepa(Method):
         section, data = config.lejepa, config.data
         quadrature = Quadrature(section.knots, section.furthest)
         quadrature.check("lejepa.knots")
+        if section.furthest > section.knots - 1:
+            raise ValueError(
+                f"lejepa.knots {section.knots} are too few for an integral to {section.furthest:g}: give more, at most 1 apart"
+            )
         if config.optim.accumulation > 1:
             parts = f"which optim.accumulation {config.optim.accumulation} divides"
             raise ValueError(f"LeJEPA's statistic is of a whole batch, {parts}: give 1")
