@@ -182,6 +182,11 @@ def test_settings_tell_the_decoders_heads(tmp_path):
     found = convert.read_foreign(str(file), base=base)
     found = {name: found.decoder[name] for name in params["decoder"]}  # without the position table that the file has
     jax.tree.map(np.testing.assert_array_equal, found, params["decoder"])
+    for heads in (0, 5):
+        torch.save({**saved, "ijepa_jax": {**saved["ijepa_jax"], "decoder_heads": heads}}, file)
+        with pytest.raises(WeightsError, match=rf"\(decoder\): width 16 does not divide into {heads} heads"):
+            convert.read_foreign(str(file))
+    torch.save({"model": saved["model"]}, file)
     base.mae.decoder_depth = 2
     with pytest.raises(WeightsError, match=r"is another one than the configuration's: give mae.decoder_depth=1"):
         convert.read_foreign(str(file), base=base)

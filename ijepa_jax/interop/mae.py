@@ -23,6 +23,7 @@ from ijepa_jax.interop.weights import (
     WeightsError,
     architecture_of,
     check_names,
+    checked_heads,
     settings_for,
 )
 from ijepa_jax.methods import config as config_lib
@@ -92,7 +93,7 @@ def with_decoder(
     ):
         if fault:
             return None, (f"the decoder: {why}",)
-    sizes = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads}
+    sizes = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": checked_heads(width, heads, source)}
     if fixed and (differs := {name: size for name, size in sizes.items() if settings.mae[name] != size}):
         wanted = ", ".join(f"mae.{name}={size}" for name, size in differs.items())
         raise WeightsError(f"{source} is another one than the configuration's: give {wanted}")
