@@ -8,20 +8,16 @@ Expected: no figure is known for this size; watch the probes and RankMe, which a
 
 import ml_collections
 
-from configs import folder
+from configs import folder, lejepa_in1k_vitl14
 from ijepa_jax import config as settings
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings of this run: those of configs/lejepa_in1k_vitl14.py, but local views of 96 pixels, as patches are of 16."""
-    config = settings.with_method(folder.get_config(), "lejepa")
-    config.model.drop_path = 0.1
-    config.lejepa.furthest = 5.0
-    config.data.flip = True
-    config.optim.schedule_scale = 1.0
-    config.optim.start_lr = 0.0
-    config.optim.peak_lr = 5e-4
-    config.optim.final_lr = 5e-7
-    config.optim.weight_decay = 0.05
-    config.optim.final_weight_decay = 0.05
+    config, published = settings.with_method(folder.get_config(), "lejepa"), lejepa_in1k_vitl14.get_config()
+    config.model.drop_path = published.model.drop_path
+    config.lejepa.furthest = published.lejepa.furthest
+    config.data.flip = published.data.flip
+    for name in ("schedule_scale", "start_lr", "peak_lr", "final_lr", "weight_decay", "final_weight_decay"):
+        config.optim[name] = published.optim[name]
     return config

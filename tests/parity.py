@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ijepa_jax.interop.layout import from_reference
+from ijepa_jax.interop.mae import split
 from ijepa_jax.methods import IJepa
 from ijepa_jax.methods.lejepa import objective
 from ijepa_jax.methods.mae import Decoder, Mae, masks_of
@@ -178,9 +179,8 @@ def _mae(given: dict) -> Mae:
 
 def _mae_tree(recording: dict, prefix: str) -> dict[str, dict]:
     tensors = _tensors(recording, prefix)
-    decoder = {name for name in tensors if name.startswith("decoder_") or name == "mask_token"}
-    named = {name.removeprefix("decoder_").replace("pred.", "proj."): tensors[name] for name in decoder}
-    return {"encoder": from_reference({n: t for n, t in tensors.items() if n not in decoder}), "decoder": from_reference(named)}
+    encoder, decoder = split(tensors)
+    return {"encoder": from_reference(encoder), "decoder": from_reference(decoder)}
 
 
 def _mae_batch(recording: dict, step: int, kept: int) -> dict[str, jax.Array]:

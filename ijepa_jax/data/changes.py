@@ -108,21 +108,21 @@ def solarised(image: np.ndarray, threshold: int) -> np.ndarray:
     return _mapped(image, np.where(levels < threshold, levels, 255 - levels))
 
 
-def _jitter(image: np.ndarray, strengths: Sequence[float], order: Sequence[int]) -> np.ndarray:
+def _jitter(image: np.ndarray, changes: Sequence[float], order: Sequence[int]) -> np.ndarray:
     """`images.jitter`, several times faster: saturation without rounding in between, hue by OpenCV's circle of 256 steps."""
     for k in order:
-        if strengths[k] == (0 if k == 3 else 1) or (k >= 2 and image.shape[-1] == 1):
+        if changes[k] == (0 if k == 3 else 1) or (k >= 2 and image.shape[-1] == 1):
             continue
         if k == 3:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-            hsv[..., 0] += np.uint8(round(256 * strengths[k]) % 256)
+            hsv[..., 0] += np.uint8(round(256 * changes[k]) % 256)
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
         elif k == 2:
-            luma = (1 - strengths[k]) * np.float32(_LUMA)
-            image = cv2.transform(image, np.eye(3, dtype=np.float32) * np.float32(strengths[k]) + luma)
+            luma = (1 - changes[k]) * np.float32(_LUMA)
+            image = cv2.transform(image, np.eye(3, dtype=np.float32) * np.float32(changes[k]) + luma)
         else:
             middle = 0 if k == 0 else int(_luma(image).mean() + 0.5)
-            image = _mapped(image, np.clip(middle + strengths[k] * (np.arange(256) - middle), 0, 255))
+            image = _mapped(image, np.clip(middle + changes[k] * (np.arange(256) - middle), 0, 255))
     return image
 
 

@@ -60,12 +60,8 @@ class Gallery:
             views = [view for room, kind in zip(found, of, strict=True) for view in room[kind.name]]
             pictures = [Canvas.of(picture[None]).pictures(picture[None])[0, 0] for picture in (image, *views)]
             times = -(-_VIEW_PIXELS // min(image.shape[:2]))
-            rows.append(
-                [
-                    _amid(np.kron(picture, np.ones((times, times, 1), np.uint8)), times * np.array(image.shape[:2]))
-                    for picture in pictures
-                ]
-            )
+            size, larger = times * np.array(image.shape[:2]), np.ones((times, times, 1), np.uint8)
+            rows.append([_amid(np.kron(picture, larger), size) for picture in pictures])
         save_grid(path, rows, ["image", *(kind.name for kind in of for _ in range(kind.count))], gap_after=1)
 
     def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
