@@ -38,9 +38,9 @@ def parts(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     return Parts(config, run_method(config), mesh(config, devices), loader(config))
 
 
-def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def completed(config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict | None = None) -> ml_collections.ConfigDict:
     """A run's settings with the sections of its method, and with those of what they name (see `Method.completed`): once."""
-    return find(config.method).completed(config_lib.with_method(config, config.method))
+    return find(config.method).completed(config_lib.with_method(config, config.method), earlier)
 
 
 def method(config: ml_collections.ConfigDict) -> Method:

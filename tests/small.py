@@ -1,7 +1,9 @@
 """Small methods, batches and settings that several tests train with."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -14,6 +16,7 @@ from ijepa_jax.methods.masks import MaskSampler
 from ijepa_jax.methods.optim import Optimizer, make_optimizer
 from ijepa_jax.model.predictor import Predictor
 from ijepa_jax.model.vit import ViT
+from ijepa_jax.pretrain import command
 
 
 def method(
@@ -64,3 +67,13 @@ def config(**changes) -> ml_collections.ConfigDict:
     with settings.unlocked():
         settings.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return settings
+
+
+def assert_goes_on_to_the_same_bits(report: dict, settings: ml_collections.ConfigDict, workdir: Path) -> None:
+    """That a finished run, whose report this is, ends alike from the checkpoint before its last: in WORKDIR again."""
+    again = workdir.with_name(f"{workdir.name} again")
+    shutil.copytree(workdir / "checkpoints", again / "checkpoints")
+    shutil.rmtree(again / "checkpoints" / str(report["steps"]))
+    continued = command.pretrain(settings, again)
+    assert 0 < continued["resumed_from"] < report["steps"]
+    assert {continued[name] == report[name] for name in ("params_digest", "encoder_digest")} == {True}

@@ -241,9 +241,9 @@ def test_an_import_of_step_0_is_not_the_best_of_those_trained_from_it(tmp_path):
 
 
 def test_an_encoders_digest_does_not_depend_on_how_it_is_kept():
-    from ijepa_jax.interop.layout import stacked
     from ijepa_jax.model.encoder import Encoder
     from ijepa_jax.model.positions import sincos
+    from ijepa_jax.model.stacks import stacked
     from ijepa_jax.model.vit import ViT
 
     network = ViT(4, 16, 2, 2, 2.0)

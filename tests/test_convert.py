@@ -16,9 +16,10 @@ import torch
 import ijepa_jax
 import launch as launcher
 from ijepa_jax import build
-from ijepa_jax.interop import convert, layout, pretrained, tensor_files, torch_files
+from ijepa_jax.interop import convert, pretrained, tensor_files, torch_files
 from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import WeightsError
+from ijepa_jax.model.stacks import stacked, unstacked
 from ijepa_jax.pretrain import command, result
 from ijepa_jax.settings import plain
 from ijepa_jax.train import checkpoint, metrics, step
@@ -113,8 +114,8 @@ def test_a_run_that_scans_over_its_blocks_goes_on_from_them_stacked(exported, tm
     training = theirs.training
     moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
     for ours, tree in zip((state.params, *moments), (training.params, *training.moments), strict=True):
-        _assert_same(ours, {name: layout.stacked(part) for name, part in tree.items()})
-    _assert_same(state.target, layout.stacked(theirs.encoder))
+        _assert_same(ours, {name: stacked(part) for name, part in tree.items()})
+    _assert_same(state.target, stacked(theirs.encoder))
     assert state.step == 8
     convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "theirs"), "reference")
     back = convert.read_foreign(str(tmp_path / "theirs" / "checkpoint.pth.tar"))
@@ -184,9 +185,11 @@ def test_an_imported_encoder_starts_a_run_and_is_never_one(run, encoder_only, tm
     with pytest.raises(checkpoint.CheckpointError, match=f"--config.warm_start={tmp_path}/ours and another --workdir"):
         command.pretrain(config, tmp_path / "ours")
     for kind in ("sincos", "table"):
-        state = _start(small.config(warm_start=str(encoder_only), model__positions=kind), tmp_path / kind, monkeypatch)
+        change = {"model__positions": kind, "model__scan": kind == "table"}  # which the imported encoder's settings do not
+        state = _start(small.config(warm_start=str(encoder_only), **change), tmp_path / kind, monkeypatch)
         for found in (state.target, state.params["encoder"]):
             assert ("positions" in found) == (kind == "table")
+            found = unstacked(found)
             _assert_same(_without_positions(found), _saved(run[0], 12)["target"])
 
 

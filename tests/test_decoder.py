@@ -15,7 +15,7 @@ from PIL import Image
 import ijepa_jax
 from configs import decode
 from ijepa_jax import build
-from ijepa_jax.decode import pictures
+from ijepa_jax.decode import pictures, rcdm
 from ijepa_jax.decode.rcdm import Rcdm
 from ijepa_jax.interop import convert
 from ijepa_jax.methods import IJepa
@@ -152,6 +152,7 @@ def test_a_stopped_decoder_continues_to_the_same_bits(decoded, encoder, tmp_path
     with pytest.raises(Stopped):
         command.pretrain(settings(encoder), tmp_path)
     requests.clear()
+    monkeypatch.setattr(rcdm, "_decoded", None)  # the run that is decoded may be gone
     monkeypatch.setattr(Rcdm, "begin", None)  # what was decoded, and its statistics, must be those that were kept
     again = command.pretrain(settings(encoder), tmp_path)
     assert again["resumed_from"] == 1 and again["params_digest"] == decoded[1]["params_digest"]
@@ -167,14 +168,19 @@ def test_an_imported_encoder_alone_is_decoded_too(encoder, tmp_path):
 
 
 def test_a_decoder_goes_on_with_the_weights_that_it_began_with(encoder, decoded, tmp_path):
-    config = settings(encoder, decoder__step=4)
+    shutil.copytree(encoder, tmp_path / "encoder")
+    config = settings(tmp_path / "encoder", decoder__step=-1)
     config.optim.steps = 4
     command.pretrain(config, tmp_path / "run")
-    shutil.copytree(encoder, tmp_path / "encoder")
     longer = small.config(optim__steps=8)  # the same run, which has learned more since
     command.pretrain(longer, tmp_path / "encoder")
+    assert build.completed(config).decoder.step == 8
+    command.pretrain(config, tmp_path / "run")
+    assert checkpoint.restore_parts(tmp_path / "run", -1, ()).config().decoder.step == 4
     with pytest.raises(ValueError, match=r"checkpoints of other settings: decoder\.step was 4, now 8"):
-        command.pretrain(settings(tmp_path / "encoder", decoder__step=-1), tmp_path / "run")
+        command.pretrain(settings(tmp_path / "encoder", decoder__step=8), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"checkpoints of other settings: decoder\.checkpoint was "):
+        command.pretrain(settings(encoder), tmp_path / "run")
 
 
 def test_what_cannot_be_decoded_is_named(encoder, decoded, tmp_path):

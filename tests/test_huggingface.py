@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import ijepa_jax
-from ijepa_jax.interop import convert, layout
+from ijepa_jax.interop import convert
 from ijepa_jax.interop.weights import WeightsError, architecture_of
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.positions import sincos
+from ijepa_jax.model.stacks import stacked
 from ijepa_jax.settings import plain
 from ijepa_jax.train import checkpoint
 from tests import small
@@ -229,7 +230,7 @@ def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     for name, scan in (("plain", False), ("scanned", True)):
         settings.model.scan = scan
         with contextlib.closing(checkpoint.Checkpoints(tmp_path / name)) as checkpoints:
-            checkpoints.save({"target": layout.stacked(params) if scan else params}, 7, plain.to_plain(settings))
+            checkpoints.save({"target": stacked(params) if scan else params}, 7, plain.to_plain(settings))
         convert.export_weights(str(tmp_path / name), str(tmp_path / f"{name} exported"), "huggingface")
     _assert_same_bits(_files(tmp_path / "scanned exported"), _files(tmp_path / "plain exported"))
     convert.import_weights(str(tmp_path / "plain exported"), str(tmp_path / "back"))

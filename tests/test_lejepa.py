@@ -169,6 +169,7 @@ def test_it_is_trained_probed_and_drawn(tmp_path):
     whole = command.pretrain(settings(), tmp_path / "whole")
     assert whole["name"] == "LeJEPA" and whole["compilations"] == 1 and whole["steps"] == 12
     assert {"views.png", "pca.png"} <= {*whole["pictures"]} and "masks.png" not in whole["pictures"]
+    small.assert_goes_on_to_the_same_bits(whole, settings(), tmp_path / "whole")
     assert (tmp_path / "whole" / "report" / "views.png").stat().st_size > 10_000
     assert whole["probes"].keys() == {"count", "distance", "shape", "colour"}
     written = export_weights(str(tmp_path / "whole"), str(tmp_path / "out"), "huggingface")

@@ -65,10 +65,17 @@ def test_published_runs(name, parameters, gflop, kept):
     assert optimizer.weight_decay(0) == optimizer.weight_decay(steps) == np.float32(0.05)
 
 
-def test_a_share_that_leaves_a_patch_is_one_and_that_leaves_none_is_refused():
+def test_grids_too_narrow_for_blocks_are_trained_and_those_that_nothing_can_be_hidden_of_are_used():
     assert build.method(settings(mae__mask_ratio=0.98)).masks.context_length == 1  # of 64
-    with pytest.raises(ValueError, match="mask_ratio 0.99 can leave 0 context patches on a 8x8 grid"):
-        build.method(settings(mae__mask_ratio=0.99))
+    method = build.method(settings(data__image_size=(12, 8)))
+    batch = small.batch(method)
+    assert batch["context"].shape == (4, 1, 1) and batch["target"].shape == (4, 1, 5)  # of 3x2
+    params = jax.jit(method.init)(jax.random.key(0))
+    assert np.isfinite(method.loss(params, None, batch, jax.random.key(0))[0])
+    alone = build.trained_method(settings(data__image_size=(4, 4)))
+    assert alone.masks is None and alone.prepare()(np.arange(2)) == {}
+    shown = alone.backbone().represent(jax.jit(alone.init)(jax.random.key(0))["encoder"], np.zeros((2, 4, 4, 3)), ("class",))
+    assert shown["class"].shape == (2, 32)
 
 
 def test_fresh_weights_are_drawn_as_the_authors_draw_them():
@@ -118,6 +125,7 @@ def test_it_is_trained_probed_drawn_and_exported_with_its_class_token(tmp_path):
     assert report["name"] == "MAE" and report["compilations"] == 1 and report["steps"] == 12
     assert report["probes"].keys() == {"count", "distance", "shape", "colour"}
     assert "reconstruction.png" in report["pictures"] and (tmp_path / "run/report/reconstruction.png").exists()
+    small.assert_goes_on_to_the_same_bits(report, settings(), tmp_path / "run")
     weights, _ = checkpoint.restore_encoder(tmp_path / "run")
     assert weights["class_token"].shape == (32,)
     written = export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "huggingface")
@@ -147,9 +155,10 @@ def test_what_is_guessed_stands_where_nothing_is_seen():
 @pytest.mark.parametrize(
     "changes, line",
     [
-        ({"mae__decoder_heads": 5}, "mae.decoder"),
-        ({"mae__mask_ratio": 0.999}, "mask_ratio"),
-        ({"mae__mask_ratio": 1.0}, "mae.mask_ratio"),
+        ({"mae__decoder_heads": 5}, "^mae.decoder_width 16 must be a multiple of 4 and of mae.decoder_heads 5$"),
+        ({"mae__mask_ratio": 0.999}, "^mae.mask_ratio 0.999 leaves none of 64 patches to be seen: give 0.984 or less$"),
+        ({"mae__mask_ratio": 1.0}, "^mae.mask_ratio 1.0 "),
+        ({"model__init": "fan_in"}, "^model.init 'fan_in': MAE's weights are drawn as its authors draw them: give 'normal'$"),
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """MAE's weights from elsewhere and back: transformers' ViTMAE, timm's encoders with a class token, the authors' files."""
 
 import argparse
+import contextlib
 import json
 import re
 
@@ -14,6 +15,8 @@ from ijepa_jax.interop import convert
 from ijepa_jax.interop.weights import WeightsError
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.vit import normalise
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint
 from tests import small
 from tests.partners import timm, torch, transformers
 
@@ -139,8 +142,8 @@ def authors_file(path, decoder=True, **changes):
     """What the authors' code would save, of the tensors that a recording of theirs or our own export names."""
     config = config_lib.with_method(small.config(), "mae")
     config.update_from_flattened_dict({"mae.decoder_width": 16, "mae.decoder_depth": 1, "mae.decoder_heads": 2, **changes})
-    method = build.method(config)
-    params = jax.device_get(method.init(jax.random.key(0)))
+    method = build.trained_method(config)
+    params = jax.device_get(jax.jit(method.init)(jax.random.key(0)))
     given = jax.tree.map(np.copy, params)  # writing takes the leaves out of trees
     weights = convert.Weights(
         given["encoder"], config, {"format": "ijepa_jax", "file": "here"}, decoder=given["decoder"] if decoder else None
@@ -173,13 +176,39 @@ def test_the_authors_files_with_and_without_decoder(tmp_path):
     assert {*again} == {*saved["model"]}
 
 
+@pytest.mark.parametrize("side", [4, 8])  # of images of one patch, of which nothing can be hidden, and of four
+def test_grids_too_small_for_blocks_come_in(tmp_path, side):
+    method, params, file = authors_file(tmp_path / "theirs", side == 8, **{"data.image_size": (side, side)})
+    out = str(tmp_path / "ours")
+    convert.import_weights(str(file), out)
+    ours, shown = ijepa_jax.load(out), images(side)
+    whole = method.backbone().represent(params["encoder"], shown, ("class",))
+    np.testing.assert_allclose(ours.class_token(shown), whole["class"], rtol=1e-5, atol=1e-6)
+    convert.export_weights(out, str(tmp_path / "back"), "reference")
+    saved, again = (torch.load(path, weights_only=True)["model"] for path in (file, tmp_path / "back" / "checkpoint.pth"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items())
+
+
+def test_a_decoder_that_no_format_holds_is_said(tmp_path):
+    config = config_lib.with_method(small.config(), "mae")
+    config.mae.class_token = False
+    params = jax.device_get(jax.jit(build.method(config).init)(jax.random.key(0)))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
+        checkpoints.save({"params": params}, 3, plain.to_plain(config))
+    written = convert.export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "timm")
+    assert written["left_out"] == ["the decoder, which formats have a place for beside a class token only"]
+
+
 def test_settings_tell_the_decoders_heads(tmp_path):
     _, params, file = authors_file(tmp_path / "theirs")
     saved = torch.load(file, weights_only=True)
-    torch.save({"model": saved["model"], "epoch": 3, "args": argparse.Namespace(mask_ratio=0.75)}, file)
+    training = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3, "scaler": {"scale": 1.0}}
+    torch.save({"model": saved["model"], **training, "args": argparse.Namespace(mask_ratio=0.75)}, file)
     base = config_lib.with_method(small.config(), "mae")
     base.update_from_flattened_dict({"mae.decoder_width": 16, "mae.decoder_depth": 1, "mae.decoder_heads": 2})
     found = convert.read_foreign(str(file), base=base)
+    assert found.left_out == ("the optimiser's state, from which only the authors' code goes on",)
+    assert convert._needed(torch.load(file, weights_only=False), training=True)["optimizer"] is None  # and is not read
     found = {name: found.decoder[name] for name in params["decoder"]}  # without the position table that the file has
     jax.tree.map(np.testing.assert_array_equal, found, params["decoder"])
     for heads in (0, 5):

@@ -217,6 +217,16 @@ def test_compiles_for_gpus_that_are_not_there():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("method", ["mae", "pixels", "salt", "lejepa"])
+def test_its_kin_compile_for_tpus(method):
+    changes = {"salt": ["--config.salt.teacher=random"], "lejepa": ["--config.lejepa.local_size=16,16"]}.get(method, [])
+    words = [f"--config.method={method}", *changes, "--config.model.init=normal"]
+    code, out, err = launched(*TINY, "--topology=v5e:2x2", *words)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["fits"] is True
+
+
+@needs_libtpu
 def test_one_tpu_needs_no_collectives():
     code, out, err = launched(*TINY, "--topology=v5e:1x1")
     assert code == 0, err

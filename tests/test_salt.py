@@ -1,5 +1,7 @@
 """Pixels under I-JEPA's masks, and SALT, whose frozen teacher such a run may be."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,16 @@ import pytest
 from ijepa_jax import build
 from ijepa_jax.host.console import Display
 from ijepa_jax.methods import config as config_lib
+from ijepa_jax.model.stacks import laid_out
 from ijepa_jax.model.vit import normalise, patchify
 from ijepa_jax.pretrain import command
+from ijepa_jax.settings import plain
 from ijepa_jax.train import checkpoint
+from ijepa_jax.train.step import State
 from ijepa_jax.visualize.explore import explore
 from tests import small
+
+TEACHER = {"model__width": 24, "model__heads": 3, "predictor__heads": 2, "model__depth": 1}
 
 
 def settings(method, **changes):
@@ -26,9 +33,7 @@ def settings(method, **changes):
 def pixels(tmp_path_factory):
     """The workdir and the report of a run of pixel prediction, of an encoder of another size than the student's."""
     workdir = tmp_path_factory.mktemp("runs") / "pixels"
-    return workdir, command.pretrain(
-        settings("pixels", model__width=24, model__heads=3, predictor__heads=2, model__depth=1), workdir
-    )
+    return workdir, command.pretrain(settings("pixels", **TEACHER), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,10 @@ def salt(pixels, tmp_path_factory):
     workdir, config = tmp_path_factory.mktemp("runs") / "salt", settings("salt", salt__teacher=str(pixels[0]))
     command.pretrain(settings("salt", salt__teacher=str(pixels[0]), optim__steps=8, optim__schedule_scale=1.5), workdir)
     config.optim.schedule_scale = 1.0
-    return workdir, command.pretrain(config, workdir)
+    away = pixels[0].rename(pixels[0].with_name("away"))  # what it goes on with, it keeps itself
+    report = command.pretrain(config, workdir)
+    away.rename(pixels[0])
+    return workdir, report
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -61,8 +69,9 @@ def test_pixels_of_target_blocks_are_what_is_predicted(normalised):
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
 
 
-def test_a_run_of_pixels_is_probed_drawn_and_has_no_target_encoder(pixels):
+def test_a_run_of_pixels_is_probed_drawn_goes_on_and_has_no_target_encoder(pixels):
     workdir, report = pixels
+    small.assert_goes_on_to_the_same_bits(report, settings("pixels", **TEACHER), workdir)
     assert report["name"] == "pixel prediction" and "reconstruction.png" in report["pictures"]
     weights, _ = checkpoint.restore_encoder(workdir)
     assert weights["norm"]["scale"].shape == (24,)
@@ -91,13 +100,28 @@ def test_it_goes_on_with_its_teacher_and_its_predictions_are_drawn(salt):
     assert "prediction.png" in page["pictures"] and not page["left_out"]
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_teacher_and_its_student_may_stack_their_blocks_otherwise(pixels, tmp_path, scan):
+    state = {"params": {"encoder": jax.tree.map(np.copy, checkpoint.restore_encoder(pixels[0])[0])}}
+    config = settings("pixels", **TEACHER, model__scan=not scan)
+    state["params"]["encoder"] = laid_out(state["params"]["encoder"], not scan)
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state, 3, plain.to_plain(config))
+    method = build.method(build.completed(settings("salt", salt__teacher=str(tmp_path), model__scan=scan)))
+    fresh = State(0, method.init(jax.random.key(0)), method.init_target({}, jax.random.key(0)), None)
+    begun = method.begin(fresh, lambda: None)
+    jax.tree.map(np.testing.assert_array_equal, laid_out(begun.target, not scan), state["params"]["encoder"])
+
+
 def test_a_random_teacher_is_as_large_as_the_student():
-    config = build.completed(settings("salt", salt__teacher="random"))
+    config = build.completed(settings("salt", salt__teacher="random", model__init="fan_in"))
     method = build.method(config)
     params = method.init(jax.random.key(0))
     teacher = method.init_target(params, jax.random.key(0))
     assert jax.tree.map(jnp.shape, teacher) == jax.tree.map(jnp.shape, params["encoder"])
-    assert np.any(teacher["patch_embed"]["kernel"] != params["encoder"]["patch_embed"]["kernel"])
+    kernels = [tree["blocks"]["0"]["fc1"]["kernel"] for tree in (teacher, params["encoder"])]
+    assert np.any(kernels[0] != kernels[1])
+    np.testing.assert_allclose([kernel.std() for kernel in kernels], 32**-0.5, rtol=0.05)  # of its 32 inputs
 
 
 def test_teachers_that_do_not_fit_are_one_line(pixels, tmp_path):

@@ -16,6 +16,7 @@ from ijepa_jax.interop import timm as timm_files
 from ijepa_jax.interop.weights import Architecture, Weights, WeightsError, architecture_of, settings_for
 from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.positions import sincos
+from ijepa_jax.model.stacks import stacked
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.architectures import SIZES
 from ijepa_jax.train import checkpoint
@@ -258,7 +259,7 @@ def test_ours_to_theirs_to_ours_is_exact(tmp_path, positions):
     for name, scan in (("plain", False), ("scanned", True)):
         settings.model.scan = scan
         checkpoints = checkpoint.Checkpoints(tmp_path / name)
-        checkpoints.save({"target": layout.stacked(params) if scan else params}, 7, plain.to_plain(settings))
+        checkpoints.save({"target": stacked(params) if scan else params}, 7, plain.to_plain(settings))
         checkpoints.close()
         convert.export_weights(str(tmp_path / name), str(tmp_path / f"{name} exported"), "timm")
     _assert_same_bits(*(load_file(tmp_path / f"{name} exported" / "model.safetensors") for name in ("scanned", "plain")))

@@ -186,8 +186,8 @@ def at_batch(monkeypatch, step: int, act: Callable[[], None]) -> None:
     """Acts where the batch of a step is asked for: the step before it is at work, the metrics of that one not yet read."""
     plain = Loader.train_batches
 
-    def batches(loader, source, sampler, start_step=0):
-        for at, batch in enumerate(plain(loader, source, sampler, start_step), start_step + 1):
+    def batches(loader, source, sampler, start_step=0, views=()):
+        for at, batch in enumerate(plain(loader, source, sampler, start_step, views), start_step + 1):
             if at == step:
                 act()
             yield batch
@@ -292,8 +292,8 @@ def test_other_schedules_are_allowed_and_named(tmp_path, monkeypatch, capsys):
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     plain = Loader.train_batches
 
-    def poisoned(loader, source, sampler, start_step=0):
-        for step, batch in enumerate(plain(loader, source, sampler, start_step), start_step + 1):
+    def poisoned(loader, source, sampler, start_step=0, views=()):
+        for step, batch in enumerate(plain(loader, source, sampler, start_step, views), start_step + 1):
             image = batch["image"].astype(np.float32) / 128 - 1
             yield {**batch, "image": np.where(step == 6, np.nan, image).astype(np.float32)}
 

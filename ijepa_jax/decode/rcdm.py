@@ -55,7 +55,9 @@ _PARTS = (
 )
 
 SETTINGS = {
-    "checkpoint": text(""),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
+    "checkpoint": text(
+        "", fixed=True
+    ),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
     # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
     "step": whole(0, -1, 1_000_000_000, fixed=True),
     # what of it is kept with the decoder, which is found out; older decoders kept nothing
@@ -91,7 +93,9 @@ class Rcdm(Method):
         return {"decoder": SETTINGS, **IJepa.settings()}
 
     @classmethod
-    def completed(cls, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    def completed(
+        cls, config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict | None = None
+    ) -> ml_collections.ConfigDict:
         """The settings with those of what it decodes: its networks, masks, images and, unless named, its data.
 
         Raises ValueError for settings that were given in vain.
@@ -103,22 +107,16 @@ class Rcdm(Method):
         vain = [key for key in given if key.startswith(taken) and key != _OWN and given[key] != default[key]]
         if vain:
             raise ValueError(f"{', '.join(vain)}: a decoder takes these from decoder.checkpoint {config.decoder.checkpoint}")
-        saved = checkpoint.restore_encoder(config.decoder.checkpoint, config.decoder.step)[1]
-        decoded, method = saved.config(), saved.method()
-        if not isinstance(method, IJepa):
-            raise ValueError(f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, not of I-JEPA's kind")
-        look_up = inspect.getattr_static
-        if own := [part for part in _PARTS if look_up(type(method), part) is not look_up(IJepa, part)]:
-            whose = f"decoder.checkpoint {config.decoder.checkpoint} is of {method.title}, which has its own {', '.join(own)}"
-            raise ValueError(f"{whose}: a decoder reads I-JEPA's representations only")
         config = config.copy_and_resolve_references()
-        config.decoder.step, config.decoder.teacher = saved.step, _KEPT["encoder_only" not in saved.notes]
+        if earlier is not None and "decoder" in earlier and earlier.decoder.teacher:  # which the checkpoint holds
+            decoded, found = earlier, {"teacher": earlier.decoder.teacher}
+            if config.decoder.step in (0, -1):
+                found["step"] = earlier.decoder.step
+        else:
+            decoded, found = _decoded(config.decoder)
+        config.decoder.update(found)
         for section in _DECODED:
             config[section] = decoded[section]
-        masks = method.masks
-        if masks is None:
-            raise ValueError(f"decoder.checkpoint {config.decoder.checkpoint}: its grid is too small for masks")
-        config.masks.mode, config.masks.context_patches = masks.mode, masks.context_patches
         config.model.drop_path, config.model.gradients = 0.0, given[_OWN]
         for key in (*_DECODED_DATA, *(() if config.data.name else _DECODED_NAME)):
             config.data[key] = decoded.data[key]
@@ -129,7 +127,7 @@ class Rcdm(Method):
         """The decoder of settings that are completed."""
         _check(config)
         decoder = config.decoder
-        check_heads("decoder", decoder.width, decoder.heads, 2)
+        check_heads("decoder.", decoder.width, decoder.heads, 2)
         teacher = IJepa.from_settings(config)
         if (kind := modality(teacher.image_size)) != "image":
             encoder = f"the encoder of {decoder.checkpoint} is of {kind}s of {by(teacher.image_size)}"
@@ -326,6 +324,23 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("decoder.checkpoint is missing: give the workdir whose representations are to be decoded")
     if config.warm_start:
         raise ValueError(f"warm_start {config.warm_start}: a decoder starts afresh")
+
+
+def _decoded(section: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """The settings of what is decoded, and the decoder's own that are found out."""
+    saved = checkpoint.restore_encoder(section.checkpoint, section.step)[1]
+    decoded, method = saved.config(), saved.method()
+    if not isinstance(method, IJepa):
+        raise ValueError(f"decoder.checkpoint {section.checkpoint} is of {method.title}, not of I-JEPA's kind")
+    look_up = inspect.getattr_static
+    if own := [part for part in _PARTS if look_up(type(method), part) is not look_up(IJepa, part)]:
+        whose = f"decoder.checkpoint {section.checkpoint} is of {method.title}, which has its own {', '.join(own)}"
+        raise ValueError(f"{whose}: a decoder reads I-JEPA's representations only")
+    masks = method.masks
+    if masks is None:
+        raise ValueError(f"decoder.checkpoint {section.checkpoint}: its grid is too small for masks")
+    decoded.masks.mode, decoded.masks.context_patches = masks.mode, masks.context_patches
+    return decoded, {"step": saved.step, "teacher": _KEPT["encoder_only" not in saved.notes]}
 
 
 def schedule(times: jax.Array) -> tuple[jax.Array, jax.Array]:

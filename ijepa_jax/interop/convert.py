@@ -18,6 +18,7 @@ from ijepa_jax.interop.sparing import sparingly
 from ijepa_jax.interop.weights import Training, Weights, WeightsError, architecture_of
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model import positions
+from ijepa_jax.model.stacks import laid_out, unstacked
 from ijepa_jax.settings import plain
 from ijepa_jax.settings.axes import by, each_axis, modality
 from ijepa_jax.train import checkpoint, digests
@@ -96,6 +97,8 @@ def read_foreign(
 
 def _needed(saved: Any, training: bool) -> Any:
     """What is needed of a file's objects, whose tensors are still unread."""
+    if mae.is_checkpoint(saved):
+        return mae.needed(saved)
     if not (isinstance(saved, dict) and "target_encoder" in saved):
         return tensor_files.needed(saved)
     return {key: part for key, part in saved.items() if training or key not in _TRAINING}
@@ -121,7 +124,7 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     with sparingly():
         tree, saved = checkpoint.restore_encoder(path, step, wanted, online=encoder == "context")
     trees, notes, settings = saved.trees, saved.notes, saved.notes["settings"]
-    kept = None
+    decoder, by_class, kept = trees.get("params", {}).get("decoder"), "class_token" in tree, None
     if "opt_state" in trees and {*trees["params"]} == {*_NETWORKS} and "predictor" in settings:
         moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
         examples = settings.get(config_lib.EXAMPLES, 0)
@@ -135,7 +138,8 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
         tuple(notes.get("labels", ())),
         kept,
         saved.step,
-        decoder=trees.get("params", {}).get("decoder") if "class_token" in tree else None,
+        ("the decoder, which formats have a place for beside a class token only",) if decoder and not by_class else (),
+        decoder=decoder if by_class else None,
     )
 
 
@@ -190,7 +194,7 @@ def import_weights(
 
 
 def _laid_out(tree: dict, weights: Weights) -> dict:
-    return layout.stacked(tree, take=True) if weights.settings.model.scan else tree
+    return laid_out(tree, weights.settings.model.scan, take=True)
 
 
 def _state(weights: Weights) -> State:
@@ -241,7 +245,7 @@ def export_weights(
         found = f"this one is of {modality(shape.image_size)}s of {size} in patches of {sides}"
         raise WeightsError(f"--format {fmt} holds encoders of images in square patches, {found}: use it by ijepa_jax.load")
     weights = _for_export(weights)
-    left_out, masked = [], shape.class_token
+    left_out, masked = [*weights.left_out], shape.class_token
     if weights.head and (fmt == "reference" or (fmt == "huggingface" and masked)):
         left_out.append("the classifier, for which this format has no place")
     if weights.decoder and fmt == "timm":
@@ -268,7 +272,7 @@ def _for_export(weights: Weights) -> Weights:
 
     def plain(tree: dict, width: int, leaf: np.ndarray | None = None) -> dict:
         """`leaf`: what stands for a position table; by default the computed one."""
-        tree = layout.unstacked(tree)
+        tree = unstacked(tree)
         if "positions" not in tree:
             table = positions.sincos(width, grid)
             tree = {**tree, "positions": table if leaf is None else np.zeros_like(table)}

@@ -131,38 +131,6 @@ def _to_their_layout(path: tuple[str, ...], leaf: np.ndarray, patch: int) -> np.
     return leaf.T
 
 
-def stacked(tree: dict, *, take: bool = False) -> dict:
-    """A tree with its blocks stacked, as a network that scans over them has it; `take`: leaves are taken out of the old one."""
-    blocks = [tree["blocks"][str(index)] for index in range(len(tree["blocks"]))]
-    return {**tree, "blocks": {"scanned": _stack(blocks, take)}}
-
-
-def _stack(trees: list[dict], take: bool) -> dict:
-    made = {}
-    for key in [*trees[0]]:
-        parts = [tree[key] for tree in trees]
-        if isinstance(parts[0], dict):
-            made[key] = _stack(parts, take)
-            continue
-        made[key] = np.stack(parts)
-        for tree in trees if take else ():
-            del tree[key]
-    return made
-
-
-def unstacked(tree: dict) -> dict:
-    """The same tree with its blocks by number, as names of tensors have it; one that has them so already is itself."""
-    if "scanned" not in tree["blocks"]:
-        return tree
-    blocks = tree["blocks"]["scanned"]
-    depth = len(blocks["norm1"]["scale"])
-    return {**tree, "blocks": {str(index): _map(lambda leaf, index=index: leaf[index], blocks) for index in range(depth)}}
-
-
-def _map(function, tree: dict) -> dict:
-    return {key: _map(function, part) if isinstance(part, dict) else function(part) for key, part in tree.items()}
-
-
 def replace(tree: dict, function) -> dict:
     """The same tree, each leaf replaced in its place, so that one leaf is there twice and not the tree."""
     for key, part in tree.items():

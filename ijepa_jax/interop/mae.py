@@ -38,6 +38,11 @@ def is_checkpoint(saved: Any) -> bool:
     return isinstance(model, dict) and any(str(name).removeprefix("module.") == "cls_token" for name in model)
 
 
+def needed(saved: dict[str, Any]) -> dict[str, Any]:
+    """The same without what only training goes on from, most of all the optimiser's moments, which are not read."""
+    return {key: part if key in ("model", OURS) else None for key, part in saved.items()}
+
+
 def from_checkpoint(saved: dict[str, Any], source: str, heads: int | None, base: ml_collections.ConfigDict | None) -> Weights:
     """The encoder, and the decoder where it is there, of an authors' checkpoint (see `is_checkpoint`).
 
@@ -50,6 +55,8 @@ def from_checkpoint(saved: dict[str, Any], source: str, heads: int | None, base:
     decoder_heads, found = facts.pop("decoder_heads", None), architecture(encoder, f"{source} (model)", **options)
     settings = settings_for(found, "bicubic", base, **facts)
     tree, left_out = with_decoder(settings, decoder, found, decoder_heads, source, fixed=base is not None)
+    if "optimizer" in saved:
+        left_out += ("the optimiser's state, from which only the authors' code goes on",)
     origin = {"format": "reference", "file": source}
     return Weights(from_reference(encoder), settings, origin, decoder=tree, left_out=left_out)
 

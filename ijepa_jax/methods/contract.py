@@ -74,8 +74,12 @@ class Method(abc.ABC):
         return {"custom": added} if added else {}
 
     @classmethod
-    def completed(cls, config: Any) -> Any:
-        """A run's settings, completed by those of what they name (another run's, say), before anything is made of them."""
+    def completed(cls, config: Any, earlier: Any = None) -> Any:
+        """A run's settings, completed by those of what they name (another run's, say), before anything is made of them.
+
+        `earlier` are the completed settings of the checkpoint that the run continues, if it does: what it keeps with its own
+        weights need not be there any more.
+        """
         return config
 
     @classmethod

@@ -112,7 +112,7 @@ class IJepa(Method):
     def from_settings(cls, config: Any) -> Self:
         """The method with its networks and mask sampler. Raises ValueError, naming the setting, where they do not fit."""
         network, data = from_settings(config.model), config.data
-        check_heads("predictor", config.predictor.width, config.predictor.heads or network.heads, len(data.image_size))
+        check_heads("predictor.", config.predictor.width, config.predictor.heads or network.heads, len(data.image_size))
         if network.attention == "cudnn" and config.predictor.context == "alone":
             raise ValueError("predictor.context 'alone' needs model.attention 'xla': cudnn leaves out padding at the tail only")
         return cls(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ijepa_jax.methods.contract import Batch, Method
+from ijepa_jax.methods.contract import Batch, Method, nothing
 from ijepa_jax.methods.masks import MaskSampler
 from ijepa_jax.methods.optim import Optimizer, make_optimizer
 from ijepa_jax.methods.pixels import filled_in, pixel_goals, places
@@ -91,7 +91,7 @@ class Mae(Method):
 
     network: ViT
     decoder: Decoder
-    masks: MaskSampler
+    masks: MaskSampler | None  # None: not to be trained
     image_size: tuple[int, ...]
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -107,7 +107,11 @@ class Mae(Method):
     def from_settings(cls, config: Any) -> Self:
         """The method with its networks. Raises ValueError, naming the setting, where they do not fit."""
         section, data = config.mae, config.data
-        check_heads("mae.decoder", section.decoder_width, section.decoder_heads, len(data.image_size))
+        check_heads("mae.decoder_", section.decoder_width, section.decoder_heads, len(data.image_size))
+        if config.model.init != "normal":
+            raise ValueError(
+                f"model.init {config.model.init!r}: MAE's weights are drawn as its authors draw them: give 'normal'"
+            )
         network = dataclasses.replace(from_settings(config.model), class_token=section.class_token)
         encoder = Encoder(network, tuple(data.image_size), data.channels, tuple(data.mean), tuple(data.std))
         alike = ("epsilon", "dtype", "attention", "scan", "remat", "positions", "automatic", "class_token")
@@ -115,15 +119,27 @@ class Mae(Method):
             section.decoder_width, section.decoder_depth, section.decoder_heads, encoder.patch_values,
             **{name: getattr(network, name) for name in alike},
         )  # fmt: skip
-        masks = masks_of(encoder.grid, section.mask_ratio, config.seed)
+        masks = None if section.mask_ratio is None else masks_of(encoder.grid, section.mask_ratio, config.seed)
         return cls(
             network, decoder, masks, encoder.image_size, encoder.channels, encoder.mean, encoder.std, section.normalised,
             **cls.custom(config),
         )  # fmt: skip
 
+    @classmethod
+    def from_checkpoint(cls, config: Any) -> Self:
+        """Likewise, to use what was trained; without masks where the share that is hidden leaves none of a small grid."""
+        config = config.copy_and_resolve_references()
+        config.model.drop_path, config.model.init = 0.0, "normal"
+        try:
+            return cls.from_settings(config)
+        except ValueError:
+            with config.unlocked(), config.ignore_type():
+                config.mae.mask_ratio = None
+            return cls.from_settings(config)
+
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of masks from global example indices."""
-        return self.masks
+        return self.masks or nothing
 
     def init(self, key: jax.Array) -> dict[str, dict]:
         """Fresh float32 parameters: {"encoder": tree, "decoder": tree}.
@@ -133,7 +149,7 @@ class Mae(Method):
         """
         encoder_key, decoder_key, weights_key = jax.random.split(key, 3)
         tokens = jnp.zeros((1, 1 + self.network.class_token, self.network.width))
-        grid = self.masks.grid
+        grid = self.backbone().grid
         seen, hidden = jnp.zeros((1, 1), jnp.int32), jnp.arange(1, math.prod(grid))[None]
         params = {
             "encoder": self.backbone().init(encoder_key),
@@ -162,7 +178,7 @@ class Mae(Method):
         tokens = self.network.apply(
             {"params": params["encoder"]}, images, seen, train=True, with_class=True, rngs={"drop_path": key}
         )
-        return self.decoder.apply({"params": params["decoder"]}, tokens, seen, hidden, self.masks.grid).astype(jnp.float32)
+        return self.decoder.apply({"params": params["decoder"]}, tokens, seen, hidden, self.backbone().grid).astype(jnp.float32)
 
     def reconstruct(self, params: dict[str, dict], batch: Batch) -> jax.Array:
         """The examples with hidden patches as they are guessed, see `filled_in`."""
@@ -182,7 +198,7 @@ class Mae(Method):
 
     def flops(self) -> dict[str, int]:
         """Of encoder and decoder for an image and step: matrix products alone, see flops.step_flops."""
-        seen, patches, first = self.masks.context_length, math.prod(self.masks.grid), int(self.network.class_token)
+        seen, patches, first = self.masks.context_length, math.prod(self.backbone().grid), int(self.network.class_token)
         values, width, inner = self.decoder.values, self.network.width, self.decoder.width
         tokens = 2 * ((seen + first) * width * inner + (patches + first) * inner * values)
         return {
@@ -192,7 +208,12 @@ class Mae(Method):
 
 
 def masks_of(grid: tuple[int, ...], mask_ratio: float, seed: int) -> MaskSampler:
-    """The sampler of seen and hidden patches."""
+    """The sampler of seen and hidden patches. Raises ValueError for a share that leaves nothing to see."""
+    patches = math.prod(grid)
+    if not int(patches * (1 - mask_ratio)):
+        raise ValueError(
+            f"mae.mask_ratio {mask_ratio:g} leaves none of {patches} patches to be seen: give {1 - 1 / patches:.3g} or less"
+        )
     return MaskSampler(grid, strategy="random", mask_ratio=mask_ratio, keep_rounds_down=True, seed=seed)
 
 

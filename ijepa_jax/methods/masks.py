@@ -337,10 +337,12 @@ class MaskSampler:
 
     def _check_grid(self):
         """Raises ValueError for a grid that is too small, or has too many axes."""
-        sides = _SIDES.get(len(self.grid), [])
+        blocks = self.strategy != "random"
+        known = {axes: [(name, low if blocks else 1, high) for name, low, high in of] for axes, of in _SIDES.items()}
+        sides = known.get(len(self.grid))
         if not sides or not all(low <= side <= high for side, (_, low, high) in zip(self.grid, sides, strict=True)):
-            known = "; ".join(", ".join(f"{name} from {low} to {high}" for name, low, high in of) for of in _SIDES.values())
-            raise ValueError(f"masks.grid is {self.grid}; it must be of one, two or three axes: {known}")
+            listed = "; ".join(", ".join(f"{name} from {low} to {high}" for name, low, high in of) for of in known.values())
+            raise ValueError(f"masks.grid is {self.grid}; it must be of one, two or three axes: {listed}")
 
     @property
     def _acting(self) -> dict[str, tuple[bool, str]]:
@@ -375,7 +377,8 @@ class MaskSampler:
             )
         for name in ("target_scale", "context_scale"):
             low, high = getattr(self, name)
-            if not 1 / self._plane - 1e-9 < low <= high <= 1:
+            least = 0 if self.strategy == "random" else 1 / self._plane - 1e-9
+            if not least < low <= high <= 1:
                 one = f"1/{self._plane}, one patch of the grid"
                 raise ValueError(f"masks.{name} is ({low}, {high}); it must be (low, high) with {one}, <= low <= high <= 1")
         low, high = self.target_duration

@@ -24,10 +24,10 @@ from ijepa_jax.model.vit import parameter_count
 from ijepa_jax.pretrain.probes import Probes, check_labels
 from ijepa_jax.pretrain.result import finish, show_table, versions
 from ijepa_jax.settings import plain
-from ijepa_jax.train.checkpoint import CheckpointError
+from ijepa_jax.train.checkpoint import CheckpointError, locate
 from ijepa_jax.train.loop import Trace, placed_batches, train
 from ijepa_jax.train.recorder import Recorder
-from ijepa_jax.train.resume import start
+from ijepa_jax.train.resume import earlier_settings, start
 from ijepa_jax.train.run import Run, open_data, open_run
 from ijepa_jax.train.step import State
 from ijepa_jax.train.workdir import claim
@@ -54,7 +54,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     """
     started = time.monotonic()
     workdir, place = os.fspath(workdir), absolute(workdir)
-    config = build.completed(config)
+    earlier = earlier_settings(place)
+    config = build.completed(config, earlier)
     display = Display(quiet=not processes.is_first(), line_seconds=config.log.line_seconds)
     facts = {**plain.flatten(config), "workdir": workdir, **versions(), "code": processes.code_digest()}
     code = {name: value for name, value in identity(config.method).items() if name != "file"}  # which may lie elsewhere
@@ -62,6 +63,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: epath.PathLike, command
     config_lib.check(config)
     check_name(config.data.name, tuple(config.data.image_size))
     parts = build.parts(config)  # before anything is written
+    if config.warm_start and earlier is None:
+        locate(config.warm_start)  # before data are read
     with _lost_processes_named(), full_disk_named(place), claim(place, display.log) as check_claim, _all_ended() as ends:
         data = open_data(parts, display)
         check_labels(parts, data, display)  # now, not at the end

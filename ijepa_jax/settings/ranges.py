@@ -145,7 +145,10 @@ def check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} {value!r} must be {problem}")
 
 
-def check_heads(section: str, width: int, heads: int, axes: int) -> None:
-    """Raises ValueError, naming the keys, for a width that does not divide into positions of so many axes, and into heads."""
+def check_heads(prefix: str, width: int, heads: int, axes: int) -> None:
+    """Raises ValueError for a width that does not divide into positions of so many axes, and into heads.
+
+    `prefix` is what is before `width` and `heads` in the keys that are named.
+    """
     if width % (features := POSITION_FEATURES[axes]) or width % heads:
-        raise ValueError(f"{section}.width {width} must be a multiple of {features} and of {section}.heads {heads}")
+        raise ValueError(f"{prefix}width {width} must be a multiple of {features} and of {prefix}heads {heads}")

@@ -127,7 +127,7 @@ def check(config: ml_collections.ConfigDict, known: Mapping[str, Any]) -> None:
         raise ValueError("mesh.data and mesh.fsdp are both -1: one of them takes the devices that the other leaves")
     optim, data, model = config.optim, config.data, config.model
     axes = len(data.image_size)
-    check_heads("model", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads, axes)
+    check_heads("model.", model.width or SIZES[model.size].width, model.heads or SIZES[model.size].heads, axes)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
     if model.attention == "cudnn" and model.gradients == "automatic":

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ijepa_jax.methods.contract import Batch
-from ijepa_jax.methods.ijepa import IJepa
+from ijepa_jax.methods.ijepa import IJepa, by_fan_in
 from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.stacks import laid_out
 from ijepa_jax.model.vit import ViT, from_settings
 from ijepa_jax.settings.axes import by, each_axis
 from ijepa_jax.settings.ranges import flag, number, text, whole
@@ -20,7 +21,7 @@ RANDOM = "random"
 SETTINGS = {
     "salt": {
         # the workdir of a run whose encoder is the teacher, trained by pixels in the paper; `random`: weights that saw nothing
-        "teacher": text(""),
+        "teacher": text("", fixed=True),
         "step": whole(0, -1, 1_000_000_000, fixed=True),  # which of its checkpoints, as decoder.step
     },
     # the teacher's network, which is found out; of the size of `model` where its weights are random
@@ -66,14 +67,22 @@ class Salt(IJepa):
         return {**super().settings(), **SETTINGS}
 
     @classmethod
-    def completed(cls, config: Any) -> Any:
-        """The settings with those of the teacher's network. Raises ValueError where it does not fit, or none is named."""
+    def completed(cls, config: Any, earlier: Any = None) -> Any:
+        """The settings with those of the teacher's network. Raises ValueError where it does not fit, or none is named.
+
+        A run that is continued has its teacher's weights: the run that they came from may be gone, or have better ones.
+        """
         path = config.salt.teacher
         if not path:
             raise ValueError(f"salt.teacher is missing: give the workdir of a run whose encoder is the teacher, or {RANDOM!r}")
         if path == RANDOM:
             if config.teacher.width is not None:
                 raise ValueError("teacher.width: a random teacher is of the size of model; another one's size is found out")
+            return config
+        if earlier is not None and "salt" in earlier:
+            config = config.copy_and_resolve_references()
+            config.salt.step = earlier.salt.step if config.salt.step in (0, -1) else config.salt.step
+            config.teacher.update(earlier.teacher)
             return config
         saved = checkpoint.restore_parts(path, config.salt.step, ())
         encoder = saved.method().backbone()
@@ -106,13 +115,14 @@ class Salt(IJepa):
 
     def init_target(self, params: dict[str, dict], key: jax.Array) -> dict:
         """A teacher of random weights, other ones than the encoder's, until `begin` brings those that are trained."""
-        return Encoder(self.teacher, self.image_size, self.channels).init(jax.random.fold_in(key, 1))
+        weights = Encoder(self.teacher, self.image_size, self.channels).init(jax.random.fold_in(key, 1))
+        return by_fan_in(weights) if self.init_scheme == "fan_in" else weights
 
     def begin(self, state: Any, batches: Callable[[], Iterator[Batch]]) -> Any:
         """Brings the teacher's weights."""
         if self.checkpoint == RANDOM:
             return state
-        weights, _ = checkpoint.restore_encoder(self.checkpoint, self.step)
+        weights = laid_out(checkpoint.restore_encoder(self.checkpoint, self.step)[0], self.teacher.scan)
         placed = jax.tree.map(lambda old, new: jax.device_put(jnp.asarray(new, old.dtype), old.sharding), state.target, weights)
         return state.replace(target=placed)
 

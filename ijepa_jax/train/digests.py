@@ -10,6 +10,7 @@ import numpy as np
 from ijepa_jax.devices import processes
 from ijepa_jax.model import positions
 from ijepa_jax.model.encoder import Encoder
+from ijepa_jax.model.stacks import unstacked
 from ijepa_jax.model.vit import ViT
 from ijepa_jax.train.step import State
 
@@ -60,9 +61,8 @@ def encoder_digest(params: dict, encoder: Encoder) -> str:
         return digest_of(params)
     none = {"class_position": np.zeros(network.width, np.float32)} if network.class_token else {}
     tree = {"positions": positions.sincos(network.width, network.trained_grid), **none, **params}
-    if "scanned" in params["blocks"]:
-        stacked = jax.tree.map(_on_host, params["blocks"]["scanned"])
-        tree["blocks"] = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(network.depth)}
+    if "scanned" in tree["blocks"]:
+        tree = unstacked({**tree, "blocks": jax.tree.map(_on_host, tree["blocks"])})
     return digest_of(tree)
 
 

@@ -1,5 +1,6 @@
 """Where a run goes on from: its newest checkpoint, if that is of these settings, else the start."""
 
+import contextlib
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
+from etils import epath
 
 from ijepa_jax.devices import sharding
 from ijepa_jax.methods import config as config_lib
@@ -52,15 +55,29 @@ def start(run: Run, batches: Callable[[], Iterator[dict[str, jax.Array]]]) -> St
     return Start(run.method.begin(state, batches), 0, notes)
 
 
-def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
-    """Compares the settings with those of the newest checkpoint whose settings can be read."""
-    for step in reversed(run.checkpoints.steps()):
+def earlier_settings(workdir: epath.Path) -> ml_collections.ConfigDict | None:
+    """The settings of the run that a workdir has checkpoints of, before it is claimed; None where there are none."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+        notes = _newest_notes(checkpoints)
+    return notes and config_lib.from_plain(notes["settings"])
+
+
+def _newest_notes(checkpoints: checkpoint.Checkpoints) -> dict[str, Any] | None:
+    """The notes of the newest checkpoint whose notes can be read; `restore` reports those before it, and takes another."""
+    for step in reversed(checkpoints.steps()):
         try:
-            notes = run.checkpoints.notes(step)
+            return checkpoints.notes(step)
         except checkpoint.CheckpointError as error:
             if not error.damaged:
                 raise
-            continue  # `restore` reports it and takes the one before
+    return None
+
+
+def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
+    """Compares the settings with those of the newest checkpoint whose settings can be read."""
+    if notes := _newest_notes(run.checkpoints):
         _refuse_encoder(run, notes)
         old = notes["settings"]
         _refuse_method(run, old, settings)
@@ -81,7 +98,6 @@ def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
             raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
         if changed:
             run.display.log(f"continuing with changed settings: {show}")
-        return
 
 
 def _refuse_method(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 
 from ijepa_jax.methods import Method
 from ijepa_jax.model import positions
+from ijepa_jax.model.stacks import laid_out
+from ijepa_jax.model.vit import ViT
 from ijepa_jax.train import checkpoint
 from ijepa_jax.train.picking import Place, followed, picked
 from ijepa_jax.train.run import Run
@@ -23,6 +25,8 @@ def warm_start(run: Run, state: State) -> tuple[State, dict[str, Any]]:
         raise ValueError(f"warm_start {path}: {run.method.title} has no encoder to start from it")
     weights, saved = checkpoint.restore_encoder(path)
     _check_same_function(run, saved)
+    if isinstance(run.encoder.network, ViT):
+        weights = laid_out(weights, run.encoder.network.scan)
     origin = saved.notes.get("origin", {"format": "ijepa_jax", "file": path})
     if "positions" in weights and run.config.model.positions == "sincos":
         weights = _without_positions(run, weights)
