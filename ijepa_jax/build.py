@@ -52,7 +52,9 @@ def method(config: ml_collections.ConfigDict) -> Method:
 def run_method(config: ml_collections.ConfigDict) -> Method:
     """Likewise, of settings that have to say all that a run needs."""
     config_lib.check_run(config)
-    return _made(config, find(config.method).from_settings)
+    made = _made(config, find(config.method).from_settings)
+    view(config).check_views(made.views())
+    return made
 
 
 def trained_method(config: ml_collections.ConfigDict) -> Method:
@@ -109,16 +111,21 @@ def mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     return made
 
 
-def loader(config: ml_collections.ConfigDict) -> Loader:
-    """How this process reads the run's data."""
+def view(config: ml_collections.ConfigDict) -> View:
+    """What is shown of the run's examples."""
     data = config.data
-    view = View(
+    return View(
         size=tuple(data.image_size), channels=data.channels, crop_scale=tuple(data.crop_scale),
         crop_aspect=tuple(data.crop_aspect), flip=data.flip, color_jitter=data.color_jitter, exact=data.exact,
         center=data.eval_crop, cropping=data.cropping, mean=tuple(data.mean), std=tuple(data.std),
     )  # fmt: skip
+
+
+def loader(config: ml_collections.ConfigDict) -> Loader:
+    """How this process reads the run's data."""
+    data, share = config.data, Share(jax.process_index(), jax.process_count())
     return Loader(
-        data.name, data.directory, {"train": data.size, "test": data.test_size}, view, config.seed, config.optim.batch_size,
-        config.probe.batch_size, data.max_bad_fraction, Share(jax.process_index(), jax.process_count()),
+        data.name, data.directory, {"train": data.size, "test": data.test_size}, view(config), config.seed,
+        config.optim.batch_size, config.probe.batch_size, data.max_bad_fraction, share,
         Loading(data.workers, data.threads, data.buffer),
     )  # fmt: skip

@@ -6,8 +6,10 @@
 
 A study is a file with CONFIG (one of configs/), VARIANTS ({name: {setting: value}}) and, if it likes, SETTINGS (of all runs),
 EVALUATE (files of configs/evaluate, run on every encoder) and METRICS (names in metrics.jsonl, of which the table shows means
-over the last tenth of training, and the JSON those of every tenth). Methods of one's own are settings like others: `"method":
-"mine.py:Mine"`; so is another configuration, `"config": FILE`. Others are compared with the first variant, seed by seed.
+over the last tenth of training, and the JSON those of every tenth; with "loss" among them study.md tells whether these and
+RankMe rank the runs of a method, of which there must be 8, as probes do, and told.png shows it). Methods of one's own are
+settings like others: `"method": "mine.py:Mine"`; so is another configuration, `"config": FILE`. Others are compared with the
+first variant, seed by seed.
 
 The first variant has the steps that its configuration says; the others get as many as show as many images (`--equal images`) or
 as make its model FLOPs (`--equal compute`), with warm-up, probes and checkpoints stretched to them. A variant that gives
@@ -359,7 +361,7 @@ class Runner:
         evaluations = {Path(file).stem: self._evaluated(trial, file, report) for file in self._evaluations}
         found = {name: result for name, result in evaluations.items() if result}
         return {
-            "variant": trial.variant, "seed": trial.seed, "flops": trial.flops,
+            "variant": trial.variant, "seed": trial.seed, "flops": trial.flops, "method": trial.config.method,
             "settings": {key: value if isinstance(value, int | float) else str(value) for key, value in trial.settings.items()},
             "images": report["steps"] * trial.config.optim.batch_size,
             **study_results.of_run(report, self.workdir(trial), found),

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
+from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from ijepa_jax.host.files import write_whole
@@ -16,6 +18,7 @@ from ijepa_jax.train.metrics import read
 from ijepa_jax.visualize.summary import knn_probes, linear_probes, mean_accuracy
 
 _DRAWN = ("linear", "knn")
+_FEWEST, _RESAMPLINGS = 8, 5000  # runs of a method that are ranked, and for the interval of their correlation
 _PARTS = 10  # of a run, that means of metrics are taken over
 
 Run = Mapping[str, Any]
@@ -133,6 +136,39 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+def told(results: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """How the runs of each method that has enough of them are ranked by what can be had without labels, and by probes.
+
+    A row for each method and measure, these being the metrics' last values and RankMe, with the pairs of values of all runs, by
+    kind of probe, and Spearman's rank correlation with its 95% interval, by 5,000 resamplings of runs.
+    """
+    rows = []
+    for method in dict.fromkeys(one["method"] for one in results):
+        own = [one for one in results if one["method"] == method]
+        measured = {name: [one["metrics"].get(name, [None])[-1] for one in own] for name in metrics}
+        measured["rankme"] = [one["scores"].get("rankme") for one in own]
+        for measure, values in measured.items():
+            if len(own) < _FEWEST or None in values or len({*values}) < _FEWEST:
+                continue
+            row: dict[str, Any] = {"method": method, "measure": measure, "values": values}
+            for kind in _DRAWN:
+                if all(kind in one["scores"] for one in own):
+                    row[kind] = _ranked(values, [one["scores"][kind] for one in own])
+            rows.append(row)
+    return rows
+
+
+def _ranked(values: Sequence[float], scores: Sequence[float]) -> dict[str, Any]:
+    pairs, count = np.array([values, scores]), len(values)
+    drawn = np.random.default_rng(0).integers(0, count, (_RESAMPLINGS, count))
+    ranks = rankdata(pairs[:, np.concatenate([np.arange(count)[None], drawn])], axis=-1)  # those of all runs first
+    ranks -= ranks.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of one value alone
+        found = ranks.prod(0).sum(-1) / np.sqrt(np.square(ranks).sum(-1).prod(0))
+    interval = np.nanpercentile(found[1:], [2.5, 97.5])
+    return {"scores": list(scores), "correlation": float(found[0]), "interval": [float(end) for end in interval]}
+
+
 # to look at
 
 
@@ -150,12 +186,20 @@ def write(
         "runs": list(results),
     }
     lines = [*table(rows, fixed, metrics), *(f"\nNote: {note}." for note in notes)]
+    if "loss" in metrics and (ranks := told(results, metrics)):
+        kept["told"] = ranks
+        lines += ["", *told_table(ranks)]
+        _save(told_figure(ranks), folder / "told.png")
     write_whole(epath.Path(folder / "study.json"), json.dumps(kept, indent=1, allow_nan=False) + "\n")
     write_whole(epath.Path(folder / "study.md"), "\n".join(lines) + "\n")
     if any(one["scores"].keys() & _DRAWN for one in results):
-        picture = io.BytesIO()
-        figure_of(results).savefig(picture, dpi=110, format="png")
-        write_whole(epath.Path(folder / "study.png"), picture.getvalue())
+        _save(figure_of(results), folder / "study.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_whole(epath.Path(path), picture.getvalue())
 
 
 def table(rows: Sequence[Mapping[str, Any]], fixed: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> list[str]:
@@ -177,6 +221,38 @@ def table(rows: Sequence[Mapping[str, Any]], fixed: Mapping[str, Mapping[str, fl
         cells = [cell for name in scores for cell in (f"{values[name]:.1f}" if name in values else "", "", "")]
         lines.append([kind, "", "", "", "", *cells, *[""] * len(metrics)])
     return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def told_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `told` found, as rows of Markdown."""
+    kinds = [kind for kind in _DRAWN if kind in rows[0]]
+    lines = [["method", "what is told without labels", "runs", *(f"rank correlation with {kind}" for kind in kinds)]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        found = (f"{row[kind]['correlation']:+.2f} ({{:+.2f}} .. {{:+.2f}})".format(*row[kind]["interval"]) for kind in kinds)
+        lines.append([row["method"], row["measure"], str(len(row["values"])), *found])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def told_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Every run of each method as a dot: a probe of it against what `told` compares; a line of plots for each method."""
+    from matplotlib.figure import Figure
+
+    kind = next(kind for kind in _DRAWN if kind in rows[0])
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    most = max(sum(row["method"] == method for row in rows) for method in methods)
+    figure = Figure(figsize=(3.6 * most, 3.4 * len(methods)), layout="constrained")
+    for method, axes in zip(methods, figure.subplots(len(methods), most, squeeze=False), strict=True):
+        own = [row for row in rows if row["method"] == method]
+        for axis in axes[len(own) :]:
+            axis.set_axis_off()
+        for row, axis in zip(own, axes, strict=False):
+            axis.plot(row["values"], row[kind]["scores"], "o", color="C0", markersize=5)
+            low, high = row[kind]["interval"]
+            axis.set_title(f"{method}: {row[kind]['correlation']:+.2f} ({low:+.2f} .. {high:+.2f})", fontsize=10)
+            axis.set(xlabel=row["measure"], ylabel=f"{kind} probe, %")
+            axis.grid(alpha=0.3)
+    return figure
 
 
 _UNITS = (("flops", 1e12, ".4g"), ("seconds", 1, ".0f"))

@@ -12,6 +12,7 @@ from ijepa_jax.data import changes, crops, images, pipeline
 from ijepa_jax.data.arrays import ArraySource
 from ijepa_jax.data.multiview import PARAMETERS, Views
 from ijepa_jax.data.open import open_source
+from ijepa_jax.data.views import View
 from tests import small
 from tests.loader_speed import picture
 
@@ -163,6 +164,8 @@ def test_exact_views_are_torchvisions_pixels(functional):
             view = steps[k](view, given.jitter[k])
         view = functional.solarize(view, 128)
     np.testing.assert_array_equal(room["global"][0], np.asarray(view))
+    beside = changes.shown([of, dataclasses.replace(SMALL[1], exact=True)], encoded(PHOTOGRAPH), 3, 1)
+    np.testing.assert_array_equal(beside[0]["global"], room["global"])  # whatever other views ask of the file
     told = dict(zip(PARAMETERS, room["global_drawn"][0].tolist(), strict=True))
     assert told["brightness"] == np.float32(given.jitter[0]) and told["hue"] == np.float32(given.jitter[3])
 
@@ -186,13 +189,15 @@ def test_batches_hold_the_views_and_nothing_depends_on_who_makes_them():
     assert wanted[0]["global"].dtype == np.uint8 and wanted[0]["global"].std() > 10
     assert not np.array_equal(wanted[0]["global"][:, 0], wanted[0]["global"][:, 1])
     late = taken(SMALL, 2, start_step=2)
-    threads = taken(SMALL, 4, threads=3)
+    threads, workers = taken(SMALL, 4, threads=3), taken(SMALL, 2, workers=2)
     fewer = taken((SMALL[0], dataclasses.replace(SMALL[1], count=1)), 4)
     for step in range(4):
         for name, array in wanted[step].items():
             np.testing.assert_array_equal(threads[step][name], array)
             if step >= 2:
                 np.testing.assert_array_equal(late[step - 2][name], array)
+            else:
+                np.testing.assert_array_equal(workers[step][name], array)
         np.testing.assert_array_equal(fewer[step]["local"], wanted[step]["local"][:, :1])
     again = changes.shown(SMALL, source()[int(wanted[1]["source"][3])], 3, int(wanted[1]["index"][3]))
     np.testing.assert_array_equal(again[1]["local"], wanted[1]["local"][3])
@@ -223,6 +228,30 @@ def test_a_bad_image_is_replaced_as_for_one_view(tmp_path):
     ) as stream:
         batch = next(stream)
     assert (batch["bad"] >= 0).sum() == 1 and (batch["global"].std(axis=(2, 3, 4)) > 1).all()
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"count": 0}, "views 'v': count 0 must be 1 or more"),
+        ({"channels": 4}, "views 'v': channels 4 must be 1 or 3"),
+        ({"flip": 1.5}, "scale and probabilities must be from 0 to 1"),
+        ({"scale": (0.9, 0.3)}, r"scale \(0.9, 0.3\) must rise from above 0"),
+        ({"kernel": 4}, "kernel 4 must be odd, 3 or more"),
+        ({"strengths": (0.4, 0.4, 0.2, 0.6)}, "of hue to 0.5"),
+        ({"name": "image"}, "views 'image': batches hold something else by this name, give another"),
+        ({"name": "other_drawn"}, "views 'other_drawn': batches hold something else"),
+        ({"exact": True}, "crops of one decoded image: all must be exact, or none"),
+        ({"channels": 1}, "these of 1 do not fit data.image_size .* and data.channels 3"),
+    ],
+    ids=str,
+)
+def test_views_that_no_batch_can_hold_are_one_line(change, match):
+    other = Views("other", 2, (16, 16), keep_drawn=True)
+    with pytest.raises(ValueError, match=match) as found:
+        views = (dataclasses.replace(Views("v", 1, (32, 32)), **change), other)
+        View((32, 32)).check_views(views)
+    assert "\n" not in str(found.value)
 
 
 def test_grey_images_have_views_too():

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from ijepa_jax.settings import plain
 from tests import study, study_results
@@ -413,7 +415,16 @@ def test_flags_that_are_not_known_are_named(table, capsys, tmp_path):
 
 
 def a_run(variant: str, seed: int, **changes) -> dict:
-    run = {"steps": 10, "images": 320, "flops": 2e12, "seconds": 1.0, "metrics": {}, "random_init": {}, "pixels": {}}
+    run = {
+        "method": "ijepa",
+        "steps": 10,
+        "images": 320,
+        "flops": 2e12,
+        "seconds": 1.0,
+        "metrics": {},
+        "random_init": {},
+        "pixels": {},
+    }
     return {"variant": variant, "seed": seed, "scores": {"linear": 50.0}, "probed": [], **run, **changes}
 
 
@@ -428,6 +439,25 @@ def test_differences_are_paired_by_seed():
     other, base = study_results.summary(runs, "a")
     assert other["scores"]["linear"]["difference"]["values"] == [2.0, 1.0]  # a has no seed 2 yet
     assert "difference" not in base["scores"]["linear"]
+
+
+def test_what_ranks_runs_as_probes_do_is_told(tmp_path):
+    rng = np.random.default_rng(0)
+    probes, runs = rng.normal(size=12), []
+    for i, probe in enumerate(probes):
+        metrics = {"loss": [0.0, float(-np.exp(probe))], "noise": [float(rng.normal())], "same": [1.0]}
+        scores = {"linear": float(probe), "knn": float(probe + rng.normal()), "rankme": float(probe + rng.normal())}
+        runs.append(a_run(str(i), 0, method="mine", metrics=metrics, scores=scores))
+    runs += [a_run("few", 0, method="other", metrics={"loss": [0.0]})]
+    loss, noise, rank = study_results.told(runs, ("loss", "noise", "same"))  # a constant ranks nothing
+    assert loss["measure"] == "loss" and loss["linear"]["correlation"] == loss["linear"]["interval"][0] == -1
+    expected = scipy.stats.spearmanr([one["scores"]["rankme"] for one in runs[:12]], probes).statistic
+    assert rank["linear"]["correlation"] == pytest.approx(expected)
+    low, high = noise["linear"]["interval"]
+    assert low < 0 < high and low < noise["linear"]["correlation"] < high
+    study_results.write(tmp_path, "a study", "0", runs, ("loss",), ())
+    assert "| mine | loss | 12 | -1.00 (-1.00 .. -1.00) | " in (tmp_path / "study.md").read_text()
+    assert (tmp_path / "told.png").exists() and "| other | loss" not in (tmp_path / "study.md").read_text()
 
 
 def test_baselines_are_of_the_reference_and_of_all_its_seeds():

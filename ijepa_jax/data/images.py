@@ -10,8 +10,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
@@ -176,16 +177,15 @@ def jitter(image: np.ndarray, changes: Sequence[float], order: Sequence[int]) ->
     """
     if image.shape[-1] not in (1, 3):
         raise ValueError(f"colour jitter needs grey or RGB images, got {image.shape[-1]} channels")
-    jittered = _as_pillow(image)
+    return _as_array(in_order(_as_pillow(image), _JITTER, changes, order, image.shape[-1] == 3))
+
+
+def in_order(image: Any, jitter: Sequence[Callable], changes: Sequence[float], order: Sequence[int], coloured: bool) -> Any:
+    """An image after the four changes that `jitter` makes of it, those left out that change nothing."""
     for k in order:
-        if changes[k] == (0 if k == 3 else 1) or (jittered.mode == "L" and k >= 2):
-            continue
-        if k == 3:
-            jittered = _turn_hue(jittered, changes[k])
-        else:
-            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k]
-            jittered = enhancer(jittered).enhance(changes[k])
-    return _as_array(jittered)
+        if changes[k] != (0 if k == 3 else 1) and (coloured or k < 2):
+            image = jitter[k](image, changes[k])
+    return image
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -347,6 +347,10 @@ def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
     # Hue is stored in 256 steps around the circle, so that the sum may wrap.
     turned = (np.asarray(hue).astype(np.int16) + int(turn * 255)).astype(np.uint8)
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+
+
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+_JITTER = (*(lambda image, factor, of=of: of(image).enhance(factor) for of in _ENHANCERS), _turn_hue)
 
 
 def _as_pillow(image: np.ndarray) -> Image.Image:

@@ -40,6 +40,25 @@ class Views:
     exact: bool = False
     keep_drawn: bool = False
 
+    def __post_init__(self):
+        """Raises ValueError for what makes no sense."""
+        shares = (*self.scale, self.flip, self.jitter, self.grey, self.blur, self.solarise)
+        for wrong, what in (
+            (self.count < 1, f"count {self.count} must be 1 or more"),
+            (self.channels not in (1, 3), f"channels {self.channels} must be 1 or 3: changes are of grey or RGB images"),
+            (not all(0 <= share <= 1 for share in shares), "scale and probabilities must be from 0 to 1"),
+            (not 0 < self.scale[0] <= self.scale[1], f"scale {self.scale} must rise from above 0"),
+            (not 0 < self.aspect[0] <= self.aspect[1], f"aspect {self.aspect} must rise from above 0"),
+            (not 0 < self.sigma[0] <= self.sigma[1], f"sigma {self.sigma} must rise from above 0"),
+            (self.kernel < 3 or self.kernel % 2 == 0, f"kernel {self.kernel} must be odd, 3 or more"),
+            (
+                min(self.strengths) < 0 or self.strengths[3] > 0.5,
+                f"strengths {self.strengths} must be 0 or more, of hue to 0.5",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"views {self.name!r}: {what}")
+
     def blank(self, rows: int) -> dict[str, np.ndarray]:
         """Room in a batch for these views of so many images: zeros."""
         room = {self.name: np.zeros((rows, self.count, *self.size, self.channels), np.uint8)}

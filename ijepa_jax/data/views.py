@@ -12,9 +12,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from ijepa_jax.data import crops, images
+from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.source import DataError
 from ijepa_jax.settings.axes import AXES, by, modality
 
+_TAKEN = (*AXES, "index", "source", "bad")  # names of what else batches hold
 UNIFORMS = images.CROP_UNIFORMS + 1  # that a random view takes: of the crop, and of where a run begins
 
 
@@ -66,6 +68,22 @@ class View:
     def modality(self) -> str:
         """What examples are, as which batches hold them."""
         return modality(self.size)
+
+    def check_views(self, views: Sequence[Views]) -> None:
+        """Raises ValueError where several views cannot be shown in place of this one."""
+        names = [name for of in views for name in of.blank(0)]
+        for name in names:
+            if name in _TAKEN or names.count(name) > 1:
+                raise ValueError(f"views {name!r}: batches hold something else by this name, give another")
+        if views and (self.modality != "image" or {of.channels for of in views} != {self.channels}):
+            shown = f"data.image_size {tuple(self.size)} and data.channels {self.channels}"
+            raise ValueError(f"views are of images and of their channels: these of {views[0].channels} do not fit {shown}")
+        if len({of.exact for of in views}) > 1:
+            raise ValueError("views are crops of one decoded image: all must be exact, or none")
+        if views and (self.color_jitter or self.cropping != "random"):
+            raise ValueError(
+                "views are random crops with changes of their own: leave data.cropping 'random' and data.color_jitter 0"
+            )
 
     def blank(self, count: int) -> np.ndarray:
         """Room for so many examples: zeros."""

@@ -225,8 +225,6 @@ def views_of(config: Any) -> tuple[Views, ...]:
         raise ValueError(f"LeJEPA's views are of grey or RGB images, not {given}")
     if section.global_views + section.local_views < 2:
         raise ValueError("lejepa.global_views and lejepa.local_views are one view: there must be two to agree")
-    if data.color_jitter or data.cropping != "random":
-        raise ValueError("views are random crops with views.jitter: leave data.cropping 'random' and data.color_jitter 0")
     if changes.kernel % 2 == 0 or changes.strengths[3] > 0.5:
         raise ValueError(f"views.kernel {changes.kernel} must be odd, and the hue's of views.strengths at most 0.5")
     size, local = tuple(data.image_size), tuple(section.local_size)
@@ -244,5 +242,6 @@ def views_of(config: Any) -> tuple[Views, ...]:
         "exact": data.exact,
     }  # fmt: skip
     whole_ones = Views("global", section.global_views, size, scale=tuple(data.crop_scale), **alike)
-    parts = Views("local", section.local_views, local, scale=tuple(section.local_scale), **alike)
-    return (whole_ones, parts) if section.local_views else (whole_ones,)
+    if not section.local_views:
+        return (whole_ones,)
+    return whole_ones, Views("local", section.local_views, local, scale=tuple(section.local_scale), **alike)

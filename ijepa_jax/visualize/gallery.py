@@ -16,6 +16,7 @@ from ijepa_jax.visualize.sheet import save_grid
 _MASKS = ("context", "target", "target_length", "context_length")  # arrays of examples that can be drawn; the last is optional
 _NEIGHBOURS = 6  # drawn beside an image
 _VIEW_PIXELS = 96  # that images with their views are enlarged to, at least
+_VIEWS = 6  # of a kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +54,16 @@ class Gallery:
         draw_masks(path, self.images(self.chosen), **first, patch=self.patch)
 
     def draw_views(self, path, seed: int = 0) -> None:
-        """Draws the chosen images with the views that training would compare of them, all enlarged alike."""
+        """Draws the chosen images with the views that training would compare of them, enlarged alike, the first of each."""
         rows, of = [], self.method.views()
         for image, place in zip(self.images(self.chosen), self.chosen, strict=True):
             found = changes.shown(of, self.source[int(self.rows[place])], seed, int(place))
-            views = [view for room, kind in zip(found, of, strict=True) for view in room[kind.name]]
+            views = [view for room, kind in zip(found, of, strict=True) for view in room[kind.name][:_VIEWS]]
             pictures = [Canvas.of(picture[None]).pictures(picture[None])[0, 0] for picture in (image, *views)]
             times = -(-_VIEW_PIXELS // min(image.shape[:2]))
             size, larger = times * np.array(image.shape[:2]), np.ones((times, times, 1), np.uint8)
             rows.append([_amid(np.kron(picture, larger), size) for picture in pictures])
-        save_grid(path, rows, ["image", *(kind.name for kind in of for _ in range(kind.count))], gap_after=1)
+        save_grid(path, rows, ["image", *(kind.name for kind in of for _ in range(min(kind.count, _VIEWS)))], gap_after=1)
 
     def draw_nearest(self, path, pooled: np.ndarray, captions: list[str] | None = None) -> None:
         """Draws the chosen images, each with those of the bank that are nearest by pooled features, float [N, D].

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, short runs of many settings: does a method's loss tell its probe? (docs/experiments.md, "LeJEPA on small data")
+"""Fashion-MNIST, short runs of many settings: does the loss tell the probe? (docs/experiments.md, "LeJEPA on small data")
 
 python tests/study.py tests/studies/loss_and_probe.py --seeds 1 --parallel 2
 """
