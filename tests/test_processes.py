@@ -95,6 +95,17 @@ def test_the_same_steps_on_other_meshes(tmp_path):
         assert errors["loss_error"] < 1e-5 and errors["weight_error"] < 1e-5
 
 
+def test_the_statistic_of_views_is_that_of_all_processes_rows(tmp_path):
+    words = [f"--config.{setting}" for setting in (
+        "method=lejepa", "lejepa.local_size=16,16", "lejepa.projector_width=64", "lejepa.slices=64", "model.init=fan_in",
+        "data.size=64", "data.test_size=32",
+    )]  # fmt: skip
+    options = argparse.Namespace(steps=2, accumulation=1, config=str(ROOT / "configs/tiny.py"), settings=words)
+    one, two = (equivalence.run_cell(cell, options, tmp_path) for cell in ("1x1", "2 processes: 4x1"))
+    errors = equivalence.compare(two, one)
+    assert errors["loss_error"] < 1e-5 and errors["weight_error"] < 1e-5
+
+
 def test_key_biases_alone_are_left_out_of_the_comparison():
     bias = np.arange(6.0)
     assert equivalence.without_key_bias("params/encoder/qkv/bias", bias).tolist() == [0, 1, 4, 5]
