@@ -157,6 +157,8 @@ def test_what_is_guessed_stands_where_nothing_is_seen():
     [
         ({"mae__decoder_heads": 5}, "^mae.decoder_width 16 must be a multiple of 4 and of mae.decoder_heads 5$"),
         ({"mae__mask_ratio": 0.999}, "^mae.mask_ratio 0.999 leaves none of 64 patches to be seen: give 0.984 or less$"),
+        ({"mae__mask_ratio": 0.97, "data__image_size": (4, 20)}, "none of 5 patches to be seen: give 0.799 or less$"),
+        ({"mae__mask_ratio": 0.5, "data__image_size": (4, 4)}, "none of 1 patches to be seen: there must be more patches$"),
         ({"mae__mask_ratio": 1.0}, "^mae.mask_ratio 1.0 "),
         ({"model__init": "fan_in"}, "^model.init 'fan_in': MAE's weights are drawn as its authors draw them: give 'normal'$"),
     ],

@@ -138,6 +138,15 @@ def test_timm_agrees_and_comes_back_to_the_bit(tmp_path):
         np.testing.assert_array_equal(again.forward_features(torch.from_numpy(shown.transpose(0, 3, 1, 2))), tokens)
 
 
+def test_a_class_token_without_a_position_of_timm_s_is_read(tmp_path):
+    model, shown = timm_model(no_embed_class=True), images()
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "no_embed_class": True}
+    timm.models.save_for_hf(model, tmp_path / "theirs", model_args=arguments, safe_serialization=True)
+    with torch.no_grad():
+        tokens = model.forward_features(torch.from_numpy(shown.transpose(0, 3, 1, 2))).numpy()
+    assert_agree(tmp_path / "theirs", tokens, shown)
+
+
 def authors_file(path, decoder=True, **changes):
     """What the authors' code would save, of the tensors that a recording of theirs or our own export names."""
     config = config_lib.with_method(small.config(), "mae")
@@ -224,13 +233,18 @@ def test_settings_tell_the_decoders_heads(tmp_path):
 def test_a_configuration_s_odd_values_are_said_in_one_line(tmp_path):
     model = their("ViTMAEForPreTraining")
     model.save_pretrained(tmp_path)
-    file, refused = tmp_path / "config.json", {"decoder_num_attention_heads": (0, "x"), "mask_ratio": (1.0, "x")}
+    file, refused = tmp_path / "config.json", {"decoder_num_attention_heads": (0, "x", True), "mask_ratio": (1.0, "x")}
+    refused["norm_pix_loss"] = ("no",)
     told = json.loads(file.read_text())
     for name, values in refused.items():
         for value in values:
             file.write_text(json.dumps({**told, name: value}))
-            with pytest.raises(WeightsError, match=f"config.json: {name} {value!r} must be a "):
+            with pytest.raises(WeightsError, match=f"config.json: {name} {value!r} must be "):
                 convert.read_foreign(str(tmp_path))
+    for name, held in (("hidden_size", 16), ("num_hidden_layers", 2), ("intermediate_size", 64)):
+        file.write_text(json.dumps({**told, f"decoder_{name}": 99}))
+        with pytest.raises(WeightsError, match=f"has decoder_{name} 99, its tensors {held}"):
+            convert.read_foreign(str(tmp_path))
     file.write_text(json.dumps({**told, "mask_ratio": 0.0}))  # as an encoder has that sees all patches
     assert convert.read_foreign(str(tmp_path)).settings.mae.mask_ratio == 0.75
 

@@ -1,5 +1,6 @@
 """Plans: what they say of a tiny run on simulated devices and on TPUs, and one clear line for each mistake."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import launch
@@ -16,6 +18,8 @@ from ijepa_jax.measure import gpus
 from ijepa_jax.measure import plan as planning
 from ijepa_jax.model.flops import index_padding, lane_padding, step_flops
 from ijepa_jax.model.vit import parameter_count
+from ijepa_jax.settings import plain
+from ijepa_jax.train import checkpoint
 from tests import small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,6 +221,18 @@ def test_compiles_for_gpus_that_are_not_there():
     assert kinds["attention"]["count"] == 2 * 2 + 2 + 2  # both directions of two blocks and of the predictor's, the target's
     assert result["kernels"] == sum(total["count"] for total in kinds.values())
     assert 0.5 < result["program_tflop"] / (result["tflop_per_step"] / 2) < 1.1  # of one of the two
+
+
+def test_a_method_that_is_taught_is_planned_with_its_teacher(tmp_path):
+    teacher = small.config()
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        method = build.method(teacher)
+        shapes = jax.eval_shape(method.init, jax.random.key(0))
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        checkpoints.save({"params": params, "target": params["encoder"]}, 3, plain.to_plain(teacher))
+    code, out, err = launched(*TINY, "--topology=cpu:8", "--config.method=salt", f"--config.salt.teacher={tmp_path}")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["chips"] == 8
 
 
 @needs_libtpu

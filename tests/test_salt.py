@@ -10,6 +10,7 @@ import pytest
 
 from ijepa_jax import build
 from ijepa_jax.host.console import Display
+from ijepa_jax.interop import convert
 from ijepa_jax.methods import config as config_lib
 from ijepa_jax.model.stacks import laid_out
 from ijepa_jax.model.vit import normalise, patchify
@@ -111,6 +112,16 @@ def test_a_teacher_and_its_student_may_stack_their_blocks_otherwise(pixels, tmp_
     fresh = State(0, method.init(jax.random.key(0)), method.init_target({}, jax.random.key(0)), None)
     begun = method.begin(fresh, lambda: None)
     jax.tree.map(np.testing.assert_array_equal, laid_out(begun.target, not scan), state["params"]["encoder"])
+
+
+def test_training_states_that_are_not_i_jepas_are_left_out_of_its_format(pixels, salt, tmp_path):
+    for of, (workdir, report) in {"pixel prediction": pixels, "SALT": salt}.items():
+        folder = tmp_path / of
+        written = convert.export_weights(str(workdir), str(folder), "reference")
+        assert written["left_out"][0] == f"the predictor, and what else {of} trains by" and len(written["left_out"]) == 2
+        assert written["encoder_digest"] == report["encoder_digest"]
+        found = convert.read_foreign(str(folder / "checkpoint.pth.tar"))
+        assert found.training is None  # the encoder stands for both, as for others that come without
 
 
 def test_a_random_teacher_is_as_large_as_the_student():

@@ -124,12 +124,18 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     with sparingly():
         tree, saved = checkpoint.restore_encoder(path, step, wanted, online=encoder == "context")
     trees, notes, settings = saved.trees, saved.notes, saved.notes["settings"]
-    decoder, by_class, kept = trees.get("params", {}).get("decoder"), "class_token" in tree, None
-    if "opt_state" in trees and {*trees["params"]} == {*_NETWORKS} and "predictor" in settings:
+    params = trees.get("params", {})
+    decoder, by_class, kept, left_out = params.get("decoder"), "class_token" in tree, None, []
+    if decoder and not by_class:
+        left_out.append("the decoder, which formats have a place for beside a class token only")
+    follows = training and saved.method().target(params) is not None  # I-JEPA's kind, and not pixels or a frozen teacher
+    if params.keys() == {*_NETWORKS} and not follows and training:
+        left_out.append(f"the predictor, and what else {saved.method().title} trains by")
+    if follows and "opt_state" in trees and params.keys() == {*_NETWORKS} and "predictor" in settings:
         moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
         examples = settings.get(config_lib.EXAMPLES, 0)
-        if {jax.tree.structure(moment) for moment in moments} == {jax.tree.structure(trees["params"])}:  # AdamW's
-            kept = Training(trees["params"], moments, saved.step, settings["optim"]["batch_size"], examples)
+        if {jax.tree.structure(moment) for moment in moments} == {jax.tree.structure(params)}:  # AdamW's
+            kept = Training(params, moments, saved.step, settings["optim"]["batch_size"], examples)
     return Weights(
         tree,
         saved.config(),
@@ -138,7 +144,7 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
         tuple(notes.get("labels", ())),
         kept,
         saved.step,
-        ("the decoder, which formats have a place for beside a class token only",) if decoder and not by_class else (),
+        tuple(left_out),
         decoder=decoder if by_class else None,
     )
 

@@ -27,7 +27,6 @@ import numpy as np
 
 from ijepa_jax.interop import layout, mae, tensor_files
 from ijepa_jax.interop.weights import (
-    Architecture,
     Weights,
     WeightsError,
     architecture_of,
@@ -65,7 +64,8 @@ _KINDS = ("ijepa", "vit_mae")  # of models
 _DEFAULTS = {  # of transformers' configuration
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
     "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True,
-    "decoder_num_attention_heads": 16, "mask_ratio": 0.75, "norm_pix_loss": False,
+    "decoder_hidden_size": 512, "decoder_num_hidden_layers": 8, "decoder_num_attention_heads": 16,
+    "decoder_intermediate_size": 2048, "mask_ratio": 0.75, "norm_pix_loss": False,
 }  # fmt: skip
 
 
@@ -84,22 +84,30 @@ def read_huggingface(path: str, base: ml_collections.ConfigDict | None = None) -
     named = _reference_names(tensors, path)
     heads, epsilon = config["num_attention_heads"], config["layer_norm_eps"]
     shown = layout.architecture(named, path, heads, config["image_size"], told=True, epsilon=epsilon)
-    _check_sizes(config, shown, path)
+    sizes = {"hidden_size": shown.width, "num_hidden_layers": shown.depth, "intermediate_size": shown.hidden}
+    _check_sizes(config, {**sizes, "patch_size": shown.patch, "num_channels": shown.channels}, path)
     labels = _labels(config, path) if head else ()
     check_head(head, labels, shown.width, path)
     settings = settings_for(shown, "bicubic", base, **_preprocessing(folder))
     told, ratio = config["decoder_num_attention_heads"], config["mask_ratio"]
-    if masked and not (told is None or (isinstance(told, int) and told > 0)):
+    if masked and not (told is None or (type(told) is int and told > 0)):
         raise WeightsError(f"{path}/config.json: decoder_num_attention_heads {told!r} must be a whole number, 1 or more")
     if masked and not (isinstance(ratio, (int, float)) and 0 <= ratio < 1):
         raise WeightsError(f"{path}/config.json: mask_ratio {ratio!r} must be a number from 0 to below 1")
+    if masked and type(config["norm_pix_loss"]) is not bool:
+        raise WeightsError(f"{path}/config.json: norm_pix_loss {config['norm_pix_loss']!r} must be true or false")
     if masked and base is None:
         # an encoder that was exported to see all patches has a share of 0, by which no MAE is trained
         settings.mae.mask_ratio = float(ratio) or settings.mae.mask_ratio
-        settings.mae.normalised = bool(config["norm_pix_loss"])
+        settings.mae.normalised = config["norm_pix_loss"]
     tree, why = mae.with_decoder(
         settings, _reference_names(decoder, path, "decoder_blocks"), shown, told, path, fixed=base is not None
     )
+    if tree:
+        blocks, first = len(tree["blocks"]), tree["blocks"]["0"]
+        sizes = {"hidden_size": first["norm1"]["scale"], "intermediate_size": first["fc1"]["bias"]}
+        found = {f"decoder_{name}": leaf.size for name, leaf in sizes.items()}
+        _check_sizes(config, {**found, "decoder_num_hidden_layers": blocks}, path)
     origin = {"format": "huggingface", "file": path}
     return Weights(layout.from_reference(named), settings, origin, head, labels, left_out=why, decoder=tree)
 
@@ -127,15 +135,9 @@ def _checked_config(found: dict[str, Any], source: str) -> dict[str, Any]:
     return {**config, "image_size": tuple(size)}
 
 
-def _check_sizes(config: dict[str, Any], shown: Architecture, source: str) -> None:
+def _check_sizes(config: dict[str, Any], shown: dict[str, int], source: str) -> None:
     """Refuses tensors that are not of the configuration's sizes."""
-    for key, found in (
-        ("hidden_size", shown.width),
-        ("num_hidden_layers", shown.depth),
-        ("intermediate_size", shown.hidden),
-        ("patch_size", shown.patch),
-        ("num_channels", shown.channels),
-    ):
+    for key, found in shown.items():
         if config[key] != found:
             raise WeightsError(f"{source}/config.json has {key} {config[key]}, its tensors {found}")
 

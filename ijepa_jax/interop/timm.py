@@ -71,6 +71,8 @@ def from_tensors(
     told = _heads(config, arguments, source)
     if heads and told not in (None, heads):
         raise WeightsError(f"{source}: its configuration has {told} heads, not {heads}")
+    if class_token and arguments.get("no_embed_class") and np.ndim(encoder.get("pos_embed")) == 3:
+        encoder["pos_embed"] = np.pad(encoder["pos_embed"], ((0, 0), (1, 0), (0, 0)))  # where the class token has none
     size = _image_size(config, encoder, source)
     if told is None and heads is None and base is not None:
         heads = architecture_of(base).heads

@@ -60,8 +60,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, images: int = 0) -> d
         ValueError: settings that do not fit each other or the topology, or a topology that there is not.
         ModuleNotFoundError: libtpu is not installed.
     """
+    kind, chip, devices = _devices(topology)  # first, as reading another run's settings counts devices
     config = build.completed(config)
-    kind, chip, devices = _devices(topology)
     parts = build.parts(config, devices)
     method, mesh, batch_size = parts.method, parts.mesh, config.optim.batch_size
     counted = method.flops()

@@ -211,9 +211,9 @@ def masks_of(grid: tuple[int, ...], mask_ratio: float, seed: int) -> MaskSampler
     """The sampler of seen and hidden patches. Raises ValueError for a share that leaves nothing to see."""
     patches = math.prod(grid)
     if not int(patches * (1 - mask_ratio)):
-        raise ValueError(
-            f"mae.mask_ratio {mask_ratio:g} leaves none of {patches} patches to be seen: give {1 - 1 / patches:.3g} or less"
-        )
+        most = next(share / 1000 for share in range(999, -1, -1) if int(patches * (1 - share / 1000)))
+        advice = f"give {most:g} or less" if most else "there must be more patches"
+        raise ValueError(f"mae.mask_ratio {mask_ratio:g} leaves none of {patches} patches to be seen: {advice}")
     return MaskSampler(grid, strategy="random", mask_ratio=mask_ratio, keep_rounds_down=True, seed=seed)
 
 

@@ -86,7 +86,8 @@ def pixel_goals(images: Float[Array, "b *sizes c"], patch: int | tuple[int, ...]
     if not normalised:
         return pixels
     mean, deviation = _moments(pixels)
-    return (pixels - mean) / deviation
+    centred = pixels - mean
+    return (centred - centred.mean(-1, keepdims=True)) / deviation  # of a patch of one colour exactly 0, as rounding is not
 
 
 def filled_in(

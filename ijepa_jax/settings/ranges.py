@@ -150,5 +150,5 @@ def check_heads(prefix: str, width: int, heads: int, axes: int) -> None:
 
     `prefix` is what is before `width` and `heads` in the keys that are named.
     """
-    if width % (features := POSITION_FEATURES[axes]) or width % heads:
+    if width % (features := POSITION_FEATURES[axes]) or heads < 1 or width % heads:
         raise ValueError(f"{prefix}width {width} must be a multiple of {features} and of {prefix}heads {heads}")

@@ -72,7 +72,7 @@ class Salt(IJepa):
 
         A run that is continued has its teacher's weights: the run that they came from may be gone, or have better ones.
         """
-        path = config.salt.teacher
+        path = config.salt.teacher = config.salt.teacher.rstrip("/")
         if not path:
             raise ValueError(f"salt.teacher is missing: give the workdir of a run whose encoder is the teacher, or {RANDOM!r}")
         if path == RANDOM:
