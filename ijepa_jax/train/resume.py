@@ -55,6 +55,7 @@ def start(run: Run, batches: Callable[[], Iterator[dict[str, jax.Array]]]) -> St
     return Start(run.method.begin(state, batches), 0, notes)
 
 
+@checkpoint.quiet
 def earlier_settings(workdir: epath.Path) -> ml_collections.ConfigDict | None:
     """The settings of the run that a workdir has checkpoints of, before it is claimed; None where there are none."""
     if not (workdir / "checkpoints").is_dir():
