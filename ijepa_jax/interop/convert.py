@@ -128,10 +128,9 @@ def from_workdir(path: str, step: int = 0, encoder: str = "target", *, training:
     decoder, by_class, kept, left_out = params.get("decoder"), "class_token" in tree, None, []
     if decoder and not by_class:
         left_out.append("the decoder, which formats have a place for beside a class token only")
-    follows = training and saved.method().target(params) is not None  # I-JEPA's kind, and not pixels or a frozen teacher
-    if params.keys() == {*_NETWORKS} and not follows and training:
+    if training and params.keys() == {*_NETWORKS} and saved.method().target(params) is None:
         left_out.append(f"the predictor, and what else {saved.method().title} trains by")
-    if follows and "opt_state" in trees and params.keys() == {*_NETWORKS} and "predictor" in settings:
+    elif "opt_state" in trees and params.keys() == {*_NETWORKS} and "predictor" in settings:
         moments = tuple(_branch(trees["opt_state"], name) for name in ("mu", "nu"))
         examples = settings.get(config_lib.EXAMPLES, 0)
         if {jax.tree.structure(moment) for moment in moments} == {jax.tree.structure(params)}:  # AdamW's
