@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from ijepa_jax.data.loader import Loader
@@ -53,7 +55,9 @@ def run_method(config: ml_collections.ConfigDict) -> Method:
     """Likewise, of settings that have to say all that a run needs."""
     config_lib.check_run(config)
     made = _made(config, find(config.method).from_settings)
-    view(config).check_views(made.views())
+    views = _made(config, lambda _: made.views())
+    if views != ():
+        view(config).check_views(views, [*made.prepare()(np.zeros(1, np.int64))])
     return made
 
 
@@ -62,7 +66,7 @@ def trained_method(config: ml_collections.ConfigDict) -> Method:
     return _made(config, find(config.method).from_checkpoint)
 
 
-def _made(config: ml_collections.ConfigDict, make: Callable[[ml_collections.ConfigDict], Method]) -> Method:
+def _made(config: ml_collections.ConfigDict, make: Callable[[ml_collections.ConfigDict], Any]) -> Any:
     try:
         return make(config)
     except (TypeError, AttributeError, LookupError, NameError) as error:

@@ -22,6 +22,7 @@ one core, torchvision's transforms (v2) make the same of a Pillow image: `images
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -153,14 +154,14 @@ def measure(source: sources.Source, options: argparse.Namespace) -> dict[str, fl
 
 def measure_views(source: sources.Source, options: argparse.Namespace) -> dict[str, float]:
     """The figures of several views of an image."""
-    theirs = torchvision_views(options.views)
+    theirs, views = torchvision_views(options.views), [dataclasses.replace(of, exact=options.exact) for of in options.views]
     small = argparse.Namespace(**{**vars(options), "workers": 1, "kind": "threads"})
     rounds = []
     for _ in range(options.rounds):
         begun = time.perf_counter()
         for i in range(len(source)):
             theirs(source[i])
-        rounds.append((len(source) / (time.perf_counter() - begun), loader_rate(source, len(source), small, options.views)[0]))
+        rounds.append((len(source) / (time.perf_counter() - begun), loader_rate(source, len(source), small, views)[0]))
     plain, rate = (statistics.median(values) for values in zip(*rounds, strict=True))
     ratio = statistics.median(loader / torchvision for torchvision, loader in rounds)
     return {"images_per_s": round(rate, 1), "torchvision_images_per_s": round(plain, 1), "ratio": round(ratio, 3)}

@@ -498,7 +498,7 @@ def main() -> int:
         _write(given.runs / "study.md", "nothing was finished\n")
     except OSError as error:
         raise Refused(f"cannot write to {given.runs}: {error.strerror}: give another folder by --runs") from error
-    for name in ("study.json", "study.png"):
+    for name in ("study.json", "study.png", "told.png"):
         (given.runs / name).unlink(missing_ok=True)
     finished: dict[str, dict[str, Any]] = {}
 

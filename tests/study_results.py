@@ -139,8 +139,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def told(results: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]:
     """How the runs of each method that has enough of them are ranked by what can be had without labels, and by probes.
 
-    A row for each method and measure, these being the metrics' last values and RankMe, with the pairs of values of all runs, by
-    kind of probe, and Spearman's rank correlation with its 95% interval, by 5,000 resamplings of runs.
+    A row for each method and measure, these being the metrics' last values and RankMe: by kind of probe values and scores of
+    all runs that have both, and Spearman's rank correlation with its 95% interval, by 5,000 resamplings of runs.
     """
     rows = []
     for method in dict.fromkeys(one["method"] for one in results):
@@ -148,25 +148,27 @@ def told(results: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]
         measured = {name: [one["metrics"].get(name, [None])[-1] for one in own] for name in metrics}
         measured["rankme"] = [one["scores"].get("rankme") for one in own]
         for measure, values in measured.items():
-            if len(own) < _FEWEST or None in values or len({*values}) < _FEWEST:
-                continue
-            row: dict[str, Any] = {"method": method, "measure": measure, "values": values}
+            row: dict[str, Any] = {"method": method, "measure": measure}
             for kind in _DRAWN:
-                if all(kind in one["scores"] for one in own):
-                    row[kind] = _ranked(values, [one["scores"][kind] for one in own])
-            rows.append(row)
+                pairs = zip(values, (one["scores"].get(kind) for one in own), strict=True)
+                pairs = np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2).T  # of those that did not diverge
+                if min(len({*of}) for of in pairs) >= _FEWEST // 2 and pairs.shape[1] >= _FEWEST:
+                    row[kind] = _ranked(pairs)
+            if row.keys() & _DRAWN:
+                rows.append(row)
     return rows
 
 
-def _ranked(values: Sequence[float], scores: Sequence[float]) -> dict[str, Any]:
-    pairs, count = np.array([values, scores]), len(values)
+def _ranked(pairs: np.ndarray) -> dict[str, Any]:
+    count = pairs.shape[1]
     drawn = np.random.default_rng(0).integers(0, count, (_RESAMPLINGS, count))
     ranks = rankdata(pairs[:, np.concatenate([np.arange(count)[None], drawn])], axis=-1)  # those of all runs first
     ranks -= ranks.mean(-1, keepdims=True)
     with np.errstate(invalid="ignore"):  # of one value alone
         found = ranks.prod(0).sum(-1) / np.sqrt(np.square(ranks).sum(-1).prod(0))
     interval = np.nanpercentile(found[1:], [2.5, 97.5])
-    return {"scores": list(scores), "correlation": float(found[0]), "interval": [float(end) for end in interval]}
+    values, scores = pairs.tolist()
+    return {"values": values, "scores": scores, "correlation": float(found[0]), "interval": [float(end) for end in interval]}
 
 
 # to look at
@@ -189,11 +191,12 @@ def write(
     if "loss" in metrics and (ranks := told(results, metrics)):
         kept["told"] = ranks
         lines += ["", *told_table(ranks)]
-        _save(told_figure(ranks), folder / "told.png")
     write_whole(epath.Path(folder / "study.json"), json.dumps(kept, indent=1, allow_nan=False) + "\n")
     write_whole(epath.Path(folder / "study.md"), "\n".join(lines) + "\n")
     if any(one["scores"].keys() & _DRAWN for one in results):
         _save(figure_of(results), folder / "study.png")
+    if "told" in kept:
+        _save(told_figure(ranks), folder / "told.png")
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -225,12 +228,11 @@ def table(rows: Sequence[Mapping[str, Any]], fixed: Mapping[str, Mapping[str, fl
 
 def told_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `told` found, as rows of Markdown."""
-    kinds = [kind for kind in _DRAWN if kind in rows[0]]
-    lines = [["method", "what is told without labels", "runs", *(f"rank correlation with {kind}" for kind in kinds)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = [["method", "what is told without labels", "probe", "runs", "rank correlation"], ["---"] * 5]
     for row in rows:
-        found = (f"{row[kind]['correlation']:+.2f} ({{:+.2f}} .. {{:+.2f}})".format(*row[kind]["interval"]) for kind in kinds)
-        lines.append([row["method"], row["measure"], str(len(row["values"])), *found])
+        for kind, found in ((kind, row[kind]) for kind in _DRAWN if kind in row):
+            correlation = "{:+.2f} ({:+.2f} .. {:+.2f})".format(found["correlation"], *found["interval"])
+            lines.append([row["method"], row["measure"], kind, str(len(found["values"])), correlation])
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
@@ -238,7 +240,6 @@ def told_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Every run of each method as a dot: a probe of it against what `told` compares; a line of plots for each method."""
     from matplotlib.figure import Figure
 
-    kind = next(kind for kind in _DRAWN if kind in rows[0])
     methods = list(dict.fromkeys(row["method"] for row in rows))
     most = max(sum(row["method"] == method for row in rows) for method in methods)
     figure = Figure(figsize=(3.6 * most, 3.4 * len(methods)), layout="constrained")
@@ -247,9 +248,9 @@ def told_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         for axis in axes[len(own) :]:
             axis.set_axis_off()
         for row, axis in zip(own, axes, strict=False):
-            axis.plot(row["values"], row[kind]["scores"], "o", color="C0", markersize=5)
-            low, high = row[kind]["interval"]
-            axis.set_title(f"{method}: {row[kind]['correlation']:+.2f} ({low:+.2f} .. {high:+.2f})", fontsize=10)
+            kind = next(kind for kind in _DRAWN if kind in row)
+            axis.plot(row[kind]["values"], row[kind]["scores"], "o", color="C0", markersize=5)
+            axis.set_title("{}: {:+.2f} ({:+.2f} .. {:+.2f})".format(method, row[kind]["correlation"], *row[kind]["interval"]))
             axis.set(xlabel=row["measure"], ylabel=f"{kind} probe, %")
             axis.grid(alpha=0.3)
     return figure

@@ -179,6 +179,20 @@ def test_it_is_trained_probed_and_drawn(tmp_path):
     np.testing.assert_allclose(ours.class_token(images), theirs.class_token(images), rtol=1e-5, atol=1e-5)
 
 
+def test_derivatives_of_derivatives_where_gradients_are_automatic():
+    x, drawn = jax.random.normal(jax.random.key(0), (16, 4)), directions(jax.random.key(1), 4, 8)
+    of = partial(sigreg, directions_dm=drawn, automatic=True)
+    gradient = jax.grad(of)
+    np.testing.assert_allclose(gradient(x), jax.grad(lambda x: sigreg(x, drawn))(x), rtol=1e-5, atol=1e-7)
+    along = jnp.ones_like(x)
+    change, second = (jax.jvp(derived, (x,), (along,))[1] for derived in (of, gradient))
+    np.testing.assert_allclose(change, (gradient(x) * along).sum(), rtol=1e-3, atol=1e-6)
+    apart = (gradient(x + 1e-2 * along) - gradient(x - 1e-2 * along)) / 2e-2
+    np.testing.assert_allclose(second, apart, rtol=0.02, atol=1e-3)
+    with pytest.raises(ValueError, match="mean over directions: there must be one"):
+        sigreg(x, drawn[:, :0])
+
+
 def test_it_learns_and_refuses_accumulation(method):
     optimizer = small.optimizer()
     step = jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0))
@@ -206,7 +220,7 @@ def test_it_learns_and_refuses_accumulation(method):
         ({"data__color_jitter": 0.5}, "leave data.cropping 'random' and data.color_jitter 0"),
         ({"data__cropping": "center"}, "leave data.cropping 'random' and data.color_jitter 0"),
         ({"views__kernel": 4}, "views.kernel 4 must be odd"),
-        ({"views__strengths": (0.4, 0.4, 0.2, 0.6)}, "the hue's of views.strengths at most 0.5"),
+        ({"views__strengths": (0.4, 0.4, 0.2, 0.6)}, "the hue's, the last, is at most 0.5"),
         ({"data__channels": 2, "data__mean": (0.5, 0.5), "data__std": (0.5, 0.5)}, "LeJEPA's views are of grey or RGB images"),
         ({"data__image_size": (8, 32, 32), "model__patch": 4}, "LeJEPA's views are of grey or RGB images"),
     ],

@@ -233,7 +233,13 @@ def test_a_bad_image_is_replaced_as_for_one_view(tmp_path):
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"count": 0}, "views 'v': count 0 must be 1 or more"),
+        ({"count": 0}, r"views 'v': count 0 and size \(32, 32\) must be whole numbers, 1 or more"),
+        ({"size": (0, 32)}, "must be whole numbers, 1 or more"),
+        ({"size": 32}, "views 'v': size 32 must be a tuple of 2 numbers"),
+        ({"strengths": (0.4, 0.4, 0.2)}, "strengths .* must be a tuple of 4 numbers"),
+        ({"threshold": 300}, "threshold 300 must be from 0 to 255"),
+        ({"name": ""}, "the name must be a text"),
+        ({"name": "context"}, "views 'context': batches hold something else"),
         ({"channels": 4}, "views 'v': channels 4 must be 1 or 3"),
         ({"flip": 1.5}, "scale and probabilities must be from 0 to 1"),
         ({"scale": (0.9, 0.3)}, r"scale \(0.9, 0.3\) must rise from above 0"),
@@ -248,9 +254,11 @@ def test_a_bad_image_is_replaced_as_for_one_view(tmp_path):
 )
 def test_views_that_no_batch_can_hold_are_one_line(change, match):
     other = Views("other", 2, (16, 16), keep_drawn=True)
+    with pytest.raises(ValueError, match="views must be a tuple of Views, not "):
+        View((32, 32)).check_views(other)
     with pytest.raises(ValueError, match=match) as found:
         views = (dataclasses.replace(Views("v", 1, (32, 32)), **change), other)
-        View((32, 32)).check_views(views)
+        View((32, 32)).check_views(views, ["context", "target"])
     assert "\n" not in str(found.value)
 
 

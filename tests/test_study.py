@@ -448,7 +448,9 @@ def test_what_ranks_runs_as_probes_do_is_told(tmp_path):
         metrics = {"loss": [0.0, float(-np.exp(probe))], "noise": [float(rng.normal())], "same": [1.0]}
         scores = {"linear": float(probe), "knn": float(probe + rng.normal()), "rankme": float(probe + rng.normal())}
         runs.append(a_run(str(i), 0, method="mine", metrics=metrics, scores=scores))
-    runs += [a_run("few", 0, method="other", metrics={"loss": [0.0]})]
+    runs += [a_run("few", 0, method="other", metrics={"loss": [0.0]}), a_run("diverged", 0, method="mine", metrics={})]
+    runs += [a_run(str(i), 0, method="unlabelled", metrics={"loss": [i]}, scores={"rankme": i}) for i in range(9)]
+    runs += [a_run(str(i), 0, method="alike", metrics={"loss": [float(i)]}) for i in range(9)]  # all scores are the same
     loss, noise, rank = study_results.told(runs, ("loss", "noise", "same"))  # a constant ranks nothing
     assert loss["measure"] == "loss" and loss["linear"]["correlation"] == loss["linear"]["interval"][0] == -1
     expected = scipy.stats.spearmanr([one["scores"]["rankme"] for one in runs[:12]], probes).statistic
@@ -456,7 +458,7 @@ def test_what_ranks_runs_as_probes_do_is_told(tmp_path):
     low, high = noise["linear"]["interval"]
     assert low < 0 < high and low < noise["linear"]["correlation"] < high
     study_results.write(tmp_path, "a study", "0", runs, ("loss",), ())
-    assert "| mine | loss | 12 | -1.00 (-1.00 .. -1.00) | " in (tmp_path / "study.md").read_text()
+    assert "| mine | loss | linear | 12 | -1.00 (-1.00 .. -1.00) |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "told.png").exists() and "| other | loss" not in (tmp_path / "study.md").read_text()
 
 

@@ -131,7 +131,8 @@ def _contrasted(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _stretched(image: np.ndarray, factor: float, middle: int) -> np.ndarray:
-    return _mapped(image, np.clip(middle + factor * (np.arange(256) - middle), 0, 255))
+    levels = np.arange(256, dtype=np.float32)
+    return _mapped(image, np.clip(np.float32(middle) + np.float32(factor) * (levels - np.float32(middle)), 0, 255))
 
 
 def _saturated(image: np.ndarray, factor: float) -> np.ndarray:
@@ -141,7 +142,7 @@ def _saturated(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _turned(image: np.ndarray, turn: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(256 * turn) % 256)
+    hsv[..., 0] += np.uint8(int(255 * turn) % 256)  # as torchvision rounds it
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

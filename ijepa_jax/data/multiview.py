@@ -42,9 +42,16 @@ class Views:
 
     def __post_init__(self):
         """Raises ValueError for what makes no sense."""
+        lengths = {"size": 2, "scale": 2, "aspect": 2, "sigma": 2, "strengths": 4}
+        for name, length in lengths.items():
+            if not isinstance(given := getattr(self, name), tuple) or len(given) != length:
+                raise ValueError(f"views {self.name!r}: {name} {given!r} must be a tuple of {length} numbers")
         shares = (*self.scale, self.flip, self.jitter, self.grey, self.blur, self.solarise)
+        whole = all(type(number) is int and number > 0 for number in (self.count, *self.size))
         for wrong, what in (
-            (self.count < 1, f"count {self.count} must be 1 or more"),
+            (not isinstance(self.name, str) or not self.name, "the name must be a text"),
+            (not whole, f"count {self.count} and size {self.size} must be whole numbers, 1 or more"),
+            (not 0 <= self.threshold <= 255, f"threshold {self.threshold} must be from 0 to 255"),
             (self.channels not in (1, 3), f"channels {self.channels} must be 1 or 3: changes are of grey or RGB images"),
             (not all(0 <= share <= 1 for share in shares), "scale and probabilities must be from 0 to 1"),
             (not 0 < self.scale[0] <= self.scale[1], f"scale {self.scale} must rise from above 0"),

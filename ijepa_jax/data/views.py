@@ -69,11 +69,13 @@ class View:
         """What examples are, as which batches hold them."""
         return modality(self.size)
 
-    def check_views(self, views: Sequence[Views]) -> None:
-        """Raises ValueError where several views cannot be shown in place of this one."""
+    def check_views(self, views: Sequence[Views], others: Sequence[str] = ()) -> None:
+        """Raises ValueError where several views cannot be shown in place of this one, beside arrays of other names."""
+        if not isinstance(views, tuple | list) or not all(isinstance(of, Views) for of in views):
+            raise ValueError(f"views must be a tuple of Views, not {views!r:.100}")
         names = [name for of in views for name in of.blank(0)]
         for name in names:
-            if name in _TAKEN or names.count(name) > 1:
+            if name in (*_TAKEN, *others) or names.count(name) > 1:
                 raise ValueError(f"views {name!r}: batches hold something else by this name, give another")
         if views and (self.modality != "image" or {of.channels for of in views} != {self.channels}):
             shown = f"data.image_size {tuple(self.size)} and data.channels {self.channels}"

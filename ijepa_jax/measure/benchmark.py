@@ -181,12 +181,13 @@ def _prepared(work: Work, compiler_options: dict | None = None) -> tuple[State, 
 
 
 def _random_batch(work: Work) -> dict[str, jax.Array]:
-    kind, shape = modality(work.pixels[:-1]), (work.batch, *work.pixels)
-    shapes = {of.name: (work.batch, of.count, *of.size, of.channels) for of in work.method.views()} or {kind: shape}
-    rng, signal = np.random.default_rng(0), kind == "signal"
+    kind = modality(work.pixels[:-1])
+    plain = {kind: np.zeros((work.batch, *work.pixels), np.float32 if kind == "signal" else np.uint8)}
+    rooms = {name: room for of in work.method.views() for name, room in of.blank(work.batch).items()} or plain
+    rng = np.random.default_rng(0)
     shown = {
-        name: rng.standard_normal(of, np.float32) if signal else rng.integers(0, 256, of, np.uint8)
-        for name, of in shapes.items()
+        name: rng.integers(0, 256, room.shape, np.uint8) if room.dtype == np.uint8 else rng.random(room.shape, np.float32)
+        for name, room in rooms.items()
     }
     return place_batch({**shown, **work.method.prepare()(np.arange(work.batch))}, work.mesh)
 

@@ -158,7 +158,8 @@ class LeJepa(Method):
         projected = self.projector.apply({"params": params["projector"]}, pooled_bvd.reshape(b * v, -1))
         projected_vbk = projected.reshape(b, v, -1).swapaxes(0, 1)
         drawn = directions(slice_key, self.projector.outputs, self.slices)
-        loss, metrics = objective(projected_vbk, drawn, self.sigreg_weight, self.centred, self.quadrature)
+        automatic = self.network.automatic
+        loss, metrics = objective(projected_vbk, drawn, self.sigreg_weight, self.centred, self.quadrature, automatic)
         stds = {"feature_std": pooled_bvd[:, 0], "projection_std": projected_vbk[0]}
         return loss, metrics | {name: jax.lax.stop_gradient(of).std(axis=0).mean() for name, of in stds.items()}
 
@@ -206,13 +207,14 @@ def objective(
     weight: float,
     centred: int,
     quadrature: Quadrature,
+    automatic: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of projections of V views, and its two parts.
 
     SIGReg of each view, in the mean, times `weight`, and the mean squared distance of all views from the mean of the first
     `centred` ones times the rest: the paper's definition. Others are in circulation (docs/variants.md).
     """
-    statistic = sigreg(projected_vbk, directions_km, quadrature).mean()
+    statistic = sigreg(projected_vbk, directions_km, quadrature, automatic=automatic).mean()
     invariance = jnp.square(projected_vbk[:centred].mean(axis=0, keepdims=True) - projected_vbk).mean()
     return weight * statistic + (1 - weight) * invariance, {"sigreg": statistic, "invariance": invariance}
 
@@ -225,8 +227,10 @@ def views_of(config: Any) -> tuple[Views, ...]:
         raise ValueError(f"LeJEPA's views are of grey or RGB images, not {given}")
     if section.global_views + section.local_views < 2:
         raise ValueError("lejepa.global_views and lejepa.local_views are one view: there must be two to agree")
-    if changes.kernel % 2 == 0 or changes.strengths[3] > 0.5:
-        raise ValueError(f"views.kernel {changes.kernel} must be odd, and the hue's of views.strengths at most 0.5")
+    if changes.kernel % 2 == 0:
+        raise ValueError(f"views.kernel {changes.kernel} must be odd")
+    if changes.strengths[3] > 0.5:
+        raise ValueError(f"views.strengths {tuple(changes.strengths)}: the hue's, the last, is at most 0.5")
     size, local = tuple(data.image_size), tuple(section.local_size)
     if section.local_views and any(small > large for small, large in zip(local, size, strict=True)):
         raise ValueError(f"lejepa.local_size {by(local)} is larger than the global views' data.image_size {by(size)}")

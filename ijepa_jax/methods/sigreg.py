@@ -32,7 +32,11 @@ def directions(key: jax.Array, features: int, slices: int) -> Float[Array, "d m"
 
 
 def sigreg(
-    x_vnd: Float[Array, "*v n d"], directions_dm: Float[Array, "d m"], quadrature: Quadrature = RELEASED
+    x_vnd: Float[Array, "*v n d"],
+    directions_dm: Float[Array, "d m"],
+    quadrature: Quadrature = RELEASED,
+    *,
+    automatic: bool = False,
 ) -> Float[Array, "*v"]:
     """The Epps-Pulley statistic of N samples, the mean over directions; leading axes are samples of their own.
 
@@ -41,9 +45,14 @@ def sigreg(
     them: only means over rows, one number for each knot and direction, are exchanged.
 
     Memory is that of one array [N, M], and of some for a part of the directions, whatever the knots: parts and knots are passed
-    one after the other, for gradients too.
+    one after the other, for gradients too; `automatic`, whose derivatives have derivatives, keeps all knots for them.
+
+    Raises ValueError for no directions, and for knots that `Quadrature.check` refuses.
     """
     quadrature.check()
+    if not directions_dm.shape[1]:
+        raise ValueError("the statistic is a mean over directions: there must be one")
+    characteristic = _means if automatic else _characteristic
     step = quadrature.furthest / (quadrature.knots - 1)
     t_k = step * np.arange(1, quadrature.knots)  # at knot 0 both functions are 1
     window_k = np.exp(-(t_k**2) / 2)
@@ -52,24 +61,27 @@ def sigreg(
 
     def along(direction_d: jax.Array) -> jax.Array:
         y_vn = jnp.matmul(x_vnd, direction_d, precision=jax.lax.Precision.HIGHEST)
-        cos_kv, sin_kv = _characteristic(y_vn, jnp.float32(t_k))
+        cos_kv, sin_kv = characteristic(y_vn, jnp.float32(t_k))
         window_kv, weight_kv = (jnp.float32(of).reshape(-1, *[1] * (cos_kv.ndim - 1)) for of in (window_k, weight_k))
         return (weight_kv * (jnp.square(cos_kv - window_kv) + jnp.square(sin_kv))).sum(axis=0)
 
     return x_vnd.shape[-2] * jax.lax.map(along, directions_dm.T, batch_size=_PART).mean(axis=0)
 
 
-@jax.custom_vjp
-def _characteristic(y_vn: jax.Array, t_k: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _means(y_vn: jax.Array, t_k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Means over samples of cos(t y) and sin(t y), [K, V] each."""
-    return _characteristic_forward(y_vn, t_k)[0]
 
-
-def _characteristic_forward(y_vn, t_k):
     def at(_, t):
         return None, (jnp.cos(t * y_vn).mean(axis=-1), jnp.sin(t * y_vn).mean(axis=-1))
 
-    return jax.lax.scan(at, None, t_k)[1], (y_vn, t_k)
+    return jax.lax.scan(at, None, t_k)[1]
+
+
+_characteristic = jax.custom_vjp(_means)
+
+
+def _characteristic_forward(y_vn, t_k):
+    return _means(y_vn, t_k), (y_vn, t_k)
 
 
 def _characteristic_backward(kept, gradients):
