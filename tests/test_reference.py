@@ -251,7 +251,7 @@ BROKEN = [  # the line, what is changed, and to what: None deletes it
     ("(predictor): tensor mask_token holds NaN or infinite values", ("predictor", MASK), NAN),
     ("(encoder) has tensors twice, with and without 'module.': norm.bias", ("encoder", "norm.bias"), torch.zeros(16)),
     ("(encoder) is not a module's tensors by name", ("encoder", "module.extra"), "x"),
-    ("(encoder) has tensors that are not known here: extra", ("encoder", "module.extra"), torch.zeros(3)),
+    ("(encoder) has tensors that this network has not: extra", ("encoder", "module.extra"), torch.zeros(3)),
     ("(encoder) is not a module's tensors by name", ("encoder", 3), torch.zeros(3)),
     ("encoder and target_encoder are of different architectures", ("encoder",), _module(SHALLOW, "module.").state_dict()),
     ("(target_encoder) lacks norm.bias", ("target_encoder", "module.norm.bias"), None),

@@ -209,7 +209,7 @@ def square_grid(patches: int, source: str) -> tuple[int, int]:
 def check_names(found: Sequence[str], wanted: Sequence[str], source: str) -> None:
     """Raises WeightsError, listing them, where tensors are missing or unexpected."""
     found, wanted = {*found}, {*wanted}
-    for kind, names in (("lacks", wanted - found), ("has tensors that are not known here:", found - wanted)):
+    for kind, names in (("lacks", wanted - found), ("has tensors that this network has not:", found - wanted)):
         if names:
             listed = ", ".join(map(shown, sorted(names)[:8]))
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
