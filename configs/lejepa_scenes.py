@@ -16,8 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config, fashion = settings.with_method(quickstart.get_config(), "lejepa"), lejepa_fashion_mnist.get_config()
     config.lejepa = fashion.lejepa
     config.lejepa.local_size = (32, 32)
-    config.lejepa.local_views = 2
-    config.lejepa.local_scale = (0.15, 0.5)
+    config.lejepa.local_views = 0
     config.data.flip = True
     config.views.strengths = (0.4, 0.4, 0.0, 0.0)
     config.views.grey = 0.0

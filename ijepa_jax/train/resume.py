@@ -57,11 +57,17 @@ def start(run: Run, batches: Callable[[], Iterator[dict[str, jax.Array]]]) -> St
 
 @checkpoint.quiet
 def earlier_settings(workdir: epath.Path) -> ml_collections.ConfigDict | None:
-    """The settings of the run that a workdir has checkpoints of, before it is claimed; None where there are none."""
+    """The settings of the run that a workdir has checkpoints of, before it is claimed; None where none can be read.
+
+    `start` says why they cannot.
+    """
     if not (workdir / "checkpoints").is_dir():
         return None
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
-        notes = _newest_notes(checkpoints)
+        try:
+            notes = _newest_notes(checkpoints)
+        except checkpoint.CheckpointError:
+            return None
     return notes and config_lib.from_plain(notes["settings"])
 
 
