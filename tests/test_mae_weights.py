@@ -200,7 +200,7 @@ def test_grids_too_small_for_blocks_come_in(tmp_path, side):
 
 def test_a_decoder_that_no_format_holds_is_said(tmp_path):
     config = config_lib.with_method(small.config(), "mae")
-    config.mae.class_token = False
+    config.mae.update({"class_token": False, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2})
     params = jax.device_get(jax.jit(build.method(config).init)(jax.random.key(0)))
     with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
         checkpoints.save({"params": params}, 3, plain.to_plain(config))

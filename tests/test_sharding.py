@@ -46,22 +46,23 @@ for name in ("lejepa", "mae", "pixels", "salt"):
         settings.salt.teacher = "random"
     if name == "lejepa":
         settings.lejepa.update({"local_views": 1, "local_size": (16, 16), "projector_width": 64, "slices": 32})
+    if name == "mae":
+        settings.mae.update({"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2})
     settings.model.width, settings.model.mlp_ratio, settings.model.depth = 64, 16.0, 1
     method = build.method(build.completed(settings))
     batch, siblings[name] = small.batch(method, size=16), []
-    state, alone = init(method, optimizer, 0), jax.jit(partial(train_step, method=method, optimizer=optimizer, seed=0))
+    step = partial(train_step, method=method, optimizer=optimizer, seed=0)
+    fresh = jax.jit(partial(init, method, optimizer, 0))()
+    state, alone, mesh = fresh, jax.jit(step), sharding.make_mesh(2, 2)
     for _ in range(2):
         state, metrics = alone(state, batch)
-    siblings[name].append(float(metrics["loss"]))  # of rows that are not divided, as both meshes divide them
-    for data, fsdp in ((4, 1), (1, 4)):
-        mesh = sharding.make_mesh(data, fsdp)
-        places = sharding.state_shardings(jax.eval_shape(partial(init, method, optimizer, 0)), mesh)
-        state = jax.jit(partial(init, method, optimizer, 0), out_shardings=places)()
-        step = sharding.jit_step(partial(train_step, method=method, optimizer=optimizer, seed=0), state, mesh)
-        for _ in range(2):
-            state, metrics = step(state, sharding.place_batch(batch, mesh))
-        kernel = state.params["encoder"]["blocks"]["0"]["fc1"]["kernel"]
-        siblings[name].append([float(metrics["loss"]), step._cache_size(), kernel.sharding.shard_shape(kernel.shape)[1]])
+    siblings[name].append(float(metrics["loss"]))  # of rows that are not divided, as the mesh divides them
+    state = jax.device_put(fresh, sharding.state_shardings(fresh, mesh))
+    step = sharding.jit_step(step, state, mesh)
+    for _ in range(2):
+        state, metrics = step(state, sharding.place_batch(batch, mesh))
+    kernel = state.params["encoder"]["blocks"]["0"]["fc1"]["kernel"]
+    siblings[name] += [float(metrics["loss"]), step._cache_size(), kernel.sharding.shard_shape(kernel.shape)[1]]
 print(json.dumps({"meshes": results, "siblings": siblings}))
 """
 
@@ -89,6 +90,6 @@ def test_large_parameters_are_split_along_fsdp(results):
 
 @pytest.mark.parametrize("method", ["lejepa", "mae", "pixels", "salt"])
 def test_so_does_every_sibling(results, method):
-    alone, whole, split = results["siblings"][method]
-    assert whole[0] == pytest.approx(alone, rel=1e-5) and split[0] == pytest.approx(alone, rel=1e-5)
-    assert whole[1:] == [1, 1024] and split[1:] == [1, 256]
+    alone, divided, compilations, columns = results["siblings"][method]
+    assert divided == pytest.approx(alone, rel=1e-5)
+    assert (compilations, columns) == (1, 512)
