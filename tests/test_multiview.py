@@ -235,6 +235,7 @@ def test_a_bad_image_is_replaced_as_for_one_view(tmp_path):
     [
         ({"count": 0}, r"views 'v': count 0 and size \(32, 32\) must be whole numbers, 1 or more"),
         ({"size": (0, 32)}, "must be whole numbers, 1 or more"),
+        ({"size": (256, 32)}, "views 'v' of 256x32 are over 4 times data.image_size 32x32, which is probed"),
         ({"size": 32}, "views 'v': size 32 must be a tuple of 2 numbers"),
         ({"strengths": (0.4, 0.4, 0.2)}, "strengths .* must be a tuple of 4 numbers"),
         ({"threshold": 300}, "threshold 300 must be from 0 to 255"),

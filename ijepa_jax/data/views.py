@@ -16,6 +16,7 @@ from ijepa_jax.data.multiview import Views
 from ijepa_jax.data.source import DataError
 from ijepa_jax.settings.axes import AXES, by, modality
 
+_LARGEST = 4  # times as large as what is probed a view may be: no image has more to show
 _TAKEN = (*AXES, "index", "source", "bad")  # names of what else batches hold
 UNIFORMS = images.CROP_UNIFORMS + 1  # that a random view takes: of the crop, and of where a run begins
 
@@ -80,6 +81,12 @@ class View:
         if views and (self.modality != "image" or {of.channels for of in views} != {self.channels}):
             shown = f"data.image_size {tuple(self.size)} and data.channels {self.channels}"
             raise ValueError(f"views are of images and of their channels: these of {views[0].channels} do not fit {shown}")
+        for of in views:
+            if any(side > _LARGEST * usual for side, usual in zip(of.size, self.size, strict=True)):
+                given, usual = by(of.size), by(self.size)
+                raise ValueError(
+                    f"views {of.name!r} of {given} are over {_LARGEST} times data.image_size {usual}, which is probed"
+                )
         if len({of.exact for of in views}) > 1:
             raise ValueError("views are crops of one decoded image: all must be exact, or none")
         if views and (self.color_jitter or self.cropping != "random"):
