@@ -606,7 +606,7 @@ def test_the_page_s_files_run_as_they_stand(tmp_path):
         write(tmp_path, name, text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     lines = [line.split(" #")[0].strip() for line in re.findall(r"^python (.*)$", PAGE, re.MULTILINE)]
-    assert len(lines) == 14
+    assert len(lines) == 16
     smaller = {
         "pretrain": ["--config.optim.steps=4", "--config.optim.warmup=1", "--config.probe.every=0", "--config.data.size=64"],
         "benchmark": ["--steps=2", "--warmup=1", "--cpu"],
