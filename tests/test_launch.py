@@ -293,8 +293,8 @@ def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> int:
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     arguments = ["pretrain", *SMALL, "--config.optim.steps=800", "--config.checkpoint.every=10"]
-    found = killed.compare(arguments, 5, tmp_path)
-    assert found["kills"] == 5 and found["whole"] == found["killed"]
+    found = killed.compare(arguments, 3, tmp_path)
+    assert found["kills"] == 3 and found["whole"] == found["killed"]
 
 
 def test_what_was_compiled_is_kept_for_the_next_run(tmp_path):

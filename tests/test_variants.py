@@ -611,7 +611,7 @@ def test_the_page_s_files_run_as_they_stand(tmp_path):
         "pretrain": ["--config.optim.steps=4", "--config.optim.warmup=1", "--config.probe.every=0", "--config.data.size=64"],
         "benchmark": ["--steps=2", "--warmup=1", "--cpu"],
         "tests/killed.py": ["--kills=1", "--config.probe.every=0"],
-        "tests/equivalence.py": ["--steps=2", "--cells", "4x2", "2 processes: 2x2"],
+        "tests/equivalence.py": ["--steps=2", "--cells", "2 processes: 2x2"],
     }
     for line in lines:
         words = shlex.split(line)
