@@ -18,7 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
     config, fashion = settings.with_method(quickstart.get_config(), "lejepa"), lejepa_fashion_mnist.get_config()
     config.lejepa = fashion.lejepa
     config.lejepa.local_size = (32, 32)
-    config.lejepa.local_views = 0
     config.data.flip = True
     config.views.strengths = (0.4, 0.4, 0.0, 0.0)
     config.views.grey = 0.0

@@ -74,11 +74,13 @@ class View:
         """Raises ValueError where several views cannot be shown in place of this one, beside arrays of other names."""
         if not isinstance(views, tuple | list) or not all(isinstance(of, Views) for of in views):
             raise ValueError(f"views must be a tuple of Views, not {views!r:.100}")
+        if not views:
+            return
         names = [name for of in views for name in of.blank(0)]
         for name in names:
             if name in (*_TAKEN, *others) or names.count(name) > 1:
                 raise ValueError(f"views {name!r}: batches hold something else by this name, give another")
-        if views and (self.modality != "image" or {of.channels for of in views} != {self.channels}):
+        if self.modality != "image" or {of.channels for of in views} != {self.channels}:
             shown = f"data.image_size {tuple(self.size)} and data.channels {self.channels}"
             raise ValueError(f"views are of images and of their channels: these of {views[0].channels} do not fit {shown}")
         for of in views:
@@ -89,7 +91,7 @@ class View:
                 )
         if len({of.exact for of in views}) > 1:
             raise ValueError("views are crops of one decoded image: all must be exact, or none")
-        if views and (self.color_jitter or self.cropping != "random"):
+        if self.color_jitter or self.cropping != "random":
             raise ValueError(
                 "views are random crops with changes of their own: leave data.cropping 'random' and data.color_jitter 0"
             )

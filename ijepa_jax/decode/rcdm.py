@@ -55,9 +55,8 @@ _PARTS = (
 )
 
 SETTINGS = {
-    "checkpoint": text(
-        "", fixed=True
-    ),  # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
+    # the workdir of an I-JEPA run, from which model, predictor, target, masks and images come
+    "checkpoint": text("", fixed=True),
     # which of its checkpoints; 0: the best by probe, else the newest; -1: the newest
     "step": whole(0, -1, 1_000_000_000, fixed=True),
     # what of it is kept with the decoder, which is found out; older decoders kept nothing

@@ -20,7 +20,7 @@ from ijepa_jax.model.encoder import Encoder
 from ijepa_jax.model.layers import INITIAL_STD, Dense, LayerNorm, along_last
 from ijepa_jax.model.shapes import Array, Float, Int
 from ijepa_jax.model.vit import Blocks, ViT, from_settings, normalise, position_table, take_tokens
-from ijepa_jax.settings.axes import modality
+from ijepa_jax.settings.axes import modality, patch_grid
 from ijepa_jax.settings.ranges import check_heads, flag, number, whole
 
 SETTINGS = {
@@ -137,6 +137,11 @@ class Mae(Method):
                 config.mae.mask_ratio = None
             return cls.from_settings(config)
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis."""
+        return patch_grid(self.image_size, self.network.patch)
+
     def prepare(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """The host-side maker of masks from global example indices."""
         return self.masks or nothing
@@ -149,7 +154,7 @@ class Mae(Method):
         """
         encoder_key, decoder_key, weights_key = jax.random.split(key, 3)
         tokens = jnp.zeros((1, 1 + self.network.class_token, self.network.width))
-        grid = self.backbone().grid
+        grid = self.grid
         seen, hidden = jnp.zeros((1, 1), jnp.int32), jnp.arange(1, math.prod(grid))[None]
         params = {
             "encoder": self.backbone().init(encoder_key),
@@ -178,7 +183,7 @@ class Mae(Method):
         tokens = self.network.apply(
             {"params": params["encoder"]}, images, seen, train=True, with_class=True, rngs={"drop_path": key}
         )
-        return self.decoder.apply({"params": params["decoder"]}, tokens, seen, hidden, self.backbone().grid).astype(jnp.float32)
+        return self.decoder.apply({"params": params["decoder"]}, tokens, seen, hidden, self.grid).astype(jnp.float32)
 
     def reconstruct(self, params: dict[str, dict], batch: Batch) -> jax.Array:
         """The examples with hidden patches as they are guessed, see `filled_in`."""
@@ -198,7 +203,7 @@ class Mae(Method):
 
     def flops(self) -> dict[str, int]:
         """Of encoder and decoder for an image and step: matrix products alone, see flops.step_flops."""
-        seen, patches, first = self.masks.context_length, math.prod(self.backbone().grid), int(self.network.class_token)
+        seen, patches, first = self.masks.context_length, math.prod(self.grid), int(self.network.class_token)
         values, width, inner = self.decoder.values, self.network.width, self.decoder.width
         tokens = 2 * ((seen + first) * width * inner + (patches + first) * inner * values)
         return {

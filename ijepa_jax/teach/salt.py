@@ -72,6 +72,7 @@ class Salt(IJepa):
 
         A run that is continued has its teacher's weights: the run that they came from may be gone, or have better ones.
         """
+        config = config.copy_and_resolve_references()
         path = config.salt.teacher = config.salt.teacher.rstrip("/")
         if not path:
             raise ValueError(f"salt.teacher is missing: give the workdir of a run whose encoder is the teacher, or {RANDOM!r}")
@@ -80,7 +81,6 @@ class Salt(IJepa):
                 raise ValueError("teacher.width: a random teacher is of the size of model; another one's size is found out")
             return config
         if earlier is not None and "salt" in earlier:
-            config = config.copy_and_resolve_references()
             config.salt.step = earlier.salt.step if config.salt.step in (0, -1) else config.salt.step
             config.teacher.update(earlier.teacher)
             return config
@@ -89,7 +89,6 @@ class Salt(IJepa):
         if encoder is None:
             raise ValueError(f"salt.teacher {path}: {saved.method().title} trains no encoder")
         _check_fits(config, path, encoder)
-        config = config.copy_and_resolve_references()
         config.salt.step = saved.step
         config.teacher.update({name: getattr(encoder.network, name) for name in _FOUND})
         config.teacher.patch, config.teacher.grid = each_axis(encoder.network.patch, len(encoder.grid)), encoder.grid

@@ -84,27 +84,27 @@ def _newest_notes(checkpoints: checkpoint.Checkpoints) -> dict[str, Any] | None:
 
 def _refuse_changes(run: Run, settings: dict[str, Any]) -> None:
     """Compares the settings with those of the newest checkpoint whose settings can be read."""
-    if notes := _newest_notes(run.checkpoints):
-        _refuse_encoder(run, notes)
-        old = notes["settings"]
-        _refuse_method(run, old, settings)
-        images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
-        tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
-        code = {config_lib.CODE: old[config_lib.CODE]} if config_lib.CODE in old else {}
-        here = {**old, "method": run.config.method, config_lib.CODE: {}}  # and not the file it was in, which may be another now
-        known = {**plain.to_plain(config_lib.from_plain(here)), "method": old["method"]}
-        changed = plain.differences({**images, **known, **code}, settings)
-        if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
-            changed = {
-                key: values for key, values in changed.items() if key in shared or not key.startswith(config_lib.CONTENTS)
-            }
-        method = run.config.method
-        fixed = [key for key in changed if config_lib.fixed_on_resume(key, method) or (key == "data.name" and not tells)]
-        show = "; ".join(_change(key, *changed[key]) for key in fixed or changed)
-        if fixed:
-            raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
-        if changed:
-            run.display.log(f"continuing with changed settings: {show}")
+    notes = _newest_notes(run.checkpoints)
+    if notes is None:
+        return
+    _refuse_encoder(run, notes)
+    old = notes["settings"]
+    _refuse_method(run, old, settings)
+    images = {key: old.get(key, settings[key]) for key in (config_lib.EXAMPLES, config_lib.CONTENTS)}
+    tells = config_lib.CONTENTS in old or config_lib.EXAMPLES not in old  # imported weights do not; older ones by name only
+    code = {config_lib.CODE: old[config_lib.CODE]} if config_lib.CODE in old else {}
+    here = {**old, "method": run.config.method, config_lib.CODE: {}}  # and not the file it was in, which may be another now
+    known = {**plain.to_plain(config_lib.from_plain(here)), "method": old["method"]}
+    changed = plain.differences({**images, **known, **code}, settings)
+    if shared := [f"{config_lib.CONTENTS}.{what}" for what in images[config_lib.CONTENTS] if what in run.contents]:
+        changed = {key: values for key, values in changed.items() if key in shared or not key.startswith(config_lib.CONTENTS)}
+    method = run.config.method
+    fixed = [key for key in changed if config_lib.fixed_on_resume(key, method) or (key == "data.name" and not tells)]
+    show = "; ".join(_change(key, *changed[key]) for key in fixed or changed)
+    if fixed:
+        raise ValueError(f"{run.workdir} holds checkpoints of other settings: {show}. Use those, or another workdir")
+    if changed:
+        run.display.log(f"continuing with changed settings: {show}")
 
 
 def _refuse_method(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
